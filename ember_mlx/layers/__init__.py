@@ -1,0 +1,5 @@
+"""Recurrent layers as mlx.nn modules."""
+
+from .cfc import CfC
+
+__all__ = ["CfC"]

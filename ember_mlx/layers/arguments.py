@@ -1,0 +1,206 @@
+"""The arguments that every layer takes, checked and brought into one form: time first, one batch axis."""
+
+import math
+from collections.abc import Sequence as AnySequence
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import bad_argument
+from ..scans.dispatch import can_evaluate
+
+MAX_LENGTHS_SHOWN = 4
+
+
+class Steps(NamedTuple):
+    """A batch of sequences, time first.
+
+    Args:
+        x: (T, B, I) inputs, in the dtype of the caller.
+        dt: (T, B) elapsed time before each step, float32 (float64 where x is).
+        lengths: (B,) int32 valid steps, or None where all are.
+        batched: whether the caller's x had a batch axis.
+        batch_first: whether the caller's batch axis comes first.
+    """
+
+    x: mx.array
+    dt: mx.array
+    lengths: mx.array | None
+    batched: bool
+    batch_first: bool
+
+    @property
+    def valid(self) -> mx.array | None:
+        """(T, B) bool, or None where every step is valid."""
+        if self.lengths is None:
+            return None
+        return mx.arange(self.x.shape[0])[:, None] < self.lengths[None, :]
+
+    def last(self, a: mx.array) -> mx.array:
+        """(T, B, F) -> (B, F) at each sequence's last valid step."""
+        if self.lengths is None:
+            return a[-1]
+        return mx.take_along_axis(a, (self.lengths - 1)[None, :, None], axis=0)[0]
+
+    def backwards(self) -> "Steps":
+        """The same sequences, each one's valid steps in reverse order, every step with its own dt."""
+        T, B, _ = self.x.shape
+        if self.lengths is None:
+            return self._replace(x=self.x[::-1], dt=self.dt[::-1])
+        t = mx.broadcast_to(mx.arange(T)[:, None], (T, B))
+        index = mx.where(t < self.lengths, self.lengths - 1 - t, t)
+        return self._replace(x=mx.take_along_axis(self.x, index[:, :, None], axis=0), dt=mx.take_along_axis(self.dt, index, axis=0))
+
+    def to_caller(self, y: mx.array) -> mx.array:
+        """(T, B, F) -> the caller's layout; unbatched: (T, F)."""
+        if not self.batched:
+            return y[:, 0]
+        return y.swapaxes(0, 1) if self.batch_first else y
+
+
+def read_steps(owner: str, x: Any, time_deltas: Any, lengths: Any, input_size: int, batch_first: bool) -> Steps:
+    """Check a layer's x, time_deltas and lengths, and bring them to time-first form.
+
+    Raises:
+        TypeError: an argument of a wrong kind or dtype.
+        ValueError: a wrong shape or value. Values are not looked at inside mx.compile, mx.vmap and export.
+    """
+    batched = _check_x(owner, x, input_size, batch_first)
+    if not batched:
+        x = x[:, None]
+    elif batch_first:
+        x = x.swapaxes(0, 1)
+    T, B, _ = x.shape
+    dtype = mx.float64 if x.dtype == mx.float64 else mx.float32
+    dt = _read_time_deltas(owner, time_deltas, T, B, batched, batch_first, dtype)
+    return Steps(x, dt, _read_lengths(owner, lengths, T, B, batched), batched, batch_first)
+
+
+def read_state(owner: str, initial_state: Any, names: tuple[str, ...], batch: int, units: int, batched: bool) -> list[mx.array | None]:
+    """Check a list of states, each None or (B, H) ((H,) where x has no batch axis); returns them (B, H) or None.
+
+    Raises:
+        TypeError: not a list or tuple, or an entry that is no floating-point mx.array.
+        ValueError: a wrong number of entries, or a wrong shape.
+    """
+    form = f"a list [{', '.join(names)}] of arrays or None"
+    if initial_state is None:
+        return [None] * len(names)
+    if not isinstance(initial_state, (list, tuple)):
+        raise bad_argument(owner, "initial_state", f"be {form}", type_name(initial_state), TypeError)
+    if len(initial_state) != len(names):
+        raise bad_argument(owner, "initial_state", f"be {form}", f"{len(initial_state)} entries")
+    return [_read_one_state(owner, f"initial_state {name}", a, batch, units, batched) for name, a in zip(names, initial_state, strict=True)]
+
+
+def compute_dtype(x: mx.array, parameters: mx.Dtype) -> mx.Dtype:
+    """The dtype of states and sums: float32, or float64 where x or the parameters are."""
+    return mx.float64 if mx.float64 in (x.dtype, parameters) else mx.float32
+
+
+def type_name(value: Any) -> str:
+    """A value's type as a person would write it: mlx.core.array, numpy.ndarray, list."""
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+
+
+def check_array(owner: str, name: str, a: Any) -> None:
+    """Raise a TypeError unless `a` is a floating-point mx.array."""
+    if not isinstance(a, mx.array):
+        raise bad_argument(owner, name, "be an mx.array", type_name(a), TypeError)
+    if not mx.issubdtype(a.dtype, mx.floating):
+        raise bad_argument(owner, name, "have a floating-point dtype", dtype_name(a.dtype), TypeError)
+
+
+def dtype_name(dtype: Any) -> str:
+    """float32 for mlx.core.float32."""
+    return str(dtype).removeprefix("mlx.core.")
+
+
+def _check_x(owner: str, x: Any, input_size: int, batch_first: bool) -> bool:
+    """Whether x has a batch axis."""
+    check_array(owner, "x", x)
+    layout = "(B, T, I)" if batch_first else "(T, B, I)"
+    if x.ndim not in (2, 3):
+        raise bad_argument(owner, "x", f"have shape {layout}, or (T, I) without batch", x.shape)
+    if x.shape[-1] != input_size:
+        raise bad_argument(owner, "x", f"have I = {input_size} features on its last axis", f"shape {x.shape}")
+    if 0 in x.shape:
+        raise bad_argument(owner, "x", "have at least one sequence and one step", f"shape {x.shape}")
+    return x.ndim == 3
+
+
+def _read_time_deltas(owner: str, time_deltas: Any, T: int, B: int, batched: bool, batch_first: bool, dtype: mx.Dtype) -> mx.array:
+    """(T, B) in `dtype`."""
+    if time_deltas is None:
+        return mx.ones((T, B), dtype)
+    if isinstance(time_deltas, (int, float)) and not isinstance(time_deltas, bool):
+        if not (math.isfinite(time_deltas) and time_deltas >= 0):
+            raise bad_argument(owner, "time_deltas", "be finite and not negative", time_deltas)
+        return mx.full((T, B), time_deltas, dtype)
+    check_array(owner, "time_deltas", time_deltas)
+    name, shape = ("(B, T)", (B, T)) if batch_first else ("(T, B)", (T, B))
+    if not batched:
+        name, shape = "(T,)", (T,)
+    if time_deltas.shape not in ((), shape, (*shape, 1)):
+        raise bad_argument(owner, "time_deltas", f"have shape {name} = {shape}, {(*shape, 1)} or be a scalar", time_deltas.shape)
+    _check_time_values(owner, time_deltas)
+    dt = time_deltas.astype(dtype)
+    if dt.ndim == 0:
+        return mx.broadcast_to(dt, (T, B))
+    dt = dt.reshape(shape)
+    if not batched:
+        return dt[:, None]
+    return dt.swapaxes(0, 1) if batch_first else dt
+
+
+def _check_time_values(owner: str, time_deltas: mx.array) -> None:
+    if not can_evaluate([time_deltas]):
+        return
+    values = np.array(time_deltas.astype(mx.float32))
+    wrong = ~(np.isfinite(values) & (values >= 0))
+    if wrong.any():
+        place = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise bad_argument(owner, "time_deltas", "be finite and not negative", f"{values[place]} at {place}")
+
+
+def _read_lengths(owner: str, lengths: Any, T: int, B: int, batched: bool) -> mx.array | None:
+    """(B,) int32, or None."""
+    if lengths is None:
+        return None
+    if not batched:
+        raise bad_argument(owner, "lengths", "be None where x has no batch axis", type_name(lengths))
+    lengths = _integer_array(owner, lengths)
+    if lengths.shape != (B,):
+        raise bad_argument(owner, "lengths", f"have shape (B,) = ({B},)", lengths.shape)
+    if can_evaluate([lengths]):
+        values = np.asarray(lengths)
+        wrong = values[(values < 1) | (values > T)]
+        if wrong.size:
+            raise bad_argument(owner, "lengths", f"lie in 1..T = 1..{T}", ", ".join(map(str, wrong[:MAX_LENGTHS_SHOWN])))
+    return lengths.astype(mx.int32)
+
+
+def _integer_array(owner: str, lengths: Any) -> mx.array:
+    """Lengths as an mx.array of integers."""
+    if isinstance(lengths, (np.ndarray, AnySequence)) and not isinstance(lengths, str):
+        values = np.asarray(lengths)
+        if values.dtype.kind not in "iu":
+            raise bad_argument(owner, "lengths", "hold integers", values.dtype, TypeError)
+        return mx.array(values)
+    if not isinstance(lengths, mx.array):
+        raise bad_argument(owner, "lengths", "be an mx.array or a sequence of integers", type_name(lengths), TypeError)
+    if not mx.issubdtype(lengths.dtype, mx.integer):
+        raise bad_argument(owner, "lengths", "hold integers", dtype_name(lengths.dtype), TypeError)
+    return lengths
+
+
+def _read_one_state(owner: str, name: str, a: Any, batch: int, units: int, batched: bool) -> mx.array | None:
+    if a is None:
+        return None
+    check_array(owner, name, a)
+    expected = (batch, units) if batched else (units,)
+    if a.shape != expected:
+        raise bad_argument(owner, name, f"have shape {'(B, H)' if batched else '(H,)'} = {expected}", a.shape)
+    return a if batched else a[None]

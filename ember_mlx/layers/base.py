@@ -1,0 +1,99 @@
+"""What all recurrent layers share: how they are called."""
+
+import inspect
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ..checks import flag
+from ..wiring import NeuronMap, map_from_config, map_to_config
+from .arguments import Steps, read_state, read_steps
+
+
+class RecurrentLayer(nn.Module):
+    """The base of the layers: it reads the arguments, runs the subclass's recurrence over the steps, and lays out the result.
+
+    A subclass names its states in `state_names` and defines `run`.
+
+    Args:
+        input_size: I, features of x.
+        units: H, units of a state.
+        return_sequences: whether y holds every step, or the last valid one.
+        return_state: whether the state is returned too.
+        batch_first: whether x is (B, T, I) or (T, B, I).
+        go_backwards: whether each sequence is processed from its last valid step to its first; y is in the order of processing,
+            and each step keeps its own time delta.
+    """
+
+    state_names: tuple[str, ...] = ("h",)
+
+    def __init__(
+        self, input_size: int, units: int, return_sequences: bool, return_state: bool, batch_first: bool, go_backwards: bool = False
+    ):
+        super().__init__()
+        self.input_size, self.units = input_size, units
+        owner = type(self).__name__
+        self.return_sequences = flag(owner, "return_sequences", return_sequences)
+        self.return_state = flag(owner, "return_state", return_state)
+        self.batch_first = flag(owner, "batch_first", batch_first)
+        self.go_backwards = flag(owner, "go_backwards", go_backwards)
+
+    def run(self, steps: Steps, state: list[mx.array | None]) -> tuple[mx.array, list[mx.array]]:
+        """Run the recurrence.
+
+        Args:
+            steps: the sequences, time first.
+            state: for each of `state_names` (B, H), or None for zeros.
+
+        Returns:
+            The output (T, B, O), zero past each length, and the state after each sequence's last valid step.
+        """
+        raise TypeError(f"{type(self).__name__} defines no run().")
+
+    def read_out(self, y: mx.array, steps: Steps) -> mx.array:
+        """What the caller sees of the units' outputs (..., H) -> (..., O); here all of it."""
+        return y
+
+    def __call__(
+        self,
+        x: mx.array,
+        initial_state: Any = None,
+        time_deltas: Any = None,
+        lengths: Any = None,
+        *,
+        return_sequences: bool | None = None,
+        return_state: bool | None = None,
+        **options: Any,
+    ) -> Any:
+        """Run the layer over a batch of sequences; see the class for the shapes."""
+        owner = type(self).__name__
+        sequences = self.return_sequences if return_sequences is None else flag(owner, "return_sequences", return_sequences)
+        with_state = self.return_state if return_state is None else flag(owner, "return_state", return_state)
+        steps = read_steps(owner, x, time_deltas, lengths, self.input_size, self.batch_first)
+        state = read_state(owner, initial_state, self.state_names, steps.x.shape[1], self.units, steps.batched)
+        if self.go_backwards:
+            steps = steps.backwards()
+        y, final = self.run(steps, state)
+        y = self.read_out(y, steps, **options).astype(mx.result_type(x.dtype, self.dtype))
+        if sequences:
+            y = steps.to_caller(y)
+        else:
+            y = steps.last(y) if steps.batched else steps.last(y)[0]
+        return (y, final if steps.batched else [a[0] for a in final]) if with_state else y
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments as values that JSON can hold; `from_config` makes a layer like this one, but for its weights."""
+        config = {name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"}
+        return {name: map_to_config(value) if isinstance(value, NeuronMap) else value for name, value in config.items()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "RecurrentLayer":
+        """The layer that `get_config` of the same class described, with new weights."""
+        return cls(**{name: map_from_config(value) if name == "neuron_map" else value for name, value in config.items()})
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The parameters' dtype."""
+        return mx.result_type(*(a for _, a in tree_flatten(self.parameters())))

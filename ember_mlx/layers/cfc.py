@@ -1,0 +1,293 @@
+"""The closed-form continuous-time layer."""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checks import count, flag, one_of, real
+from ..errors import bad_argument
+from ..scans.cfc.scan import CFC
+from ..scans.cfc.spec import MODES, CfCSpec
+from ..scans.dispatch import scan
+from ..scans.pointwise import ACTIVATIONS
+from ..wiring import NeuronMap
+from .arguments import Steps, compute_dtype
+from .base import RecurrentLayer
+from .initial import glorot_uniform, uniform_bias
+from .maps import built_map, layer_ranges
+
+OUTPUTS = ("units", "motor")
+DEFAULT_BACKBONE_UNITS = 128
+Tree = dict[str, Any]
+
+
+class CfC(RecurrentLayer):
+    r"""A closed-form continuous-time layer on a neuron map.
+
+    One step, with dt the time elapsed before it::
+
+        (1) z      = backbone([x, h])
+        (2) f, g   = W_f z + b_f, W_g z + b_g
+        (3) t_interp = sigma((W_ta z + b_ta) dt + (W_tb z + b_tb))
+        default: h' = tanh(f) (1 - t_interp) + tanh(g) t_interp
+        no_gate: h' = tanh(f) + tanh(g) t_interp
+        pure:    h' = A - A exp(-dt (|w_tau| + |f|)) f
+
+    On a map with layers (:class:`NCPMap`) each layer is such a step without backbone, fed by the layer before it in the same
+    time step; recurrence is dense inside a layer, and the map masks what comes from outside it. On any other map there is one
+    such step over all units, with the map's sensory synapses masking x and its recurrent ones h.
+
+    Args:
+        neuron_map: the units and their synapses. An int stands for ``FullyConnectedMap(int)``. The layer keeps a copy.
+        input_size: I, features of x; may be left out where the map is built.
+        mode: "default", "no_gate" or "pure".
+        activation: of the backbone: "lecun_tanh" (1.7159 tanh(0.666 a)), "tanh", "relu", "silu" or "gelu".
+        backbone_units: width Z of each backbone layer; 128 unless given.
+        backbone_layers: number of backbone layers; 1 on a fully connected map, else 0, unless given.
+        backbone_dropout: probability of dropping a backbone unit at a step, in training.
+        mixed_memory: whether an LSTM step precedes each CfC step, whose h it works on.
+        time_scale_factor: every dt is multiplied by it.
+        mask_time_heads: whether the map masks t_a and t_b too, or f and g alone (as the package ncps does).
+        proj_size: if given, y is a learned linear map of the output to this many features.
+        output: "units": y holds all H units; "motor": the map's O motor units.
+        return_sequences: whether y holds every step, or the last valid one.
+        return_state: whether the state is returned too.
+        batch_first: whether x is (B, T, I) or (T, B, I).
+        go_backwards: whether each sequence is processed from its last valid step to its first. As in Keras, y is then in the order
+            of processing. Each step keeps its own time delta.
+
+    Call:
+        ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state, output)``
+
+        x: (B, T, I), or (T, I) without batch; floating point.
+        initial_state: [h, t], with mixed_memory [h, c, t], each (B, H) or None for zeros.
+        time_deltas: elapsed time before each step, in any unit, (B, T), (B, T, 1) or a scalar; 1 if None. Never negative.
+        lengths: (B,) integers in 1..T; steps past them neither change the state nor cost time on the CPU, and y is 0 there.
+
+    Returns:
+        y (B, H), or (B, T, H) with return_sequences (O or proj_size in place of H as chosen), in the promoted dtype of x and the
+        parameters. With return_state (y, [h, t]) or (y, [h, c, t]): float32 (B, H) each; t is each unit's clock, the time that it
+        has integrated so far, time_scale_factor included.
+
+    Raises:
+        TypeError: an argument of a wrong kind or dtype.
+        ValueError: an argument of a wrong shape or value; a map that is not built where input_size is missing; a backbone on a
+            map that is not fully connected.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from ember_mlx import CfC, NCPMap
+        >>> layer = CfC(NCPMap(inter_neurons=10, command_neurons=5, motor_neurons=5, sensory_neurons=10, seed=42))
+        >>> y, [h, t] = layer(mx.zeros((32, 7, 10)), time_deltas=0.5, return_state=True)
+        >>> y.shape, h.shape, t[0, 0].item()
+        ((32, 20), (32, 20), 3.5)
+
+    Source: Hasani et al., Closed-form continuous-time neural networks, Nature Machine Intelligence 4, 992-1003 (2022),
+    https://doi.org/10.1038/s42256-022-00556-7.
+    """
+
+    def __init__(
+        self,
+        neuron_map: NeuronMap | int,
+        input_size: int | None = None,
+        *,
+        mode: str = "default",
+        activation: str = "lecun_tanh",
+        backbone_units: int | None = None,
+        backbone_layers: int | None = None,
+        backbone_dropout: float = 0.0,
+        mixed_memory: bool = False,
+        time_scale_factor: float = 1.0,
+        mask_time_heads: bool = True,
+        proj_size: int | None = None,
+        output: str = "units",
+        return_sequences: bool = False,
+        return_state: bool = False,
+        batch_first: bool = True,
+        go_backwards: bool = False,
+    ):
+        owner = type(self).__name__
+        neuron_map = built_map(owner, neuron_map, input_size)
+        super().__init__(neuron_map.require_input_dim(), neuron_map.units, return_sequences, return_state, batch_first, go_backwards)
+        self.neuron_map = neuron_map
+        self.mode, self.activation = one_of(owner, "mode", mode, MODES), one_of(owner, "activation", activation, ACTIVATIONS)
+        self.backbone_units, self.backbone_layers = backbone_size(owner, neuron_map, backbone_units, backbone_layers)
+        self.backbone_dropout = real(owner, "backbone_dropout", backbone_dropout, 0, 1)
+        self.mixed_memory = flag(owner, "mixed_memory", mixed_memory)
+        self.time_scale_factor = real(owner, "time_scale_factor", time_scale_factor, 0, low_included=False)
+        self.mask_time_heads = flag(owner, "mask_time_heads", mask_time_heads)
+        self.proj_size = None if proj_size is None else count(owner, "proj_size", proj_size)
+        self.output = one_of(owner, "output", output, OUTPUTS)
+        self._make_parameters()
+
+    def _make_parameters(self) -> None:
+        """Create the stages, the LSTM of the mixed memory and the output projection."""
+        H, I, ranges = self.units, self.input_size, self._ranges()
+        masks = stage_masks(type(self).__name__, self.neuron_map)
+        inputs = [I, *(stop - start for start, stop in ranges[:-1])]
+        width, depth = self.backbone_units or 0, self.backbone_layers
+        self.stages = [
+            CfCStage(size, stop - start, self.mode, width, depth, self._head_mask(mask))
+            for size, (start, stop), mask in zip(inputs, ranges, masks, strict=True)
+        ]
+        if self.mixed_memory:
+            weights = {"Wx": glorot_uniform(H, I, 4), "Wh": glorot_uniform(H, H, 4)}
+            self.lstm = weights | {"bias": uniform_bias(4 * H, I)}
+        if self.proj_size is not None:
+            size = self.neuron_map.output_dim if self.output == "motor" else H
+            self.proj = {"weight": glorot_uniform(self.proj_size, size), "bias": uniform_bias(self.proj_size, size)}
+
+    @property
+    def state_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The states in order: h, with mixed memory c, and t."""
+        return ("h", "c", "t") if self.mixed_memory else ("h", "t")
+
+    def _ranges(self) -> tuple[tuple[int, int], ...]:
+        """The units [start, stop) of each stage."""
+        return layer_ranges(type(self).__name__, self.neuron_map) or ((0, self.units),)
+
+    def _head_mask(self, mask: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+        """(H_s, fan-in) -> the mask of all heads, (heads * H_s, fan-in)."""
+        if mask is None or self.mode == "pure":
+            return mask
+        times = mask if self.mask_time_heads else np.ones_like(mask)
+        return np.concatenate([mask, mask, times, times])
+
+    def run(self, steps: Steps, state: list[mx.array | None]) -> tuple[mx.array, list[mx.array]]:
+        """Run the scan or scans of the layer; see RecurrentLayer.run."""
+        dtype, shape = compute_dtype(steps.x, self.dtype), (steps.x.shape[1], self.units)
+        initial = dict(zip(self.state_names, (mx.zeros(shape, dtype) if a is None else a.astype(dtype) for a in state), strict=True))
+        dt = steps.dt.astype(dtype) * self.time_scale_factor
+        shared: Tree = {"dt": dt} | ({} if steps.lengths is None else {"lengths": steps.lengths})
+        x = steps.x.astype(dtype)
+        outputs = self._one_scan(x, initial, shared) if self.mixed_memory else [self._scan_by_stage(x, initial["h"], shared)]
+        elapsed = dt if steps.valid is None else mx.where(steps.valid, dt, 0)
+        clock = initial["t"] + elapsed.sum(axis=0)[:, None]
+        return outputs[0], [*(steps.last(a) for a in outputs), clock]
+
+    def _one_scan(self, x: mx.array, initial: dict[str, mx.array], shared: Tree) -> list[mx.array]:
+        """LSTM and all stages in one scan, which the memory couples: [h, c], (T, B, H) each."""
+        lstm = {name: a.astype(x.dtype) for name, a in self.lstm.items()}
+        trees = [stage.scan_tree(x.dtype, x if k == 0 else None) for k, stage in enumerate(self.stages)]
+        arrays = shared | {"h0": initial["h"], "c0": initial["c"], "stages": trees} | self._dropout(x)
+        arrays["lstm"] = {"x_proj": project(x, lstm["Wx"], lstm["bias"]), "w_h": lstm["Wh"]}
+        return scan(CFC, CfCSpec(self._ranges(), self.mode, self.activation, mixed_memory=True), arrays)
+
+    def _scan_by_stage(self, x: mx.array, h0: mx.array, shared: Tree) -> mx.array:
+        """A scan for each stage, over the whole output of the one before: (T, B, H)."""
+        u, outputs = x, {}
+        for (start, stop), stage in zip(self._ranges(), self.stages, strict=True):
+            arrays = shared | {"h0": h0[:, start:stop], "stages": [stage.scan_tree(x.dtype, u)]} | self._dropout(x)
+            (u,) = scan(CFC, CfCSpec(((0, stop - start),), self.mode, self.activation), arrays)
+            outputs[start] = u
+        return mx.concatenate([outputs[start] for start in sorted(outputs)], axis=2) if len(outputs) > 1 else u
+
+    def _dropout(self, x: mx.array) -> Tree:
+        """The backbone's dropout factors, drawn for all steps before the scan."""
+        p = self.backbone_dropout
+        if not (self.training and p > 0 and self.backbone_layers):
+            return {}
+        shape = (*x.shape[:2], self.backbone_units or 0)
+        return {"dropout": [mx.random.bernoulli(1 - p, shape).astype(x.dtype) / (1 - p) for _ in range(self.backbone_layers)]}
+
+    def read_out(self, y: mx.array, steps: Steps, *, output: str | None = None) -> mx.array:
+        """All units or the motor units, and the projection if there is one."""
+        output = self.output if output is None else one_of(type(self).__name__, "output", output, OUTPUTS)
+        if output == "motor":
+            y = y[..., : self.neuron_map.output_dim]
+        if self.proj_size is None:
+            return y
+        if output != self.output:
+            raise bad_argument(type(self).__name__, "output", f"be {self.output!r}, for which the projection was made", repr(output))
+        y = project(y, self.proj["weight"].astype(y.dtype), self.proj["bias"].astype(y.dtype))
+        return y if steps.valid is None else mx.where(steps.valid[:, :, None], y, 0)
+
+    def _extra_repr(self) -> str:
+        kinds = [f"mode={self.mode}"]
+        if self.backbone_layers:
+            kinds.append(f"backbone={self.backbone_layers} x {self.backbone_units} {self.activation}")
+        if self.mixed_memory:
+            kinds.append("mixed_memory")
+        return f"{self.neuron_map!r}, {', '.join(kinds)}"
+
+
+class CfCStage(nn.Module):
+    """The parameters of one CfC step: `backbone` and `heads`, each {weight (outputs, inputs), bias}; w_tau and A in pure mode.
+
+    The first product's weight takes [u, h], u the input of the stage. The heads are f, g, t_a, t_b one below the other.
+    """
+
+    def __init__(self, inputs: int, units: int, mode: str, width: int, depth: int, mask: NDArray[np.float32] | None):
+        super().__init__()
+        self.inputs, self.mask = inputs, mask  # a NumPy mask is no parameter, so nothing can thaw or train it
+        sizes = [inputs + units, *[width] * depth]
+        if depth:
+            pairs = zip(sizes[:-1], sizes[1:], strict=True)
+            self.backbone = [{"weight": glorot_uniform(n, m), "bias": uniform_bias(n, m)} for m, n in pairs]
+        blocks = 1 if mode == "pure" else 4
+        self.heads = {"weight": glorot_uniform(units, sizes[-1], blocks), "bias": uniform_bias(blocks * units, sizes[-1])}
+        if mode == "pure":
+            self.w_tau, self.A = mx.zeros((units,)), mx.ones((units,))
+
+    def scan_tree(self, dtype: mx.Dtype, u: mx.array | None) -> Tree:
+        """The stage's arrays for the scan: with the input u (T, B, inputs) its product; without, for an input made in the step."""
+        first, *rest = [*self.get("backbone", []), self.heads]
+        weight, bias = first["weight"].astype(dtype), first["bias"].astype(dtype)
+        if self.mask is not None:
+            weight = weight * mx.array(self.mask, dtype)
+        w_u, w_h = weight[:, : self.inputs], weight[:, self.inputs :]
+        tree: Tree = {"w_h": w_h} | ({"w_u": w_u, "b": bias} if u is None else {"x_proj": project(u, w_u, bias)})
+        tree |= {name: self[name].astype(dtype) for name in ("w_tau", "A") if name in self}
+        if rest:
+            tree["dense"] = [{"w": layer["weight"].astype(dtype), "b": layer["bias"].astype(dtype)} for layer in rest]
+        return tree
+
+    def _extra_repr(self) -> str:
+        outputs, inputs = self.heads["weight"].shape
+        return f"inputs={self.inputs}, heads={outputs} x {inputs}"
+
+
+def project(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    """(T, B, I) -> (T, B, O): x W^T + b, one product for all steps."""
+    T, B, _ = x.shape
+    return mx.addmm(bias, x.reshape(T * B, -1), weight.T).reshape(T, B, -1)
+
+
+def backbone_size(owner: str, neuron_map: NeuronMap, units: int | None, layers: int | None) -> tuple[int | None, int]:
+    """The backbone's (units, layers) after defaults; (None, 0) without one."""
+    possible = neuron_map.is_fully_connected and neuron_map.layers is None
+    if layers is None:
+        layers = 1 if possible or units is not None else 0
+    layers = count(owner, "backbone_layers", layers, least=0)
+    units = DEFAULT_BACKBONE_UNITS if units is None else count(owner, "backbone_units", units)
+    if layers and not possible:
+        raise bad_argument(owner, "neuron_map", "be fully connected and without layers to have a backbone", repr(neuron_map))
+    return (units, layers) if layers else (None, 0)
+
+
+def stage_masks(owner: str, neuron_map: NeuronMap) -> list[NDArray[np.float32] | None]:
+    """For each stage (H_s, fan-in) of 0 and 1 over [u, h], or None where every synapse exists.
+
+    Raises:
+        ValueError: a layered map with synapses that a layer-by-layer step cannot carry.
+    """
+    sensory, recurrent = neuron_map.get_input_mask(), neuron_map.get_recurrent_mask()  # (I, H), (H, H): [source, target]
+    if neuron_map.layers is None:
+        return [None if neuron_map.is_fully_connected else np.concatenate([sensory, recurrent]).T]
+    masks, carried, source = [], np.zeros_like(recurrent), sensory
+    carried_sensory = np.zeros_like(sensory)
+    carried_sensory[:, neuron_map.layers[0]] = 1
+    for k, ids in enumerate(neuron_map.layers):
+        if k:
+            source = recurrent[neuron_map.layers[k - 1]]
+            carried[np.ix_(neuron_map.layers[k - 1], ids)] = 1
+        carried[np.ix_(ids, ids)] = 1
+        masks.append(np.concatenate([source[:, ids], np.ones((len(ids), len(ids)), np.float32)]).T)
+    lost = int((recurrent * (1 - carried)).sum() + (sensory * (1 - carried_sensory)).sum())
+    if lost:
+        expected = "have synapses only from the inputs to its first layer, from each layer to the next, and inside a layer"
+        raise bad_argument(owner, "neuron_map", expected, f"{lost} others")
+    return masks

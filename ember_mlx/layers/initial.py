@@ -1,0 +1,20 @@
+"""Initial values of weights and biases."""
+
+import math
+
+import mlx.core as mx
+
+
+def glorot_uniform(outputs: int, inputs: int, blocks: int = 1) -> mx.array:
+    """(blocks * outputs, inputs): `blocks` weights one below the other, each uniform in +-sqrt(6 / (inputs + outputs)).
+
+    Source: Glorot and Bengio, AISTATS 2010.
+    """
+    bound = math.sqrt(6 / (inputs + outputs))
+    return mx.random.uniform(-bound, bound, (blocks * outputs, inputs))
+
+
+def uniform_bias(size: int, fan_in: int) -> mx.array:
+    """(size,), uniform in +-1/sqrt(fan_in)."""
+    bound = 1 / math.sqrt(fan_in)
+    return mx.random.uniform(-bound, bound, (size,))

@@ -1,0 +1,50 @@
+"""How layers take a neuron map."""
+
+import copy
+from typing import Any
+
+from ..checks import count
+from ..errors import bad_argument
+from ..wiring import FullyConnectedMap, NeuronMap
+from .arguments import type_name
+
+
+def built_map(owner: str, neuron_map: Any, input_size: int | None) -> NeuronMap:
+    """A copy of the map, built for `input_size`; an int stands for FullyConnectedMap(int).
+
+    Raises:
+        TypeError: neither a NeuronMap nor an int.
+        ValueError: a map that is not built, without input_size; or built for another one.
+    """
+    if input_size is not None:
+        input_size = count(owner, "input_size", input_size)
+    if isinstance(neuron_map, bool) or not (isinstance(neuron_map, NeuronMap) or hasattr(neuron_map, "__index__")):
+        raise bad_argument(owner, "neuron_map", "be a NeuronMap or an int", type_name(neuron_map), TypeError)
+    if isinstance(neuron_map, NeuronMap):
+        neuron_map = copy.deepcopy(neuron_map)
+    else:
+        neuron_map = FullyConnectedMap(count(owner, "neuron_map", neuron_map))
+    if input_size is None and not neuron_map.is_built():
+        raise bad_argument(owner, "input_size", "be given where neuron_map is not built", "None")
+    if neuron_map.is_built() and input_size not in (None, neuron_map.input_dim):
+        raise bad_argument(owner, "input_size", f"be {neuron_map.input_dim}, for which neuron_map is built", input_size)
+    if input_size is not None:
+        neuron_map.build(input_size)
+    return neuron_map
+
+
+def layer_ranges(owner: str, neuron_map: NeuronMap) -> tuple[tuple[int, int], ...] | None:
+    """The units [start, stop) of each of the map's layers in processing order, or None for a map without layers.
+
+    Raises:
+        ValueError: a layer whose neuron ids are not consecutive.
+    """
+    if neuron_map.layers is None:
+        return None
+    ranges = []
+    for ids in neuron_map.layers:
+        start, stop = int(ids[0]), int(ids[-1]) + 1
+        if ids.tolist() != list(range(start, stop)):
+            raise bad_argument(owner, "neuron_map", "have layers of consecutive neuron ids", ids.tolist())
+        ranges.append((start, stop))
+    return tuple(ranges)

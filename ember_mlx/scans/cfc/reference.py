@@ -1,0 +1,345 @@
+"""The NumPy form of the CfC scan: forward, and a backward written by hand. It computes in the dtype of its arrays.
+
+Both take the arrays of one scan as a tree (T steps, B sequences, H units of all stages, P = Z backbone units or heads * H):
+
+    dt       (T, B)      elapsed time before each step
+    h0       (B, H)      state before the first step;  c0 (B, H) too with mixed memory
+    lengths  (B,)        optional, integers in 1..T
+    dropout  [(T, B, Z)] optional, one factor for each backbone layer's output
+    lstm     x_proj (T, B, 4H): W x + b for a, i, f, o;  w_h (4H, H)       with mixed memory
+    stages   one tree for each stage of the spec (H_s its units):
+             x_proj (T, B, P): the input's part of the first product, bias included; or, for a stage fed by the stage
+             before it in the same step, w_u (P, units of that stage) and b (P,)
+             w_h (P, H_s);  dense [{w, b}], the products after the first, the last one giving the heads, absent without backbone;
+             w_tau (H_s,), A (H_s,) in pure mode
+
+Only what is sequential is in the loops over T. The backward keeps nothing but the states: it recomputes gates and slopes from them,
+a block of steps at a time, then runs dh -> dq -> dz -> dh, then forms the weights' gradients as products over the block.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..packing import PackedLayout
+from ..pointwise import ACTIVATIONS, Array, sigmoid
+from .spec import CfCSpec
+
+Tree = dict[str, Any]
+BLOCK_ROWS = 1024  # rows (step and sequence) recomputed at a time: large enough for matrix products, small enough for the cache
+
+
+def cfc_forward(spec: CfCSpec, arrays: Tree) -> tuple[Array, ...]:
+    """Run a CfC scan over T steps.
+
+    Args:
+        spec: the static part.
+        arrays: the tree above, float32 or float64.
+
+    Returns:
+        (h,) of shape (T, B, H), zero past each length; with mixed memory (h, c), c the cell, likewise.
+
+    Example:
+        >>> import numpy as np
+        >>> from ember_mlx.reference import CfCSpec, cfc_forward
+        >>> stage = {"x_proj": np.zeros((5, 2, 12)), "w_h": np.zeros((12, 3))}
+        >>> (h,) = cfc_forward(CfCSpec(stages=((0, 3),)), {"dt": np.ones((5, 2)), "h0": np.ones((2, 3)), "stages": [stage]})
+        >>> h.shape
+        (5, 2, 3)
+    """
+    scan = _Scan(spec, arrays)
+    layout, B = scan.layout, scan.layout.batch
+    states = scan.states_buffer(arrays["h0"])
+    cells = scan.states_buffer(arrays["c0"]) if scan.lstm else None
+    for t in range(layout.steps):
+        rows, before = layout.rows(t), layout.before(t)
+        after = slice(B + rows.start, B + rows.stop)
+        h = states[before]
+        if scan.lstm is not None and cells is not None:
+            h, cells[after] = scan.lstm.step(h, cells[before], rows)
+        below = None
+        for stage in scan.stages:
+            below = stage.step(stage.first_product(h[:, stage.units], below, rows), rows)
+            states[after, stage.units] = below
+    kept = (states,) if cells is None else (states, cells)
+    return tuple(layout.unpack(a[B:]) for a in kept)
+
+
+def cfc_backward(spec: CfCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...]) -> Tree:
+    """Pull the outputs' gradients back through a CfC scan.
+
+    Args:
+        spec: the static part.
+        arrays: what `cfc_forward` took.
+        outputs: what it returned.
+        cotangents: the gradient of each output, same shapes.
+
+    Returns:
+        The gradient of every floating-point array, as a tree of the same structure, without `lengths` and `dropout`.
+    """
+    scan = _Scan(spec, arrays)
+    layout, B = scan.layout, scan.layout.batch
+    states, dy = scan.states_buffer(arrays["h0"], outputs[0]), layout.pack(cotangents[0])
+    cells = scan.states_buffer(arrays["c0"], outputs[1]) if scan.lstm else None
+    dy_c = layout.pack(cotangents[1]) if scan.lstm else None
+    dh, dc = np.zeros_like(states[:B]), np.zeros_like(states[:B])
+    for first, last in reversed(layout.chunks(BLOCK_ROWS)):
+        block = slice(int(layout.starts[first]), int(layout.starts[last]))
+        c_prev = None if cells is None else layout.previous(cells, block)
+        scan.linearise(block, layout.previous(states, block), states[B + block.start : B + block.stop], c_prev)
+        for t in reversed(range(first, last)):
+            rows = layout.rows(t)
+            n = rows.stop - rows.start
+            dh[:n] += dy[rows]
+            if dy_c is not None:
+                dc[:n] += dy_c[rows]
+            scan.pull(slice(rows.start - block.start, rows.stop - block.start), dh[:n], dc[:n])
+        scan.accumulate(block)
+    return scan.gradients(layout.unsort(dh), layout.unsort(dc))
+
+
+class _Slopes(NamedTuple):
+    """The derivatives of the next state of each unit, for a block of N steps."""
+
+    q: Array  # (N, heads, H_s), by the heads
+    dt: Array  # (N, H_s), by the elapsed time
+    pure: dict[str, Array]  # (N, H_s) each, by w_tau and A
+
+
+def _gated(q: Array, dt: Array, p: Tree, no_gate: bool, want_slopes: bool) -> tuple[Array | None, _Slopes | None]:
+    """Heads q (N, 4 H_s) to the next state (N, H_s), or to its slopes."""
+    H = q.shape[1] // 4
+    f, g = np.tanh(q[:, :H]), np.tanh(q[:, H : 2 * H])  # (2)
+    t_a, t_b = q[:, 2 * H : 3 * H], q[:, 3 * H :]
+    t_interp = sigmoid(t_a * dt + t_b)  # (3)
+    if not want_slopes:
+        if not no_gate:
+            g -= f
+        g *= t_interp
+        g += f
+        return g, None  # f (1 - t_interp) + g t_interp, or f + g t_interp
+    slopes = np.empty((len(q), 4, H), q.dtype)
+    slope = (g if no_gate else g - f) * t_interp * (1 - t_interp)
+    slopes[:, 0] = (1 - f * f) * (1 if no_gate else 1 - t_interp)
+    slopes[:, 1] = (1 - g * g) * t_interp
+    slopes[:, 2] = slope * dt
+    slopes[:, 3] = slope
+    return None, _Slopes(slopes, slope * t_a, {})
+
+
+def _pure(q: Array, dt: Array, p: Tree, want_slopes: bool) -> tuple[Array | None, _Slopes | None]:
+    """Heads q (N, H_s) to the next state (N, H_s), or to its slopes."""
+    f, A = q, p["A"]  # (2)
+    rate = np.abs(p["w_tau"]) + np.abs(f)
+    decay = np.exp(-dt * rate)  # (3)
+    if not want_slopes:
+        return A - A * decay * f, None
+    # |w_tau| has the slope 1 at 0, a subgradient: with 0, w_tau would never leave its initial value
+    sign = np.where(p["w_tau"] < 0, -1, 1).astype(q.dtype)
+    by_f = -A * decay * (1 - dt * np.abs(f))
+    by_rate = A * decay * f * dt
+    return None, _Slopes(by_f[:, None], A * decay * f * rate, {"w_tau": by_rate * sign, "A": 1 - decay * f})
+
+
+INTERPOLATIONS: dict[str, Callable[..., tuple[Any, Any]]] = {
+    "default": partial(_gated, no_gate=False),
+    "no_gate": partial(_gated, no_gate=True),
+    "pure": _pure,
+}
+
+
+class _Stage:
+    """One CfC layer of the step."""
+
+    def __init__(self, spec: CfCSpec, index: int, tree: Tree, dropout: list[Array], dt: Array, layout: PackedLayout):
+        self.units = slice(*spec.stages[index])
+        self.activation, self.interpolate = ACTIVATIONS[spec.activation], INTERPOLATIONS[spec.mode]
+        self.tree, self.dt, self.dropout = tree, dt, dropout
+        self.w_h, self.dense = tree["w_h"], [(layer["w"], layer["b"]) for layer in tree.get("dense", [])]
+        # (in, out) in memory: a third faster for the few rows of a step
+        self.w_h_T, self.dense_T = np.ascontiguousarray(self.w_h.T), [np.ascontiguousarray(w.T) for w, _ in self.dense]
+        self.x_proj = layout.pack(tree["x_proj"]) if "x_proj" in tree else None
+        self.grad: Tree = {}
+
+    def first_product(self, h: Array, below: Array | None, rows: slice) -> Array:
+        """W [x, h] + b of the first dense layer (n, P): the backbone's first, or the heads where there is no backbone."""
+        a = h @ self.w_h_T
+        if self.x_proj is not None:
+            a += self.x_proj[rows]
+        elif below is not None:
+            a += below @ self.tree["w_u"].T
+            a += self.tree["b"]
+        return a
+
+    def heads(self, a: Array, rows: slice, keep: list[tuple[Array, Array]] | None = None) -> Array:
+        """From the first product to the heads; `keep` collects each backbone layer's output and its slope."""
+        for k, w_T in enumerate(self.dense_T):
+            z, slope = self.activation(a, keep is not None)  # (1)
+            if self.dropout:
+                z = z * self.dropout[k][rows]
+            if keep is not None and slope is not None:
+                keep.append((z, slope * self.dropout[k][rows] if self.dropout else slope))
+            a = z @ w_T  # (2)
+            a += self.dense[k][1]
+        return a
+
+    def step(self, a: Array, rows: slice) -> Array:
+        """From the first product (n, P) to the next state (n, H_s)."""
+        return self.interpolate(self.heads(a, rows), self.dt[rows], self.tree, want_slopes=False)[0]
+
+    def linearise(self, a: Array, rows: slice) -> None:
+        """For a block of steps at once: everything that the pull needs and that does not depend on it."""
+        self.kept: list[tuple[Array, Array]] = []
+        q = self.heads(a, rows, self.kept)
+        _, self.slopes = self.interpolate(q, self.dt[rows], self.tree, want_slopes=True)
+        self.dh = np.empty((len(q), q.shape[1] // self.slopes.q.shape[1]), q.dtype)
+        # the gradients of the products' results, first to last
+        self.d_products = [np.empty((len(q), w.shape[0]), q.dtype) for w in (self.w_h, *(w for w, _ in self.dense))]
+
+    def pull(self, local: slice, dh: Array) -> Array:
+        """dh -> dq -> dz for one step: from the next state's gradient (n, H_s) to that of the first product (n, P)."""
+        self.dh[local] = dh
+        slope_q = self.slopes.q[local]
+        d = self.d_products[-1][local]
+        np.multiply(slope_q, dh[:, None], out=d.reshape(slope_q.shape))
+        for (w, _), (_, slope), out in zip(self.dense[::-1], self.kept[::-1], self.d_products[-2::-1], strict=True):
+            d = np.matmul(d, w, out=out[local])
+            d *= slope[local]
+        return d
+
+    def accumulate(self, h: Array, below: Array | None, rows: slice) -> None:
+        """Add a block's part of the weights' gradients."""
+        d_first, grad = self.d_products[0], self.grad
+        add(grad, "w_h", d_first.T @ h)
+        if self.x_proj is not None:
+            grad.setdefault("x_proj", np.empty_like(self.x_proj))[rows] = d_first
+        elif below is not None:
+            add(grad, "w_u", d_first.T @ below)
+            add(grad, "b", d_first.sum(0))
+        for k, ((z, _), d) in enumerate(zip(self.kept, self.d_products[1:], strict=True)):
+            add(grad, f"w{k}", d.T @ z)
+            add(grad, f"b{k}", d.sum(0))
+        grad.setdefault("dt", np.empty((len(self.dt), 1), d_first.dtype))[rows] = (self.dh * self.slopes.dt).sum(1, keepdims=True)
+        for name, slope in self.slopes.pure.items():
+            add(grad, name, (self.dh * slope).sum(0))
+
+    def gradients(self, layout: PackedLayout) -> Tree:
+        """The gradients in the structure of the stage's tree."""
+        grad = self.grad
+        result = {name: grad[name] for name in ("w_h", "w_u", "b", "w_tau", "A") if name in grad}
+        if "x_proj" in grad:
+            result["x_proj"] = layout.unpack(grad["x_proj"])
+        return result | {"dense": [{"w": grad[f"w{k}"], "b": grad[f"b{k}"]} for k in range(len(self.dense))]}
+
+
+class _MixedMemory:
+    """The LSTM step before the stages."""
+
+    def __init__(self, tree: Tree, layout: PackedLayout):
+        self.x_proj, self.w_h = layout.pack(tree["x_proj"]), tree["w_h"]
+        self.w_h_T = np.ascontiguousarray(self.w_h.T)
+        self.grad: Tree = {"x_proj": np.empty_like(self.x_proj)}
+
+    def gates(self, h: Array, rows: slice) -> tuple[Array, Array, Array, Array]:
+        """tanh(a), sigma(i), sigma(f + 1), sigma(o), each (n, H)."""
+        gates = h @ self.w_h_T
+        gates += self.x_proj[rows]
+        a, i, f, o = np.split(gates, 4, axis=1)
+        return np.tanh(a), sigmoid(i), sigmoid(f + 1), sigmoid(o)
+
+    def step(self, h: Array, c: Array, rows: slice) -> tuple[Array, Array]:
+        """(h, c) (n, H) each -> the same after the LSTM step."""
+        a, i, f, o = self.gates(h, rows)
+        c = c * f + a * i
+        return np.tanh(c) * o, c
+
+    def linearise(self, h: Array, c: Array, rows: slice) -> Array:
+        """For a block of steps at once: the slopes, and the LSTM's h."""
+        a, i, f, o = self.gates(h, rows)
+        tanh_c = np.tanh(c * f + a * i)
+        self.slope_c, self.f = o * (1 - tanh_c * tanh_c), f
+        self.slope_aif = np.stack([(1 - a * a) * i, a * i * (1 - i), c * f * (1 - f)], axis=1)
+        self.slope_o = tanh_c * o * (1 - o)
+        self.d_gates = np.empty((len(h), 4 * h.shape[1]), h.dtype)
+        return tanh_c * o
+
+    def pull(self, local: slice, dh: Array, dc: Array) -> None:
+        """Gradients of the LSTM's h and c (n, H) -> those of the h and c before it, in place."""
+        dc += dh * self.slope_c[local]
+        d, H = self.d_gates[local], dh.shape[1]
+        np.multiply(self.slope_aif[local], dc[:, None], out=d.reshape(len(d), 4, H)[:, :3])
+        np.multiply(self.slope_o[local], dh, out=d[:, 3 * H :])
+        np.matmul(d, self.w_h, out=dh)
+        dc *= self.f[local]
+
+    def accumulate(self, h: Array, rows: slice) -> None:
+        """Add a block's part of the weights' gradients."""
+        self.grad["x_proj"][rows] = self.d_gates
+        add(self.grad, "w_h", self.d_gates.T @ h)
+
+
+class _Scan:
+    """The parts of one scan, over packed rows."""
+
+    def __init__(self, spec: CfCSpec, arrays: Tree):
+        steps, batch = arrays["dt"].shape
+        self.layout = PackedLayout(steps, batch, arrays.get("lengths"))
+        dt = self.layout.pack(arrays["dt"][:, :, None])
+        dropout = [self.layout.pack(mask) for mask in arrays.get("dropout", [])]
+        self.stages = [_Stage(spec, k, tree, dropout, dt, self.layout) for k, tree in enumerate(arrays["stages"])]
+        self.lstm = _MixedMemory(arrays["lstm"], self.layout) if spec.mixed_memory else None
+
+    def states_buffer(self, initial: Array, padded: Array | None = None) -> Array:
+        """(B + N, H): the initial states, then every step's, from the padded array or to be filled."""
+        layout = self.layout
+        states = np.empty((layout.batch + layout.total, initial.shape[1]), initial.dtype)
+        states[: layout.batch] = layout.sort(initial)
+        if padded is not None:
+            states[layout.batch :] = layout.pack(padded)
+        return states
+
+    def linearise(self, block: slice, h: Array, h_next: Array, c: Array | None) -> None:
+        """Recompute a block of steps (N rows at once) from the states before (h, c) and after (h_next) them."""
+        self.h_before = h
+        self.h_inner = h if self.lstm is None or c is None else self.lstm.linearise(h, c, block)
+        self.below = [None, *(h_next[:, stage.units] for stage in self.stages[:-1])]
+        for stage, below in zip(self.stages, self.below, strict=True):
+            stage.linearise(stage.first_product(self.h_inner[:, stage.units], below, block), block)
+
+    def pull(self, local: slice, dh: Array, dc: Array) -> None:
+        """Gradients (n, H) of the states after one step -> of the states before it, in place."""
+        for k in reversed(range(len(self.stages))):
+            stage = self.stages[k]
+            d = stage.pull(local, dh[:, stage.units])
+            if k > 0:
+                dh[:, self.stages[k - 1].units] += d @ stage.tree["w_u"]
+            dh[:, stage.units] = d @ stage.w_h
+        if self.lstm is not None:
+            self.lstm.pull(local, dh, dc)
+
+    def accumulate(self, block: slice) -> None:
+        """Add a block's part of the weights' gradients."""
+        for stage, below in zip(self.stages, self.below, strict=True):
+            stage.accumulate(self.h_inner[:, stage.units], below, block)
+        if self.lstm is not None:
+            self.lstm.accumulate(self.h_before, block)
+
+    def gradients(self, dh0: Array, dc0: Array) -> Tree:
+        """All gradients, in the structure of the scan's arrays."""
+        dt = sum(stage.grad["dt"] for stage in self.stages)
+        stages = [stage.gradients(self.layout) for stage in self.stages]
+        result: Tree = {"dt": self.layout.unpack(dt)[:, :, 0], "h0": dh0, "stages": stages}
+        if self.lstm is not None:
+            lstm = {"x_proj": self.layout.unpack(self.lstm.grad["x_proj"]), "w_h": self.lstm.grad["w_h"]}
+            result |= {"c0": dc0, "lstm": lstm}
+        return result
+
+
+def add(total: Tree, name: str, part: Array) -> None:
+    """total[name] += part, starting from nothing."""
+    if name in total:
+        total[name] += part
+    else:
+        total[name] = part

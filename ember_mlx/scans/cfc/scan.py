@@ -1,0 +1,7 @@
+"""The CfC recurrence in all its forms."""
+
+from ..dispatch import Recurrence
+from .ops import cfc_ops
+from .reference import cfc_backward, cfc_forward
+
+CFC = Recurrence("CfC", cfc_forward, cfc_backward, cfc_ops)

@@ -1,0 +1,545 @@
+"""The base of all neuron maps: two signed matrices of synapses, and how a subclass makes them from a seed."""
+
+from __future__ import annotations
+
+import inspect
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ember_mlx.errors import bad_argument
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from typing_extensions import Self
+
+_MAP_CLASSES: dict[str, type[NeuronMap]] = {}
+_RECURRENT, _SENSORY = 0, 1  # streams of random numbers: the recurrent synapses do not depend on the number of inputs
+
+
+class NeuronMap:
+    """A map of the synapses among `units` neurons and from the inputs to them.
+
+    Both matrices are indexed [source, target] and hold +1 (excitatory), -1 (inhibitory) or 0 (no synapse). The output
+    neurons are the ids 0 ... output_dim - 1.
+
+    Used itself, the class is an explicit map: it has the synapses of the given matrices and those of `add_synapse`
+    and `add_sensory_synapse`, no others. A subclass generates its synapses: it overrides `make_synapses` and, where
+    not every input shall reach every neuron, `make_sensory_synapses`. These are called when a matrix is first read,
+    so a subclass may set its attributes before or after `super().__init__`. A subclass that keeps every argument of
+    its constructor as an attribute of the same name needs no `get_config` of its own.
+
+    Args:
+        units: number of neurons.
+        output_dim: number of output neurons; None: all units.
+        input_dim: number of inputs; None: known later, from `build`.
+        adjacency_matrix: (units, units) of -1, 0, +1; None: no synapse.
+        sensory_adjacency_matrix: (inputs, units) of -1, 0, +1, which also states input_dim; None: no synapse.
+        layers: the neuron ids of each layer in processing order, every neuron in exactly one layer; None: no layers.
+        layer_names: one name a layer; None: "layer 1", "layer 2", ...
+        sparsity_level: fraction in [0, 1) of missing synapses that a subclass aims at; None: none stated.
+        seed: seed of the random synapses; None: a fresh one, kept in `seed`.
+
+    Raises:
+        TypeError: if a size or the seed is no integer, or a matrix does not hold numbers.
+        ValueError: if a size, a matrix, `layers` or `sparsity_level` is out of range or they contradict each other.
+
+    Example:
+        >>> ring = NeuronMap(3, output_dim=1, input_dim=1, adjacency_matrix=[[0, 1, 0], [0, 0, 1], [-1, 0, 0]])
+        >>> ring.add_sensory_synapse(0, 2, +1)
+        >>> ring
+        NeuronMap(units=3, inputs=1, outputs=1, synapses=3, sensory_synapses=1)
+    """
+
+    __hash__ = None  # type: ignore[assignment]  # synapses can be added, so equal maps need not stay equal
+
+    def __init__(
+        self,
+        units: int,
+        output_dim: int | None = None,
+        input_dim: int | None = None,
+        *,
+        adjacency_matrix: ArrayLike | None = None,
+        sensory_adjacency_matrix: ArrayLike | None = None,
+        layers: Sequence[ArrayLike] | None = None,
+        layer_names: Sequence[str] | None = None,
+        sparsity_level: float | None = None,
+        seed: int | None = 0,
+    ) -> None:
+        """See the class."""
+        owner = type(self).__name__
+        self._units = check_integer(owner, "units", units)
+        self._output_dim = self._units if output_dim is None else check_integer(owner, "output_dim", output_dim)
+        if self._output_dim > self._units:
+            raise bad_argument(owner, "output_dim", f"be at most units = {self._units}", output_dim)
+        self._input_dim = None if input_dim is None else check_integer(owner, "input_dim", input_dim)
+        self._sparsity_level = None if sparsity_level is None else check_sparsity(owner, sparsity_level)
+        self._seed = secrets.randbits(32) if seed is None else check_integer(owner, "seed", seed, minimum=0)
+        self._layers, self._layer_names = self._check_layers(layers, layer_names)
+        self._adjacency: NDArray[np.int8] | None = None
+        self._sensory_adjacency: NDArray[np.int8] | None = None
+        self._set_matrices(adjacency_matrix, sensory_adjacency_matrix)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Make the class known to `map_from_config` under its name; the last class of a name wins."""
+        super().__init_subclass__(**kwargs)
+        _MAP_CLASSES[cls.__name__] = cls
+
+    def make_synapses(self, rng: np.random.Generator) -> ArrayLike:
+        """Return the recurrent synapses of a new map; a subclass overrides this.
+
+        The result must not depend on the inputs, which may be unknown yet.
+
+        Args:
+            rng: random numbers, the same ones for the same seed.
+
+        Returns:
+            (units, units) of -1, 0, +1, indexed [source, target]; here: no synapse.
+        """
+        return np.zeros((self.units, self.units), np.int8)
+
+    def make_sensory_synapses(self, rng: np.random.Generator) -> ArrayLike:
+        """Return the synapses from the inputs of a new map; a subclass may override this.
+
+        Args:
+            rng: random numbers, the same ones for the same seed, independent of those for `make_synapses`.
+
+        Returns:
+            (inputs, units) of -1, 0, +1, indexed [source, target]; here: no synapse in an explicit map, every one in
+            a subclass that makes its own recurrent synapses.
+        """
+        shape = (self.require_input_dim(), self.units)
+        if type(self).make_synapses is NeuronMap.make_synapses:
+            return np.zeros(shape, np.int8)
+        return random_polarities(rng, shape)
+
+    @property
+    def units(self) -> int:
+        """Number of neurons."""
+        return self._units
+
+    @property
+    def input_dim(self) -> int | None:
+        """Number of inputs (sensory neurons); None while the map is unbuilt."""
+        return self._input_dim
+
+    @property
+    def input_size(self) -> int | None:
+        """The same as `input_dim`."""
+        return self.input_dim
+
+    @property
+    def output_dim(self) -> int:
+        """Number of output (motor) neurons, which have the ids 0 ... output_dim - 1."""
+        return self._output_dim
+
+    @property
+    def output_size(self) -> int:
+        """The same as `output_dim`."""
+        return self.output_dim
+
+    @property
+    def sparsity_level(self) -> float | None:
+        """The fraction of missing synapses that was asked for; None where none was."""
+        return self._sparsity_level
+
+    @property
+    def seed(self) -> int:
+        """Seed of the random synapses."""
+        return self._seed
+
+    @property
+    def layers(self) -> list[NDArray[np.int64]] | None:
+        """Neuron ids of each layer in processing order, or None for a map without layers."""
+        return None if self._layers is None else list(self._layers)
+
+    @property
+    def layer_names(self) -> list[str] | None:
+        """Names of `layers`, or None for a map without layers."""
+        return None if self._layer_names is None else list(self._layer_names)
+
+    @property
+    def adjacency_matrix(self) -> NDArray[np.int8]:
+        """Recurrent synapses, (units, units) of -1, 0, +1, indexed [source, target]; read-only."""
+        if self._adjacency is None:
+            self._adjacency = self._check_matrix("make_synapses()", self.make_synapses(self._generator(_RECURRENT)), self.units)
+        return self._adjacency
+
+    @property
+    def sensory_adjacency_matrix(self) -> NDArray[np.int8]:
+        """Synapses from the inputs, (inputs, units) of -1, 0, +1, indexed [source, target]; read-only.
+
+        Raises:
+            ValueError: while the map is unbuilt.
+        """
+        if self._sensory_adjacency is None:
+            inputs = self.require_input_dim()
+            made = self.make_sensory_synapses(self._generator(_SENSORY))
+            self._sensory_adjacency = self._check_matrix("make_sensory_synapses()", made, inputs)
+        return self._sensory_adjacency
+
+    @property
+    def synapse_count(self) -> int:
+        """Number of recurrent synapses."""
+        return int(np.count_nonzero(self.adjacency_matrix))
+
+    @property
+    def sensory_synapse_count(self) -> int:
+        """Number of synapses from the inputs; a ValueError while the map is unbuilt."""
+        return int(np.count_nonzero(self.sensory_adjacency_matrix))
+
+    @property
+    def is_fully_connected(self) -> bool:
+        """Whether no recurrent synapse is missing and, once the map is built, no sensory one."""
+        return bool(self.adjacency_matrix.all()) and (not self.is_built() or bool(self.sensory_adjacency_matrix.all()))
+
+    def build(self, input_dim: int) -> None:
+        """State the number of inputs; stating the same number again changes nothing.
+
+        Args:
+            input_dim: number of inputs.
+
+        Raises:
+            TypeError: if `input_dim` is no integer.
+            ValueError: if `input_dim` is below 1 or not the number the map was built with.
+
+        Example:
+            >>> pair = NeuronMap(2)
+            >>> pair.build(5)
+            >>> pair.get_input_mask().shape
+            (5, 2)
+        """
+        owner = type(self).__name__
+        input_dim = check_integer(owner, "input_dim", input_dim)
+        if self.is_built() and input_dim != self.input_dim:
+            raise bad_argument(owner, "input_dim", f"be {self.input_dim}, with which this map was built", input_dim)
+        self._input_dim = input_dim
+
+    def is_built(self) -> bool:
+        """Return whether the number of inputs is known."""
+        return self.input_dim is not None
+
+    def require_input_dim(self) -> int:
+        """Return the number of inputs.
+
+        Raises:
+            ValueError: while the map is unbuilt.
+        """
+        if self.input_dim is None:
+            raise bad_argument(type(self).__name__, "sensory synapses", "follow build(input_dim)", "an unbuilt map")
+        return self.input_dim
+
+    def get_input_mask(self) -> NDArray[np.float32]:
+        """Return (inputs, units) float32: 1 where an input reaches a neuron, else 0.
+
+        Raises:
+            ValueError: while the map is unbuilt.
+        """
+        return np.abs(self.sensory_adjacency_matrix).astype(np.float32)
+
+    def get_recurrent_mask(self) -> NDArray[np.float32]:
+        """Return (units, units) float32, indexed [source, target]: 1 where there is a synapse, else 0."""
+        return np.abs(self.adjacency_matrix).astype(np.float32)
+
+    def get_output_mask(self) -> NDArray[np.float32]:
+        """Return (units,) float32: 1 for the output neurons, else 0."""
+        return (np.arange(self.units) < self.output_dim).astype(np.float32)
+
+    def add_synapse(self, source: int, target: int, polarity: int) -> None:
+        """Add a synapse between two neurons, or replace the one that is there.
+
+        Args:
+            source: id of the neuron that sends, in [0, units).
+            target: id of the neuron that receives, in [0, units).
+            polarity: +1 (excitatory) or -1 (inhibitory).
+
+        Raises:
+            TypeError: if an argument is no integer.
+            ValueError: if an id or the polarity is out of range.
+
+        Example:
+            >>> pair = NeuronMap(2)
+            >>> pair.add_synapse(0, 1, -1)
+            >>> pair.adjacency_matrix.tolist()
+            [[0, -1], [0, 0]]
+        """
+        self._adjacency = self._with_synapse(self.adjacency_matrix, source, target, polarity)
+
+    def add_sensory_synapse(self, source: int, target: int, polarity: int) -> None:
+        """Add a synapse from an input to a neuron, or replace the one that is there.
+
+        Args:
+            source: index of the input, in [0, inputs).
+            target: id of the neuron, in [0, units).
+            polarity: +1 (excitatory) or -1 (inhibitory).
+
+        Raises:
+            TypeError: if an argument is no integer.
+            ValueError: if an id or the polarity is out of range, or the map is unbuilt.
+
+        Example:
+            >>> pair = NeuronMap(2, input_dim=1)
+            >>> pair.add_sensory_synapse(0, 1, +1)
+            >>> pair.sensory_adjacency_matrix.tolist()
+            [[0, 1]]
+        """
+        self._sensory_adjacency = self._with_synapse(self.sensory_adjacency_matrix, source, target, polarity)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments and both matrices as values that JSON can hold.
+
+        The matrices are there, not the seed alone, so that a stored model keeps its synapses whatever was added by
+        hand and whatever a later version makes of the seed.
+
+        Raises:
+            ValueError: if an argument of the constructor is not kept as an attribute of the same name.
+
+        Example:
+            >>> config = NeuronMap(2, adjacency_matrix=[[0, 1], [-1, 0]]).get_config()
+            >>> config["units"], config["adjacency_matrix"], config["sensory_adjacency_matrix"]
+            (2, [[0, 1], [-1, 0]], None)
+        """
+        config = {}
+        for name in _argument_names(type(self)):
+            if not hasattr(self, name):
+                raise bad_argument(type(self).__name__, name, "be kept as an attribute, as every constructor argument", "none")
+            config[name] = _plain(getattr(self, name))
+        config["adjacency_matrix"] = self.adjacency_matrix.tolist()
+        config["sensory_adjacency_matrix"] = self.sensory_adjacency_matrix.tolist() if self.is_built() else None
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Return the map that `get_config` of the same class described.
+
+        Args:
+            config: the result of `get_config`; without the matrices the synapses are made anew from the seed.
+
+        Returns:
+            A map equal to the described one.
+
+        Example:
+            >>> pair = NeuronMap(2, adjacency_matrix=[[0, 1], [-1, 0]])
+            >>> NeuronMap.from_config(pair.get_config()) == pair
+            True
+        """
+        arguments = {name: value for name, value in config.items() if name not in _MATRIX_NAMES}
+        neuron_map = cls(**arguments)
+        neuron_map._set_matrices(*(config.get(name) for name in _MATRIX_NAMES))
+        return neuron_map
+
+    def draw(self, path: str | Path | None = None, *, title: str | None = None, show_ids: bool | None = None) -> Figure:
+        """Draw the map as a graph; layers are columns, a map without layers is a ring.
+
+        Args:
+            path: where to save the picture, a PNG unless the name ends otherwise; None: it is not saved.
+            title: the heading; None: class and sizes.
+            show_ids: whether neuron ids are written into the neurons; None: where they are large enough.
+
+        Returns:
+            The matplotlib figure, which belongs to no window.
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+
+        Example:
+            >>> figure = NeuronMap(2, input_dim=1, adjacency_matrix=[[0, 1], [-1, 0]]).draw(title="A pair")
+            >>> len(figure.axes)
+            1
+        """
+        from ember_mlx.wiring.draw import draw_map  # only who draws needs matplotlib
+
+        return draw_map(self, path, title=title, show_ids=show_ids)
+
+    def __eq__(self, other: object) -> bool:
+        """Maps are equal when class, sizes, layers and all synapses are."""
+        if not isinstance(other, NeuronMap) or type(self) is not type(other):
+            return NotImplemented
+        sizes = (self.units, self.input_dim, self.output_dim, self.layer_names)
+        if sizes != (other.units, other.input_dim, other.output_dim, other.layer_names):
+            return False
+        same_layers = all(np.array_equal(a, b) for a, b in zip(self.layers or [], other.layers or [], strict=True))
+        if not same_layers or not np.array_equal(self.adjacency_matrix, other.adjacency_matrix):
+            return False
+        return not self.is_built() or np.array_equal(self.sensory_adjacency_matrix, other.sensory_adjacency_matrix)
+
+    def __repr__(self) -> str:
+        """Class, sizes and synapse counts."""
+        sensory = self.sensory_synapse_count if self.is_built() else None
+        sizes = f"units={self.units}, inputs={self.input_dim}, outputs={self.output_dim}"
+        return f"{type(self).__name__}({sizes}, synapses={self.synapse_count}, sensory_synapses={sensory})"
+
+    def _generator(self, stream: int) -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64([self.seed, stream]))
+
+    def _set_matrices(self, adjacency_matrix: ArrayLike | None, sensory_adjacency_matrix: ArrayLike | None) -> None:
+        """Take the given matrices; None leaves a matrix to be made when it is first read."""
+        if adjacency_matrix is not None:
+            self._adjacency = self._check_matrix("adjacency_matrix", adjacency_matrix, self.units)
+        if sensory_adjacency_matrix is not None:
+            checked = self._check_matrix("sensory_adjacency_matrix", sensory_adjacency_matrix, self.input_dim)
+            self._input_dim, self._sensory_adjacency = checked.shape[0], checked
+
+    def _check_matrix(self, name: str, values: ArrayLike, rows: int | None) -> NDArray[np.int8]:
+        owner, matrix = type(self).__name__, np.asarray(values)
+        if matrix.ndim != 2 or matrix.shape[0] != (rows or max(matrix.shape[0], 1)) or matrix.shape[1] != self.units:
+            raise bad_argument(owner, name, f"have shape ({'inputs' if rows is None else rows}, {self.units})", matrix.shape)
+        if matrix.dtype.kind not in "iuf":
+            raise bad_argument(owner, name, "hold numbers", matrix.dtype, TypeError)
+        wrong = matrix[~np.isin(matrix, (-1, 0, 1))]
+        if wrong.size:
+            raise bad_argument(owner, name, "hold only -1, 0 and +1", wrong[0])
+        return _frozen(matrix.astype(np.int8))
+
+    def _with_synapse(self, matrix: NDArray[np.int8], source: int, target: int, polarity: int) -> NDArray[np.int8]:
+        owner = type(self).__name__
+        source = _check_below(owner, "source", source, matrix.shape[0])
+        target = _check_below(owner, "target", target, matrix.shape[1])
+        if check_integer(owner, "polarity", polarity, minimum=None) not in (-1, 1):
+            raise bad_argument(owner, "polarity", "be -1 or +1", polarity)
+        changed = matrix.copy()  # a matrix that somebody holds never changes
+        changed[source, target] = polarity
+        return _frozen(changed)
+
+    def _check_layers(
+        self, layers: Sequence[ArrayLike] | None, names: Sequence[str] | None
+    ) -> tuple[list[NDArray[np.int64]] | None, list[str] | None]:
+        owner = type(self).__name__
+        if layers is None:
+            if names is not None:
+                raise bad_argument(owner, "layer_names", "come with layers", names)
+            return None, None
+        arrays = [np.asarray(ids) for ids in layers]
+        if any(ids.ndim != 1 or ids.dtype.kind not in "iu" for ids in arrays):
+            raise bad_argument(owner, "layers", "hold one list of integer neuron ids a layer", layers, TypeError)
+        if not arrays or sorted(np.concatenate(arrays).tolist()) != list(range(self.units)):
+            raise bad_argument(owner, "layers", f"hold each of the ids 0 ... {self.units - 1} exactly once", [a.tolist() for a in arrays])
+        names = [f"layer {k + 1}" for k in range(len(arrays))] if names is None else [str(name) for name in names]
+        if len(names) != len(arrays):
+            raise bad_argument(owner, "layer_names", f"hold {len(arrays)} names", names)
+        return [_frozen(ids.astype(np.int64)) for ids in arrays], names
+
+
+_MAP_CLASSES[NeuronMap.__name__] = NeuronMap
+_MATRIX_NAMES = ("adjacency_matrix", "sensory_adjacency_matrix")
+
+
+def map_to_config(neuron_map: NeuronMap) -> dict[str, Any]:
+    """Return class name and config of a map of any class, as values that JSON can hold.
+
+    Args:
+        neuron_map: the map to describe.
+
+    Returns:
+        {"class": name, "config": the result of `get_config`}.
+
+    Example:
+        >>> described = map_to_config(NeuronMap(2, output_dim=1))
+        >>> described["class"], described["config"]["output_dim"]
+        ('NeuronMap', 1)
+    """
+    return {"class": type(neuron_map).__name__, "config": neuron_map.get_config()}
+
+
+def map_from_config(described: dict[str, Any]) -> NeuronMap:
+    """Return the map that `map_to_config` described.
+
+    Subclasses of `NeuronMap` are known by name once their module is imported. Of two classes with the same name the
+    one defined last is used.
+
+    Args:
+        described: {"class": name, "config": the result of `get_config`}.
+
+    Returns:
+        A map equal to the described one.
+
+    Raises:
+        ValueError: if no class of that name is known.
+
+    Example:
+        >>> map_from_config({"class": "NeuronMap", "config": {"units": 2}})
+        NeuronMap(units=2, inputs=None, outputs=2, synapses=0, sensory_synapses=None)
+    """
+    name = described["class"]
+    if name not in _MAP_CLASSES:
+        raise bad_argument("map_from_config", "class", f"be one of {', '.join(sorted(_MAP_CLASSES))}", repr(name))
+    return _MAP_CLASSES[name].from_config(described["config"])
+
+
+def random_polarities(rng: np.random.Generator, shape: tuple[int, ...], excitatory_fraction: float = 2 / 3) -> NDArray[np.int8]:
+    """Return random signs of synapses, for `make_synapses` and `make_sensory_synapses`.
+
+    Args:
+        rng: random numbers.
+        shape: shape of the result.
+        excitatory_fraction: probability of +1.
+
+    Returns:
+        int8 array of -1 and +1.
+
+    Example:
+        >>> random_polarities(np.random.Generator(np.random.PCG64(0)), (2, 2), excitatory_fraction=1.0).tolist()
+        [[1, 1], [1, 1]]
+    """
+    # Only rng.random is used in this package: NumPy may change how its other methods spend the same random bits.
+    return np.where(rng.random(shape) < excitatory_fraction, 1, -1).astype(np.int8)
+
+
+def check_integer(owner: str, name: str, value: object, minimum: int | None = 1) -> int:
+    """Return `value` as an int, or raise TypeError (no integer; a bool is none) or ValueError (below `minimum`)."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise bad_argument(owner, name, "be an integer", repr(value), TypeError)
+    if minimum is not None and value < minimum:
+        raise bad_argument(owner, name, f"be at least {minimum}", value)
+    return int(value)
+
+
+def check_number(owner: str, name: str, value: object) -> float:
+    """Return `value` as a float, or raise TypeError if it is no real number (a bool is none)."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise bad_argument(owner, name, "be a number", repr(value), TypeError)
+    return float(value)
+
+
+def check_sparsity(owner: str, value: object) -> float:
+    """Return a sparsity level as a float in [0, 1), or raise."""
+    level = check_number(owner, "sparsity_level", value)
+    if not 0 <= level < 1:
+        raise bad_argument(owner, "sparsity_level", "be in [0, 1)", level)
+    return level
+
+
+def _check_below(owner: str, name: str, value: object, end: int) -> int:
+    index = check_integer(owner, name, value, minimum=None)
+    if not 0 <= index < end:  # no counting from the end: a wrong id should not pass
+        raise bad_argument(owner, name, f"be in 0 ... {end - 1}", index)
+    return index
+
+
+def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+    array.flags.writeable = False
+    return array
+
+
+def _argument_names(cls: type[NeuronMap]) -> list[str]:
+    """Names of the constructor's arguments; **kwargs stand for those of the next constructor up."""
+    names: dict[str, None] = {}
+    for ancestor in cls.__mro__:
+        if "__init__" not in vars(ancestor):
+            continue
+        parameters = list(inspect.signature(vars(ancestor)["__init__"]).parameters.values())[1:]
+        names |= {p.name: None for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return [name for name in names if name not in _MATRIX_NAMES]
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and NumPy scalars, also inside lists, as values that JSON can hold."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
