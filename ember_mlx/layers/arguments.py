@@ -38,10 +38,12 @@ class Steps(NamedTuple):
         return mx.arange(self.x.shape[0])[:, None] < self.lengths[None, :]
 
     def last(self, a: mx.array) -> mx.array:
-        """(T, B, F) -> (B, F) at each sequence's last valid step."""
+        """(T, B, F) -> (B, F) at each sequence's last valid step, by means that can be differentiated more than once."""
+        T = a.shape[0]
         if self.lengths is None:
-            return a[-1]
-        return mx.take_along_axis(a, (self.lengths - 1)[None, :, None], axis=0)[0]
+            return mx.split(a, [T - 1])[1].squeeze(0)
+        is_last = mx.arange(T)[:, None] == self.lengths - 1  # (T, B)
+        return mx.where(is_last[:, :, None], a, 0).sum(axis=0)
 
     def backwards(self) -> "Steps":
         """The same sequences, each one's valid steps in reverse order, every step with its own dt."""

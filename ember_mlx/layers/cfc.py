@@ -222,7 +222,9 @@ class CfCStage(nn.Module):
 
     def __init__(self, inputs: int, units: int, mode: str, width: int, depth: int, mask: NDArray[np.float32] | None):
         super().__init__()
-        self.inputs, self.mask = inputs, mask  # a NumPy mask is no parameter, so nothing can thaw or train it
+        self.inputs = inputs
+        # A NumPy mask is no parameter, so nothing can thaw or train it. Contiguous: mx.export_function ignores a constant's strides.
+        self.mask = None if mask is None else np.ascontiguousarray(mask)
         sizes = [inputs + units, *[width] * depth]
         if depth:
             pairs = zip(sizes[:-1], sizes[1:], strict=True)

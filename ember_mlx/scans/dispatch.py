@@ -26,12 +26,16 @@ class Recurrence(NamedTuple):
         forward: NumPy: (spec, arrays) -> tuple of outputs.
         backward: NumPy: (spec, arrays, outputs, cotangents) -> gradients, a tree like the arrays; what it lacks has none.
         ops: MLX: (spec, arrays) -> list of outputs.
+        variants: names of small problems of every kind.
+        problem: (variant, T, B, H, lengths=, seed=, dtype=) -> (spec, arrays), NumPy arrays of such a problem.
     """
 
     name: str
     forward: Callable[..., tuple[np.ndarray, ...]]
     backward: Callable[..., Tree]
     ops: Callable[..., list[mx.array]]
+    variants: tuple[str, ...]
+    problem: Callable[..., tuple[Any, Tree]]
 
 
 def scan(recurrence: Recurrence, spec: Hashable, arrays: Tree) -> list[mx.array]:

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ember_mlx.wiring.neuron_map import NeuronMap
+    from .neuron_map import NeuronMap
 
 Points = NDArray[np.float64]
 
-# The colours of Okabe and Ito, which colour-blind readers tell apart; synapses and neurons share none.
+# Blue and vermilion of Okabe and Ito, which colour-blind readers tell apart; the heads differ too. Neurons are pale.
 EXCITATORY, INHIBITORY = "#0072B2", "#D55E00"
 GROUP_COLOURS = {"sensory": "#C8C8C8", "inter": "#7FCDB8", "command": "#DDA0C4", "motor": "#F2C14E", "output": "#F2C14E"}
 OTHER_COLOURS = ["#7FCDB8", "#DDA0C4", "#A8C8EC", "#D8D08A"]
@@ -44,7 +44,7 @@ class Layout:
     sensory: Points  # (inputs, 2)
     neurons: Points  # (units, 2)
     outward: Points  # (units, 2), the direction in which a self-connection leaves
-    headings: dict[str, tuple[float, float]]  # place of the names over the columns
+    headings: list[tuple[str, float, float]]  # names over the columns, with their places
     ring: bool
 
 
@@ -126,13 +126,13 @@ def _column_layout(neuron_map: NeuronMap) -> Layout:
     tallest = max(len(ids) for _, ids in columns)
     # Tall columns need room for their steep synapses, long names for themselves.
     gap = max(3.4 + 0.22 * tallest, 0.22 * max(len(name) for name, _ in columns))
-    neurons, groups, headings = np.zeros((neuron_map.units, 2)), [], {}
+    neurons, groups, headings = np.zeros((neuron_map.units, 2)), [], []
     for column, (name, ids) in enumerate(columns):
         spread = min(1.6, (tallest - 1) / max(len(ids) - 1, 1)) if tallest > 1 else 1.0
         heights = spread * ((len(ids) - 1) / 2 - np.arange(len(ids)))
         points = np.stack([np.full(len(ids), column * gap), heights], axis=1)
         groups.append(Group(name, ids, points))
-        headings[name] = (column * gap, (tallest - 1) / 2 + 1.3)
+        headings.append((name, column * gap, (tallest - 1) / 2 + 1.3))
         if len(inputs) == 0 or column > 0:
             neurons[ids] = points
     sensory = groups[0].points if len(inputs) else np.zeros((0, 2))
@@ -154,7 +154,7 @@ def _ring_layout(neuron_map: NeuronMap) -> Layout:
     if outputs < units:
         groups.append(Group("other", ids[outputs:], neurons[outputs:]))
     groups.append(Group("output", ids[:outputs], neurons[:outputs]))
-    return Layout(groups, sensory, neurons, outward, {}, ring=True)
+    return Layout(groups, sensory, neurons, outward, [], ring=True)
 
 
 def _extent(layout: Layout) -> tuple[Points, Points]:
@@ -163,7 +163,7 @@ def _extent(layout: Layout) -> tuple[Points, Points]:
     room = 1.4 if layout.ring else 0.9
     low, high = points.min(axis=0) - room, points.max(axis=0) + room
     if layout.headings:
-        high[1] = max(y for _, y in layout.headings.values()) + 0.35
+        high[1] = max(y for _, _, y in layout.headings) + 0.35
     return low, high
 
 
@@ -246,6 +246,9 @@ def _inner_controls(layout: Layout, source: NDArray[np.int64], target: NDArray[n
         same = np.abs(step[:, 0]) < 1e-9
         bulge = np.minimum(0.5 + 0.25 * length[:, 0], 2.4) * np.where(step[:, 1] > 0, 1.3, 1.0)
         controls[:, 1:3, 0] += np.where(same, bulge, 0.0)[:, None]
+        # A synapse to an earlier layer leaves the straight line to the forward one.
+        back = np.where(step[:, :1] < -1e-9, np.minimum(0.15 * length, 1.2), 0.0)
+        controls[:, 1:3] += (back * _across(_unit(step)))[:, None]
     loops = source == target
     controls[loops] = _loop_controls(start[loops], layout.outward[source[loops]])
     return controls
@@ -286,7 +289,7 @@ def _draw_neurons(axes: Axes, layout: Layout, scale: float, show_ids: bool | Non
             for index, (x, y) in zip(group.ids, group.points, strict=True):
                 label = f"x{index}" if group.name == "sensory" else str(index)
                 axes.text(x, y, label, ha="center", va="center_baseline", size=font, color="black", zorder=4)
-    for name, (x, y) in layout.headings.items():
+    for name, x, y in layout.headings:
         axes.text(x, y, name, ha="center", va="center", size=11, color=INK)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ember_mlx.errors import bad_argument
-from ember_mlx.wiring.neuron_map import NeuronMap, check_number, random_polarities
+from ..errors import bad_argument
+from .neuron_map import NeuronMap, check_number, check_sparsity, random_polarities
 
 
 class FullyConnectedMap(NeuronMap):
@@ -95,8 +95,9 @@ class RandomMap(NeuronMap):
         excitatory_fraction: float = 2 / 3,
     ) -> None:
         """See the class."""
-        super().__init__(units, output_dim, input_dim, sparsity_level=sparsity_level, seed=seed)
-        self.density = 1 - float(sparsity_level)
+        level = check_sparsity(type(self).__name__, sparsity_level)
+        super().__init__(units, output_dim, input_dim, sparsity_level=level, seed=seed)
+        self.density = 1 - level
         self.excitatory_fraction = check_excitatory_fraction(type(self).__name__, excitatory_fraction)
 
     def make_synapses(self, rng: np.random.Generator) -> NDArray[np.int8]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ember_mlx.errors import bad_argument
-from ember_mlx.wiring.neuron_map import NeuronMap, check_integer, check_number, check_sparsity, random_polarities
+from ..errors import bad_argument
+from .neuron_map import NeuronMap, check_integer, check_number, check_sparsity, random_polarities
 
 _EXCITATORY_FRACTION = 0.5
 _COMMAND_FRACTION = 0.4  # of the neurons of an AutoNCPMap that are no motor neurons
@@ -88,12 +88,14 @@ class NCPMap(NeuronMap):
         )
         self.inter_neurons, self.command_neurons, self.motor_neurons = inter, command, motor
         density = 1 - check_sparsity(owner, sparsity_level)
-        self.sensory_fanout = self._fanout("sensory_fanout", sensory_fanout, inter * density, inter)
-        self.inter_fanout = self._fanout("inter_fanout", inter_fanout, command * density, command)
-        self.recurrent_command_synapses = self._fanout(
-            "recurrent_command_synapses", recurrent_command_synapses, 2 * command * density, command**2, minimum=0
+        inters, commands, pairs = ("inter_neurons", inter), ("command_neurons", command), ("command_neurons²", command**2)
+        self.sensory_fanout = self._count("sensory_fanout", sensory_fanout, inter * density, inters)
+        self.inter_fanout = self._count("inter_fanout", inter_fanout, command * density, commands)
+        self.motor_fanin = self._count("motor_fanin", motor_fanin, command * density, commands)
+        # The recurrent synapses are the only ones that a policy can do without.
+        self.recurrent_command_synapses = self._count(
+            "recurrent_command_synapses", recurrent_command_synapses, 2 * command * density, pairs, minimum=0
         )
-        self.motor_fanin = self._fanout("motor_fanin", motor_fanin, command * density, command)
 
     @property
     def sensory_neurons(self) -> int | None:
@@ -118,14 +120,16 @@ class NCPMap(NeuronMap):
         matrix[:, first_inter:] = _connect(rng, len(matrix), self.inter_neurons, self.sensory_fanout)
         return matrix
 
-    def _fanout(self, name: str, given: int | None, wanted: float, largest: int, minimum: int = 1) -> int:
-        """The given number of synapses, checked, or the wanted one, cut to a whole number that is possible."""
+    def _count(self, name: str, given: int | None, wanted: float, limit: tuple[str, int], minimum: int = 1) -> int:
+        """The given number of synapses, checked, or the wanted one as a whole number within the limit."""
+        limit_name, largest = limit
         if given is None:
             return min(max(int(wanted), 1), largest)
         owner = type(self).__name__
-        if check_integer(owner, name, given, minimum) > largest:
-            raise bad_argument(owner, name, f"be at most {largest}, the number of possible targets or sources", given)
-        return int(given)
+        count = check_integer(owner, name, given, minimum)
+        if count > largest:
+            raise bad_argument(owner, name, f"be at most {limit_name} = {largest}", count)
+        return count
 
 
 class AutoNCPMap(NCPMap):

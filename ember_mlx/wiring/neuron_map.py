@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ember_mlx.errors import bad_argument
+from ..errors import bad_argument
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -155,7 +155,7 @@ class NeuronMap:
     @property
     def layers(self) -> list[NDArray[np.int64]] | None:
         """Neuron ids of each layer in processing order, or None for a map without layers."""
-        return None if self._layers is None else list(self._layers)
+        return None if self._layers is None else [_read_only(ids) for ids in self._layers]
 
     @property
     def layer_names(self) -> list[str] | None:
@@ -167,7 +167,7 @@ class NeuronMap:
         """Recurrent synapses, (units, units) of -1, 0, +1, indexed [source, target]; read-only."""
         if self._adjacency is None:
             self._adjacency = self._check_matrix("make_synapses()", self.make_synapses(self._generator(_RECURRENT)), self.units)
-        return self._adjacency
+        return _read_only(self._adjacency)
 
     @property
     def sensory_adjacency_matrix(self) -> NDArray[np.int8]:
@@ -180,7 +180,7 @@ class NeuronMap:
             inputs = self.require_input_dim()
             made = self.make_sensory_synapses(self._generator(_SENSORY))
             self._sensory_adjacency = self._check_matrix("make_sensory_synapses()", made, inputs)
-        return self._sensory_adjacency
+        return _read_only(self._sensory_adjacency)
 
     @property
     def synapse_count(self) -> int:
@@ -351,7 +351,7 @@ class NeuronMap:
             >>> len(figure.axes)
             1
         """
-        from ember_mlx.wiring.draw import draw_map  # only who draws needs matplotlib
+        from .draw import draw_map  # only who draws needs matplotlib
 
         return draw_map(self, path, title=title, show_ids=show_ids)
 
@@ -385,7 +385,11 @@ class NeuronMap:
             self._input_dim, self._sensory_adjacency = checked.shape[0], checked
 
     def _check_matrix(self, name: str, values: ArrayLike, rows: int | None) -> NDArray[np.int8]:
-        owner, matrix = type(self).__name__, np.asarray(values)
+        owner = type(self).__name__
+        try:
+            matrix = np.asarray(values)
+        except ValueError:
+            raise bad_argument(owner, name, "have rows of one length", values) from None
         if matrix.ndim != 2 or matrix.shape[0] != (rows or max(matrix.shape[0], 1)) or matrix.shape[1] != self.units:
             raise bad_argument(owner, name, f"have shape ({'inputs' if rows is None else rows}, {self.units})", matrix.shape)
         if matrix.dtype.kind not in "iuf":
@@ -393,7 +397,7 @@ class NeuronMap:
         wrong = matrix[~np.isin(matrix, (-1, 0, 1))]
         if wrong.size:
             raise bad_argument(owner, name, "hold only -1, 0 and +1", wrong[0])
-        return _frozen(matrix.astype(np.int8))
+        return matrix.astype(np.int8)
 
     def _with_synapse(self, matrix: NDArray[np.int8], source: int, target: int, polarity: int) -> NDArray[np.int8]:
         owner = type(self).__name__
@@ -403,7 +407,7 @@ class NeuronMap:
             raise bad_argument(owner, "polarity", "be -1 or +1", polarity)
         changed = matrix.copy()  # a matrix that somebody holds never changes
         changed[source, target] = polarity
-        return _frozen(changed)
+        return changed
 
     def _check_layers(
         self, layers: Sequence[ArrayLike] | None, names: Sequence[str] | None
@@ -421,7 +425,7 @@ class NeuronMap:
         names = [f"layer {k + 1}" for k in range(len(arrays))] if names is None else [str(name) for name in names]
         if len(names) != len(arrays):
             raise bad_argument(owner, "layer_names", f"hold {len(arrays)} names", names)
-        return [_frozen(ids.astype(np.int64)) for ids in arrays], names
+        return [ids.astype(np.int64) for ids in arrays], names
 
 
 _MAP_CLASSES[NeuronMap.__name__] = NeuronMap
@@ -520,9 +524,11 @@ def _check_below(owner: str, name: str, value: object, end: int) -> int:
     return index
 
 
-def _frozen(array: NDArray[Any]) -> NDArray[Any]:
-    array.flags.writeable = False
-    return array
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """A view that cannot be written to; copies of a map lose the flag of an array itself."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _argument_names(cls: type[NeuronMap]) -> list[str]:

@@ -26,8 +26,9 @@ ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
 def cfc_ops(spec: CfCSpec, arrays: Tree) -> list[mx.array]:
     """Run a CfC scan: [h] (T, B, H), with mixed memory [h, c]; zero past each length."""
     h, c, lengths = arrays["h0"], arrays.get("c0"), arrays.get("lengths")
+    arrays, T = _by_step(arrays), arrays["dt"].shape[0]
     steps = []
-    for t in range(arrays["dt"].shape[0]):
+    for t in range(T):
         next_h, next_c = _step(spec, arrays, h, c, t)
         if lengths is None:
             h, c = next_h, next_c
@@ -40,6 +41,20 @@ def cfc_ops(spec: CfCSpec, arrays: Tree) -> list[mx.array]:
     return [mx.stack(kept) for kept in zip(*steps, strict=True) if kept[0] is not None]
 
 
+def _by_step(arrays: Tree) -> Tree:
+    """The tree with every (T, ...) array as the list of its steps: the gradient of a[t] would be a scatter, which has no jvp."""
+
+    def steps(a: mx.array) -> list[mx.array]:
+        return [part.squeeze(0) for part in mx.split(a, a.shape[0])]
+
+    def projected(part: Tree) -> Tree:
+        return {**part, "x_proj": steps(part["x_proj"])} if "x_proj" in part else part
+
+    result = {**arrays, "dt": steps(arrays["dt"]), "stages": [projected(stage) for stage in arrays["stages"]]}
+    result["dropout"] = [steps(mask) for mask in arrays.get("dropout", [])]
+    return result | ({"lstm": projected(arrays["lstm"])} if "lstm" in arrays else {})
+
+
 def _step(spec: CfCSpec, arrays: Tree, h: mx.array, c: mx.array | None, t: int) -> tuple[mx.array, mx.array | None]:
     """(h, c) (B, H) each -> the same after step t."""
     if spec.mixed_memory and c is not None:
@@ -47,7 +62,7 @@ def _step(spec: CfCSpec, arrays: Tree, h: mx.array, c: mx.array | None, t: int) 
     dt = arrays["dt"][t][:, None]  # (B, 1)
     below, after = None, {}
     for (start, stop), stage in zip(spec.stages, arrays["stages"], strict=True):
-        below = _stage(spec, stage, h[:, start:stop], below, dt, t, arrays.get("dropout", []))
+        below = _stage(spec, stage, h[:, start:stop], below, dt, t, arrays["dropout"])
         after[start] = below
     return (mx.concatenate([after[start] for start in sorted(after)], axis=1) if len(after) > 1 else below), c
 

@@ -1,0 +1,226 @@
+"""CfC layers from the PyTorch models of the package ncps.
+
+Neither torch nor ncps is imported here: a module is known by its class's name and read through its attributes.
+"""
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import bad_argument
+from ..layers import CfC
+from ..layers.arguments import type_name
+from ..wiring import NeuronMap
+
+Array = NDArray[Any]
+
+OWNER = "from_ncps"
+ACTIVATIONS = {"LeCun": "lecun_tanh", "Tanh": "tanh", "ReLU": "relu", "SiLU": "silu", "GELU": "gelu"}
+"""Class of a backbone's activation in ncps -> its name here."""
+DTYPES = {"torch.float16": mx.float16, "torch.bfloat16": mx.bfloat16, "torch.float32": mx.float32, "torch.float64": mx.float64}
+HEADS = {"pure": ("ff1",), "default": ("ff1", "ff2", "time_a", "time_b"), "no_gate": ("ff1", "ff2", "time_a", "time_b")}
+"""Mode -> ncps's names of the heads f, g, t_a, t_b."""
+
+
+def from_ncps(module: Any) -> CfC:
+    """Return a CfC with the weights, the synapses and so the outputs of an ncps.torch.CfC.
+
+    A dense module becomes a layer on a fully connected map, with the same backbone. A wired one becomes a layer on an explicit
+    :class:`NeuronMap` that holds what the module uses of its wiring: the synapses from the inputs to the first layer, those from
+    each layer to the next, and every synapse inside a layer, where ncps's recurrence is dense whatever the wiring says (polarity +1
+    where the wiring has none; a CfC does not read polarities). Synapses that ncps does not use, as those that skip a layer, are
+    dropped. Like the module, the layer masks f and g alone (``mask_time_heads=False``), and its output is the last layer
+    (``output="motor"``).
+
+    The layer's neuron ids begin with the last layer: motor, command, inter, which are the ids of ncps's own wirings. ncps keeps the
+    state of a wired module the other way round, inter, command, motor, so a state is carried over with
+    ``np.concatenate(np.split(h, np.cumsum(sizes)[:-1], axis=1)[::-1], axis=1)``, ``sizes`` the neurons of each of ncps's layers.
+
+    What to call differently: the layer returns the state only with ``return_state=True``, as [h, t] or [h, c, t], and
+    ``time_deltas`` are (B, T), (B, T, 1) or a scalar, each step's own for each sequence.
+
+    Args:
+        module: an ncps.torch.CfC, dense or wired, of any mode, on any device, in float16, bfloat16, float32 or float64. It is left as
+            it is, and later changes of it do not reach the layer.
+
+    Returns:
+        The layer, with parameters of the module's dtype (float64 ones run on the CPU only) and in the module's training or
+        evaluation mode. ncps drops no unit of the first backbone layer, while a CfC with ``backbone_dropout`` drops units of each:
+        the two differ in training, where there are two backbone layers or more.
+
+    Raises:
+        TypeError: another object, such as an ncps.torch.LTC or a model of ncps for Keras; parameters of another dtype.
+        ValueError: a module that ncps itself could not run, or whose parts were exchanged for what a CfC does not have.
+
+    Example:
+        The first two lines need torch and ncps, which this package does not ask for, so they are skipped as a test.
+
+        >>> module = ncps.torch.CfC(3, ncps.wirings.AutoNCP(16, 4))  # doctest: +SKIP
+        >>> from_ncps(module)(mx.zeros((2, 7, 3)), time_deltas=0.5).shape  # doctest: +SKIP
+        (2, 7, 4)
+        >>> from ember_mlx.convert import from_ncps
+        >>> from_ncps(3)
+        Traceback (most recent call last):
+            ...
+        TypeError: [from_ncps] module must be an ncps.torch.CfC, got int.
+
+    Source: Lechner and Hasani, ncps, https://github.com/mlech26l/ncps; Hasani et al., Closed-form continuous-time neural networks,
+    Nature Machine Intelligence 4, 992-1003 (2022), https://doi.org/10.1038/s42256-022-00556-7.
+    """
+    _check_class(module)
+    wired = bool(getattr(module, "wired_mode", False))
+    cells = list(module.rnn_cell._layers) if wired else [module.rnn_cell]
+    layer = CfC(
+        _neuron_map(module.wiring, cells) if wired else cells[0].hidden_size,
+        cells[0].input_size,
+        mode=cells[0].mode,
+        mixed_memory=bool(module.use_mixed),
+        mask_time_heads=not wired,
+        proj_size=module.proj_size,
+        output="motor" if wired else "units",
+        return_sequences=bool(module.return_sequences),
+        batch_first=bool(module.batch_first),
+        **_backbone_options(cells[0]),
+    )
+    _copy_weights(layer, module, cells)
+    return layer.train(bool(module.training))
+
+
+def _check_class(module: Any) -> None:
+    """Raise a TypeError unless `module` is an ncps.torch.CfC, or of a class derived from it."""
+    names = {kind.__name__ for kind in type(module).__mro__ if f"{kind.__module__}.".startswith("ncps.torch.")}
+    if "CfC" not in names:
+        expected = "be an ncps.torch.CfC" + (" (LTC is not supported yet)" if "LTC" in names else "")
+        raise bad_argument(OWNER, "module", expected, type_name(module), TypeError)
+
+
+def _backbone_options(cell: Any) -> dict[str, Any]:
+    """The CfC arguments that describe the backbone of an ncps CfCCell."""
+    parts = [] if cell.backbone is None else list(cell.backbone)
+    if not parts:
+        return {"backbone_layers": 0}
+    depth = len(_linear_parts(cell))
+    activation = type(parts[1]).__name__
+    if activation not in ACTIVATIONS:
+        raise bad_argument(OWNER, "module.rnn_cell.backbone", f"have an activation of {', '.join(ACTIVATIONS)}", activation)
+    dropout = [float(part.p) for part in parts if type(part).__name__ == "Dropout"]
+    return {
+        "activation": ACTIVATIONS[activation],
+        "backbone_layers": depth,
+        "backbone_units": parts[0].weight.shape[0],
+        "backbone_dropout": dropout[0] if dropout else 0.0,
+    }
+
+
+def _linear_parts(cell: Any) -> list[Any]:
+    """The dense layers of a cell's backbone, in order."""
+    return [] if cell.backbone is None else [part for part in cell.backbone if type(part).__name__ == "Linear"]
+
+
+def _neuron_map(wiring: Any, cells: list[Any]) -> NeuronMap:
+    """The synapses that a wired module uses, with the polarities of its wiring; see `from_ncps`."""
+    layers = _layer_ids(cells)
+    units, names = sum(map(len, layers)), _layer_names(wiring, len(layers))
+    if units != wiring.units:
+        raise bad_argument(OWNER, "module.wiring", f"have its {wiring.units} units in one layer each", f"{units} in all layers")
+    adjacency = np.zeros((units, units), np.int8)
+    sensory = np.zeros((cells[0].input_size, units), np.int8)
+    recurrent_signs, sensory_signs = _polarity(wiring.adjacency_matrix), _polarity(wiring.sensory_adjacency_matrix)
+    theirs = [list(wiring.get_neurons_of_layer(k)) for k in range(len(cells))]  # the wiring's ids of the same neurons
+    for k, ids in enumerate(layers):
+        mask = _input_mask(cells[k], k)
+        if k:
+            adjacency[np.ix_(layers[k - 1], ids)] = mask * recurrent_signs[np.ix_(theirs[k - 1], theirs[k])]
+        else:
+            sensory[:, ids] = mask * sensory_signs[:, theirs[k]]
+        adjacency[np.ix_(ids, ids)] = recurrent_signs[np.ix_(theirs[k], theirs[k])]
+    return NeuronMap(units, len(layers[-1]), adjacency_matrix=adjacency, sensory_adjacency_matrix=sensory, layers=layers, layer_names=names)
+
+
+def _layer_ids(cells: list[Any]) -> list[NDArray[np.int64]]:
+    """Our neuron ids of each layer: those of the last layer come first."""
+    stop, layers = sum(cell.hidden_size for cell in cells), []
+    for cell in cells:
+        layers.append(np.arange(stop - cell.hidden_size, stop))
+        stop -= cell.hidden_size
+    return layers
+
+
+def _layer_names(wiring: Any, count: int) -> list[str] | None:
+    """The neuron type of each layer, where there is one a layer and no two layers share it."""
+    kinds = [{str(wiring.get_type_of_neuron(i)) for i in wiring.get_neurons_of_layer(k)} for k in range(count)]
+    names = [kind for layer in kinds for kind in layer]
+    return names if len(names) == len(set(names)) == count else None
+
+
+def _polarity(matrix: Any) -> NDArray[np.int8]:
+    """-1 where the wiring's matrix has an inhibitory synapse, else +1."""
+    return np.where(np.asarray(matrix) < 0, -1, 1).astype(np.int8)
+
+
+def _input_mask(cell: Any, k: int) -> NDArray[np.int8]:
+    """(inputs, H_s) of 0 and 1: what layer k takes from outside. Its own mask is read, since a wiring can change after."""
+    mask = _array(cell.sparsity_mask).T
+    if not (np.isin(mask, (0, 1)).all() and mask[cell.input_size :].all()):
+        expected = "hold only 0 and 1, and only 1 for its layer's own neurons"
+        raise bad_argument(OWNER, f"module.rnn_cell.layer_{k}.sparsity_mask", expected, "another")
+    return mask[: cell.input_size].astype(np.int8)
+
+
+def _copy_weights(layer: CfC, module: Any, cells: list[Any]) -> None:
+    """Replace the layer's parameters by the module's."""
+    dtype = _dtype(cells[0].ff1.weight)
+    for k, (stage, cell) in enumerate(zip(layer.stages, cells, strict=True)):
+        place = f"module.rnn_cell.layer_{k}" if len(cells) > 1 else "module.rnn_cell"
+        for n, part in enumerate(_linear_parts(cell)):
+            _put_linear(stage.backbone[n], [part], dtype, f"{place}.backbone")
+        heads = HEADS[cell.mode]
+        _put_linear(stage.heads, [getattr(cell, name) for name in heads], dtype, f"{place}.{'/'.join(heads)}")
+        if cell.mode == "pure":
+            _put(stage, "w_tau", _array(cell.w_tau)[0], dtype, place)
+            _put(stage, "A", _array(cell.A)[0], dtype, place)
+    if layer.mixed_memory:
+        _copy_lstm(layer, module.lstm, cells, dtype)
+    if layer.proj_size is not None:
+        _put_linear(layer.proj, [module.fc], dtype, "module.fc")
+
+
+def _copy_lstm(layer: CfC, lstm: Any, cells: list[Any], dtype: mx.Dtype) -> None:
+    """Replace the parameters of the mixed memory: gates a, i, f, o in both packages, each gate's units in our order."""
+    H, inputs = layer.units, layer.input_size
+    starts = np.cumsum([cell.hidden_size for cell in cells])[:-1]
+    order = np.concatenate(np.split(np.arange(H), starts)[::-1])  # place in ncps's state of each of our units
+    w_x, bias, w_h = _array(lstm.input_map.weight), _array(lstm.input_map.bias), _array(lstm.recurrent_map.weight)
+    _put(layer.lstm, "Wx", w_x.reshape(4, H, inputs)[:, order].reshape(4 * H, inputs), dtype, "module.lstm")
+    _put(layer.lstm, "Wh", w_h.reshape(4, H, H)[:, order][:, :, order].reshape(4 * H, H), dtype, "module.lstm")
+    _put(layer.lstm, "bias", bias.reshape(4, H)[:, order].reshape(4 * H), dtype, "module.lstm")
+
+
+def _put_linear(target: dict[str, mx.array], parts: list[Any], dtype: mx.Dtype, place: str) -> None:
+    """Put the weights and biases of dense layers of torch, one below the other, in place of the target's."""
+    _put(target, "weight", np.concatenate([_array(part.weight) for part in parts]), dtype, place)
+    _put(target, "bias", np.concatenate([_array(part.bias) for part in parts]), dtype, place)
+
+
+def _put(target: Any, name: str, value: Array, dtype: mx.Dtype, place: str) -> None:
+    """Replace one parameter, whose shape must stay."""
+    if target[name].shape != value.shape:
+        raise bad_argument(OWNER, f"{place} {name}", f"have shape {target[name].shape}", value.shape)
+    target[name] = mx.array(value, dtype)
+
+
+def _array(tensor: Any) -> Array:
+    """A torch tensor's values; float32 for bfloat16, which NumPy lacks."""
+    tensor = tensor.detach().cpu()
+    values = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
+    return np.asarray(values.numpy())
+
+
+def _dtype(tensor: Any) -> mx.Dtype:
+    """The MLX dtype of a torch tensor."""
+    name = str(tensor.dtype)
+    if name not in DTYPES:
+        raise bad_argument(OWNER, "module", "have parameters in float16, bfloat16, float32 or float64", name, TypeError)
+    return DTYPES[name]

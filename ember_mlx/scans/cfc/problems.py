@@ -1,0 +1,88 @@
+"""Small random CfC scans of every kind, for tests, benchmarks and the check of a kernel before its first use."""
+
+from typing import Any
+
+import numpy as np
+
+from .spec import CfCSpec
+
+Tree = dict[str, Any]
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "no_gate": {"mode": "no_gate"},
+    "pure": {"mode": "pure"},
+    "heads_only": {"depth": 0},
+    "pure_heads_only": {"mode": "pure", "depth": 0},
+    "three_layers": {"depth": 3, "activation": "silu"},
+    "gelu": {"activation": "gelu"},
+    "relu": {"activation": "relu"},
+    "tanh": {"activation": "tanh"},
+    "dropout": {"depth": 2, "dropout": True},
+    "mixed_memory": {"mixed_memory": True},
+    "layered_mixed_memory": {"mixed_memory": True, "depth": 0, "layers": 3},
+    "layered_pure_mixed_memory": {"mixed_memory": True, "mode": "pure", "depth": 0, "layers": 3},
+}
+
+
+def cfc_problem(variant: str, T: int, B: int, H: int, *, lengths: bool = False, seed: int = 0, dtype: Any = np.float64) -> tuple[CfCSpec, Tree]:
+    """A spec and its arrays, with weights at which the recurrence does not amplify rounding errors.
+
+    Args:
+        variant: a key of VARIANTS.
+        T: steps.
+        B: sequences.
+        H: units; at least one for each layer of the variant, so a smaller H is raised to that.
+        lengths: whether the sequences have different lengths, T among them.
+        seed: of the random numbers.
+        dtype: of the arrays.
+    """
+    kind = VARIANTS[variant]
+    rng = np.random.Generator(np.random.PCG64(seed))
+    mode, depth, layers = kind.get("mode", "default"), kind.get("depth", 1), kind.get("layers", 1)
+    H = max(H, layers)
+    # processing order runs from the last units to the first, as in a layered map
+    bounds = np.linspace(H, 0, layers + 1).astype(int)
+    stages = tuple((int(stop), int(start)) for start, stop in zip(bounds[:-1], bounds[1:], strict=True))
+    spec = CfCSpec(stages, mode, kind.get("activation", "lecun_tanh"), kind.get("mixed_memory", False))
+    Z = H + 3
+    arrays: Tree = {"dt": rng.uniform(0.1, 2, (T, B)), "h0": 0.5 * rng.standard_normal((B, H)), "stages": []}
+    below = 0
+    for start, stop in stages:
+        arrays["stages"].append(_stage(rng, spec, stop - start, below, Z, depth, (T, B)))
+        below = stop - start
+    if spec.mixed_memory:
+        arrays["c0"] = 0.5 * rng.standard_normal((B, H))
+        arrays["lstm"] = {"x_proj": rng.standard_normal((T, B, 4 * H)), "w_h": _weight(rng, 4 * H, H)}
+    if kind.get("dropout"):
+        arrays["dropout"] = [rng.integers(0, 2, (T, B, Z)) * 2.0 for _ in range(depth)]
+    arrays = _cast(arrays, dtype)
+    if lengths:
+        arrays["lengths"] = np.concatenate([rng.integers(1, T + 1, B - 1), [T]]).astype(np.int32)
+    return spec, arrays
+
+
+def _stage(rng: np.random.Generator, spec: CfCSpec, H: int, below: int, Z: int, depth: int, leading: tuple[int, int]) -> Tree:
+    heads = spec.heads * H
+    sizes = [*[Z] * depth, heads]
+    tree: Tree = {"w_h": _weight(rng, sizes[0], H)}
+    if below:
+        tree |= {"w_u": _weight(rng, sizes[0], below), "b": 0.1 * rng.standard_normal(sizes[0])}
+    else:
+        tree["x_proj"] = rng.standard_normal((*leading, sizes[0]))
+    if depth:
+        pairs = zip(sizes[:-1], sizes[1:], strict=True)
+        tree["dense"] = [{"w": _weight(rng, n, m), "b": 0.1 * rng.standard_normal(n)} for m, n in pairs]
+    if spec.mode == "pure":
+        tree |= {"w_tau": rng.standard_normal(H), "A": 1 + 0.1 * rng.standard_normal(H)}
+    return tree
+
+
+def _weight(rng: np.random.Generator, outputs: int, inputs: int) -> np.ndarray:
+    return 0.6 * rng.standard_normal((outputs, inputs)) / np.sqrt(inputs)
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    if isinstance(tree, dict):
+        return {name: _cast(value, dtype) for name, value in tree.items()}
+    return [_cast(value, dtype) for value in tree] if isinstance(tree, list) else tree.astype(dtype)

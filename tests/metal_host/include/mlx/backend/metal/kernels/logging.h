@@ -1,0 +1,2 @@
+// Logging from kernels: the host runner has none.
+#pragma once

@@ -1,0 +1,1 @@
+// clang includes this name by itself when it compiles C++ for OpenCL.
