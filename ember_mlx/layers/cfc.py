@@ -160,7 +160,7 @@ class CfC(RecurrentLayer):
         """Run the scan or scans of the layer; see RecurrentLayer.run."""
         dtype, shape = compute_dtype(steps.x, self.dtype), (steps.x.shape[1], self.units)
         initial = dict(zip(self.state_names, (mx.zeros(shape, dtype) if a is None else a.astype(dtype) for a in state), strict=True))
-        dt = steps.dt.astype(dtype) * self.time_scale_factor
+        dt = steps.dt.astype(dtype) * mx.array(self.time_scale_factor, dtype)
         shared: Tree = {"dt": dt} | ({} if steps.lengths is None else {"lengths": steps.lengths})
         x = steps.x.astype(dtype)
         outputs = self._one_scan(x, initial, shared) if self.mixed_memory else [self._scan_by_stage(x, initial["h"], shared)]

@@ -10,7 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 
 typedef unsigned int uint;
 #define EXPORTED extern "C" __attribute__((visibility("default")))
@@ -65,6 +64,12 @@ struct Span {  // one array in device or constant memory
   uint64_t unwritten, first_unwritten;
 };
 
+struct Named {  // one threadgroup array, as the kernel names it
+  const char* begin;
+  const char* name;
+  uint64_t size, element_size;
+};
+
 struct Launch {
   void (*entry)(void**, const Context*);
   void** buffers;
@@ -74,6 +79,8 @@ struct Launch {
   Span* spans;
   uint span_count, reserved;
   uint64_t switches, accesses;
+  uint name_count, reserved_too;
+  Named names[64];
   Fault fault;
 };
 
@@ -256,9 +263,9 @@ static Place place_of(const Access& access, bool writes) {
 }
 
 static bool concurrent(const Access& earlier, const Access& now, Memory memory) {
-  if (!earlier.thread) return false;
+  if (!earlier.thread || (earlier.atomic && now.atomic)) return false;
   if (earlier.group != now.group) return memory == DEVICE;
-  if (earlier.thread == now.thread || (earlier.atomic && now.atomic) || earlier.epoch != now.epoch) return false;
+  if (earlier.thread == now.thread || earlier.epoch != now.epoch) return false;
   const bool same_simdgroup = (earlier.thread - 1) / LANES == (now.thread - 1) / LANES;
   return !(same_simdgroup && earlier.simd_epoch != now.simd_epoch);
 }
@@ -416,6 +423,12 @@ static void check_access(char* address, uint size, bool reads, bool writes, bool
 
 EXPORTED void host_atomic(const volatile void* address, int size, int mode) {  // 0 load, 1 store, 2 both
   check_access((char*)address, (uint)size, mode != 1, mode != 0, true, __builtin_return_address(0));
+}
+
+EXPORTED void host_name(const void* begin, const char* name, uint64_t size, uint64_t element_size) {
+  for (uint i = 0; i < launch->name_count; i++)
+    if (launch->names[i].begin == begin) return;
+  if (launch->name_count < 64) launch->names[launch->name_count++] = {(const char*)begin, name, size, element_size};
 }
 
 // The calls that -fsanitize=thread puts before every access.

@@ -15,7 +15,8 @@ from .spec import CfCSpec
 Tree = dict[str, Any]
 
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
-    "lecun_tanh": lambda a: LECUN_OUTER * mx.tanh(LECUN_INNER * a),
+    # a Python number would be rounded to float32 before it meets a float64 array
+    "lecun_tanh": lambda a: mx.array(LECUN_OUTER, a.dtype) * mx.tanh(mx.array(LECUN_INNER, a.dtype) * a),
     "tanh": mx.tanh,
     "relu": nn.relu,
     "silu": nn.silu,

@@ -42,6 +42,13 @@
 #else
 #define MSL_THREADGROUP_VARIABLE static __attribute__((section("msl_tg"), used))
 #endif
+// Tells the access checker the name of a threadgroup array.
+#ifdef MSL_CHECKED
+extern "C" void host_name(const void* begin, const char* name, unsigned long size, unsigned long element_size);
+#define MSL_NAME(ARRAY) host_name(&ARRAY, #ARRAY, sizeof(ARRAY), sizeof(__remove_all_extents(decltype(ARRAY))));
+#else
+#define MSL_NAME(ARRAY)
+#endif
 
 #endif
 

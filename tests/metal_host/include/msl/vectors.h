@@ -85,6 +85,15 @@ MSL_FUNC V make(packed_vector<T, N> p) {
   return make<V>((vec<T, N>)p);
 }
 
+// `(float4)v` is rewritten as `caster<float4>()->*v`: that operator binds as a cast does.
+template <class V>
+struct caster {
+  template <class A>
+  MSL_FUNC V operator->*(A a) const {
+    return make<V>(a);
+  }
+};
+
 template <class To, class From>
 MSL_FUNC To as_type_of(From from) {
   static_assert(sizeof(To) == sizeof(From), "as_type needs two types of one size");
