@@ -54,10 +54,14 @@ class Steps(NamedTuple):
         index = mx.where(t < self.lengths, self.lengths - 1 - t, t)
         return self._replace(x=mx.take_along_axis(self.x, index[:, :, None], axis=0), dt=mx.take_along_axis(self.dt, index, axis=0))
 
+    def without_batch(self, a: mx.array) -> mx.array:
+        """(B, F) as it is; (F,) where the caller's x had no batch axis."""
+        return a if self.batched else a.squeeze(0)
+
     def to_caller(self, y: mx.array) -> mx.array:
         """(T, B, F) -> the caller's layout; unbatched: (T, F)."""
         if not self.batched:
-            return y[:, 0]
+            return y.squeeze(1)
         return y.swapaxes(0, 1) if self.batch_first else y
 
 
@@ -142,9 +146,8 @@ def _read_time_deltas(owner: str, time_deltas: Any, T: int, B: int, batched: boo
             raise bad_argument(owner, "time_deltas", "be finite and not negative", time_deltas)
         return mx.full((T, B), time_deltas, dtype)
     check_array(owner, "time_deltas", time_deltas)
-    name, shape = ("(B, T)", (B, T)) if batch_first else ("(T, B)", (T, B))
-    if not batched:
-        name, shape = "(T,)", (T,)
+    shape: tuple[int, ...] = (T,) if not batched else (B, T) if batch_first else (T, B)
+    name = "(T,)" if not batched else "(B, T)" if batch_first else "(T, B)"
     if time_deltas.shape not in ((), shape, (*shape, 1)):
         raise bad_argument(owner, "time_deltas", f"have shape {name} = {shape}, {(*shape, 1)} or be a scalar", time_deltas.shape)
     _check_time_values(owner, time_deltas)
@@ -205,4 +208,4 @@ def _read_one_state(owner: str, name: str, a: Any, batch: int, units: int, batch
     expected = (batch, units) if batched else (units,)
     if a.shape != expected:
         raise bad_argument(owner, name, f"have shape {'(B, H)' if batched else '(H,)'} = {expected}", a.shape)
-    return a if batched else a[None]
+    return a if batched else mx.expand_dims(a, 0)

@@ -7,7 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..checks import flag
+from ..checks import check_flag
 from ..wiring import NeuronMap, map_from_config, map_to_config
 from .arguments import Steps, read_state, read_steps
 
@@ -35,10 +35,10 @@ class RecurrentLayer(nn.Module):
         super().__init__()
         self.input_size, self.units = input_size, units
         owner = type(self).__name__
-        self.return_sequences = flag(owner, "return_sequences", return_sequences)
-        self.return_state = flag(owner, "return_state", return_state)
-        self.batch_first = flag(owner, "batch_first", batch_first)
-        self.go_backwards = flag(owner, "go_backwards", go_backwards)
+        self.return_sequences = check_flag(owner, "return_sequences", return_sequences)
+        self.return_state = check_flag(owner, "return_state", return_state)
+        self.batch_first = check_flag(owner, "batch_first", batch_first)
+        self.go_backwards = check_flag(owner, "go_backwards", go_backwards)
 
     def run(self, steps: Steps, state: list[mx.array | None]) -> tuple[mx.array, list[mx.array]]:
         """Run the recurrence.
@@ -69,19 +69,16 @@ class RecurrentLayer(nn.Module):
     ) -> Any:
         """Run the layer over a batch of sequences; see the class for the shapes."""
         owner = type(self).__name__
-        sequences = self.return_sequences if return_sequences is None else flag(owner, "return_sequences", return_sequences)
-        with_state = self.return_state if return_state is None else flag(owner, "return_state", return_state)
+        sequences = self.return_sequences if return_sequences is None else check_flag(owner, "return_sequences", return_sequences)
+        with_state = self.return_state if return_state is None else check_flag(owner, "return_state", return_state)
         steps = read_steps(owner, x, time_deltas, lengths, self.input_size, self.batch_first)
         state = read_state(owner, initial_state, self.state_names, steps.x.shape[1], self.units, steps.batched)
         if self.go_backwards:
             steps = steps.backwards()
         y, final = self.run(steps, state)
         y = self.read_out(y, steps, **options).astype(mx.result_type(x.dtype, self.dtype))
-        if sequences:
-            y = steps.to_caller(y)
-        else:
-            y = steps.last(y) if steps.batched else steps.last(y)[0]
-        return (y, final if steps.batched else [a[0] for a in final]) if with_state else y
+        y = steps.to_caller(y) if sequences else steps.without_batch(steps.last(y))
+        return (y, [steps.without_batch(a) for a in final]) if with_state else y
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments as values that JSON can hold; `from_config` makes a layer like this one, but for its weights."""
@@ -91,7 +88,8 @@ class RecurrentLayer(nn.Module):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "RecurrentLayer":
         """The layer that `get_config` of the same class described, with new weights."""
-        return cls(**{name: map_from_config(value) if name == "neuron_map" else value for name, value in config.items()})
+        arguments: dict[str, Any] = {name: map_from_config(value) if name == "neuron_map" else value for name, value in config.items()}
+        return cls(**arguments)
 
     @property
     def dtype(self) -> mx.Dtype:

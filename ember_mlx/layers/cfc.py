@@ -1,5 +1,7 @@
 """The closed-form continuous-time layer."""
 
+import math
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -7,7 +9,7 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import count, flag, one_of, real
+from ..checks import check_choice, check_flag, check_integer, check_interval
 from ..errors import bad_argument
 from ..scans.cfc.scan import CFC
 from ..scans.cfc.spec import MODES, CfCSpec
@@ -113,29 +115,29 @@ class CfC(RecurrentLayer):
         neuron_map = built_map(owner, neuron_map, input_size)
         super().__init__(neuron_map.require_input_dim(), neuron_map.units, return_sequences, return_state, batch_first, go_backwards)
         self.neuron_map = neuron_map
-        self.mode, self.activation = one_of(owner, "mode", mode, MODES), one_of(owner, "activation", activation, ACTIVATIONS)
+        self.mode, self.activation = check_choice(owner, "mode", mode, MODES), check_choice(owner, "activation", activation, ACTIVATIONS)
         self.backbone_units, self.backbone_layers = backbone_size(owner, neuron_map, backbone_units, backbone_layers)
-        self.backbone_dropout = real(owner, "backbone_dropout", backbone_dropout, 0, 1)
-        self.mixed_memory = flag(owner, "mixed_memory", mixed_memory)
-        self.time_scale_factor = real(owner, "time_scale_factor", time_scale_factor, 0, low_included=False)
-        self.mask_time_heads = flag(owner, "mask_time_heads", mask_time_heads)
-        self.proj_size = None if proj_size is None else count(owner, "proj_size", proj_size)
-        self.output = one_of(owner, "output", output, OUTPUTS)
+        self.backbone_dropout = check_interval(owner, "backbone_dropout", backbone_dropout, 0, 1)
+        self.mixed_memory = check_flag(owner, "mixed_memory", mixed_memory)
+        self.time_scale_factor = check_interval(owner, "time_scale_factor", time_scale_factor, 0, math.inf, open_below=True)
+        self.mask_time_heads = check_flag(owner, "mask_time_heads", mask_time_heads)
+        self.proj_size = None if proj_size is None else check_integer(owner, "proj_size", proj_size)
+        self.output = check_choice(owner, "output", output, OUTPUTS)
         self._make_parameters()
 
     def _make_parameters(self) -> None:
         """Create the stages, the LSTM of the mixed memory and the output projection."""
-        H, I, ranges = self.units, self.input_size, self._ranges()
+        H, ranges = self.units, self._ranges()
         masks = stage_masks(type(self).__name__, self.neuron_map)
-        inputs = [I, *(stop - start for start, stop in ranges[:-1])]
+        inputs = [self.input_size, *(stop - start for start, stop in ranges[:-1])]
         width, depth = self.backbone_units or 0, self.backbone_layers
         self.stages = [
             CfCStage(size, stop - start, self.mode, width, depth, self._head_mask(mask))
             for size, (start, stop), mask in zip(inputs, ranges, masks, strict=True)
         ]
         if self.mixed_memory:
-            weights = {"Wx": glorot_uniform(H, I, 4), "Wh": glorot_uniform(H, H, 4)}
-            self.lstm = weights | {"bias": uniform_bias(4 * H, I)}
+            weights = {"Wx": glorot_uniform(H, self.input_size, 4), "Wh": glorot_uniform(H, H, 4)}
+            self.lstm = weights | {"bias": uniform_bias(4 * H, self.input_size)}
         if self.proj_size is not None:
             size = self.neuron_map.output_dim if self.output == "motor" else H
             self.proj = {"weight": glorot_uniform(self.proj_size, size), "bias": uniform_bias(self.proj_size, size)}
@@ -195,7 +197,7 @@ class CfC(RecurrentLayer):
 
     def read_out(self, y: mx.array, steps: Steps, *, output: str | None = None) -> mx.array:
         """All units or the motor units, and the projection if there is one."""
-        output = self.output if output is None else one_of(type(self).__name__, "output", output, OUTPUTS)
+        output = self.output if output is None else check_choice(type(self).__name__, "output", output, OUTPUTS)
         if output == "motor":
             y = y[..., : self.neuron_map.output_dim]
         if self.proj_size is None:
@@ -227,7 +229,7 @@ class CfCStage(nn.Module):
         self.mask = None if mask is None else np.ascontiguousarray(mask)
         sizes = [inputs + units, *[width] * depth]
         if depth:
-            pairs = zip(sizes[:-1], sizes[1:], strict=True)
+            pairs = pairwise(sizes)
             self.backbone = [{"weight": glorot_uniform(n, m), "bias": uniform_bias(n, m)} for m, n in pairs]
         blocks = 1 if mode == "pure" else 4
         self.heads = {"weight": glorot_uniform(units, sizes[-1], blocks), "bias": uniform_bias(blocks * units, sizes[-1])}
@@ -236,7 +238,8 @@ class CfCStage(nn.Module):
 
     def scan_tree(self, dtype: mx.Dtype, u: mx.array | None) -> Tree:
         """The stage's arrays for the scan: with the input u (T, B, inputs) its product; without, for an input made in the step."""
-        first, *rest = [*self.get("backbone", []), self.heads]
+        layers: list[Tree] = [*self.get("backbone", []), self.heads]
+        first, rest = layers[0], layers[1:]
         weight, bias = first["weight"].astype(dtype), first["bias"].astype(dtype)
         if self.mask is not None:
             weight = weight * mx.array(self.mask, dtype)
@@ -263,8 +266,8 @@ def backbone_size(owner: str, neuron_map: NeuronMap, units: int | None, layers: 
     possible = neuron_map.is_fully_connected and neuron_map.layers is None
     if layers is None:
         layers = 1 if possible or units is not None else 0
-    layers = count(owner, "backbone_layers", layers, least=0)
-    units = DEFAULT_BACKBONE_UNITS if units is None else count(owner, "backbone_units", units)
+    layers = check_integer(owner, "backbone_layers", layers, minimum=0)
+    units = DEFAULT_BACKBONE_UNITS if units is None else check_integer(owner, "backbone_units", units)
     if layers and not possible:
         raise bad_argument(owner, "neuron_map", "be fully connected and without layers to have a backbone", repr(neuron_map))
     return (units, layers) if layers else (None, 0)
@@ -279,7 +282,8 @@ def stage_masks(owner: str, neuron_map: NeuronMap) -> list[NDArray[np.float32] |
     sensory, recurrent = neuron_map.get_input_mask(), neuron_map.get_recurrent_mask()  # (I, H), (H, H): [source, target]
     if neuron_map.layers is None:
         return [None if neuron_map.is_fully_connected else np.concatenate([sensory, recurrent]).T]
-    masks, carried, source = [], np.zeros_like(recurrent), sensory
+    masks: list[NDArray[np.float32] | None] = []
+    carried, source = np.zeros_like(recurrent), sensory
     carried_sensory = np.zeros_like(sensory)
     carried_sensory[:, neuron_map.layers[0]] = 1
     for k, ids in enumerate(neuron_map.layers):

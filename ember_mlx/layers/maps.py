@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from ..checks import count
+from ..checks import check_integer
 from ..errors import bad_argument
 from ..wiring import FullyConnectedMap, NeuronMap
 from .arguments import type_name
@@ -17,13 +17,13 @@ def built_map(owner: str, neuron_map: Any, input_size: int | None) -> NeuronMap:
         ValueError: a map that is not built, without input_size; or built for another one.
     """
     if input_size is not None:
-        input_size = count(owner, "input_size", input_size)
+        input_size = check_integer(owner, "input_size", input_size)
     if isinstance(neuron_map, bool) or not (isinstance(neuron_map, NeuronMap) or hasattr(neuron_map, "__index__")):
         raise bad_argument(owner, "neuron_map", "be a NeuronMap or an int", type_name(neuron_map), TypeError)
     if isinstance(neuron_map, NeuronMap):
         neuron_map = copy.deepcopy(neuron_map)
     else:
-        neuron_map = FullyConnectedMap(count(owner, "neuron_map", neuron_map))
+        neuron_map = FullyConnectedMap(check_integer(owner, "neuron_map", neuron_map))
     if input_size is None and not neuron_map.is_built():
         raise bad_argument(owner, "input_size", "be given where neuron_map is not built", "None")
     if neuron_map.is_built() and input_size not in (None, neuron_map.input_dim):

@@ -7,7 +7,7 @@ the ops form.
 
 from collections.abc import Callable, Hashable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import numpy as np
@@ -66,6 +66,11 @@ def as_numpy(array: mx.array) -> np.ndarray:
     return view
 
 
+def as_mlx(array: np.ndarray) -> mx.array:
+    """A copy in the same dtype; mx.array alone would make float32 of float64."""
+    return mx.array(array, mx.float64) if array.dtype == np.float64 else mx.array(array)
+
+
 @lru_cache(maxsize=256)
 def _numpy_function(recurrence: Recurrence, spec: Hashable, paths: tuple[str, ...]) -> Callable[..., list[mx.array]]:
     """The recurrence as a function of its leaves, whose gradient is the NumPy backward."""
@@ -81,18 +86,18 @@ def _numpy_function(recurrence: Recurrence, spec: Hashable, paths: tuple[str, ..
 
     @mx.custom_function
     def forward(*leaves: mx.array) -> list[mx.array]:
-        return [mx.array(a) for a in recurrence.forward(spec, tree(map(as_numpy, leaves)))]
+        return [as_mlx(a) for a in recurrence.forward(spec, tree(map(as_numpy, leaves)))]
 
     @mx.custom_function
     def backward(leaves: list[mx.array], outputs: list[mx.array], cotangents: list[mx.array]) -> list[mx.array]:
         mx.eval(leaves, outputs, cotangents)
         kept, dy = (tuple(map(as_numpy, arrays)) for arrays in (outputs, cotangents))
         gradients = dict(tree_flatten(recurrence.backward(spec, tree(map(as_numpy, leaves)), kept, dy)))
-        return [mx.array(gradients[p]) if p in gradients else mx.zeros_like(leaf) for p, leaf in zip(paths, leaves, strict=True)]
+        return [as_mlx(gradients[p]) if p in gradients else mx.zeros_like(leaf) for p, leaf in zip(paths, leaves, strict=True)]
 
     @forward.vjp
     def forward_vjp(leaves: Any, cotangents: Any, outputs: Any) -> list[mx.array]:
-        return backward(list(leaves), list(outputs), list(cotangents))
+        return cast(list[mx.array], backward(list(leaves), list(outputs), list(cotangents)))
 
     @forward.jvp
     def forward_jvp(leaves: Any, tangents: Any) -> list[mx.array]:
@@ -110,7 +115,7 @@ def _numpy_function(recurrence: Recurrence, spec: Hashable, paths: tuple[str, ..
         d_leaves, _, d_dy = tangents
         return _jvp(lambda *a: ops_backward(list(a[: len(leaves)]), list(a[len(leaves) :])), [*leaves, *dy], [*d_leaves, *d_dy])
 
-    return forward
+    return cast(Callable[..., list[mx.array]], forward)
 
 
 def _jvp(function: Callable[..., list[mx.array]], primals: list[mx.array], tangents: list[mx.array | None]) -> list[mx.array]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import check_number
 from ..errors import bad_argument
-from .neuron_map import NeuronMap, check_number, check_sparsity, random_polarities
+from .neuron_map import NeuronMap, check_sparsity, random_polarities
 
 
 class FullyConnectedMap(NeuronMap):

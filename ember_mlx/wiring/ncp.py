@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import check_integer, check_number
 from ..errors import bad_argument
-from .neuron_map import NeuronMap, check_integer, check_number, check_sparsity, random_polarities
+from .neuron_map import NeuronMap, check_sparsity, random_polarities
 
 _EXCITATORY_FRACTION = 0.5
 _COMMAND_FRACTION = 0.4  # of the neurons of an AutoNCPMap that are no motor neurons

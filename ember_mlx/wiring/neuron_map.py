@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..checks import check_integer, check_interval
 from ..errors import bad_argument
 
 if TYPE_CHECKING:
@@ -493,28 +494,9 @@ def random_polarities(rng: np.random.Generator, shape: tuple[int, ...], excitato
     return np.where(rng.random(shape) < excitatory_fraction, 1, -1).astype(np.int8)
 
 
-def check_integer(owner: str, name: str, value: object, minimum: int | None = 1) -> int:
-    """Return `value` as an int, or raise TypeError (no integer; a bool is none) or ValueError (below `minimum`)."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise bad_argument(owner, name, "be an integer", repr(value), TypeError)
-    if minimum is not None and value < minimum:
-        raise bad_argument(owner, name, f"be at least {minimum}", value)
-    return int(value)
-
-
-def check_number(owner: str, name: str, value: object) -> float:
-    """Return `value` as a float, or raise TypeError if it is no real number (a bool is none)."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise bad_argument(owner, name, "be a number", repr(value), TypeError)
-    return float(value)
-
-
 def check_sparsity(owner: str, value: object) -> float:
     """Return a sparsity level as a float in [0, 1), or raise."""
-    level = check_number(owner, "sparsity_level", value)
-    if not 0 <= level < 1:
-        raise bad_argument(owner, "sparsity_level", "be in [0, 1)", level)
-    return level
+    return check_interval(owner, "sparsity_level", value, 0, 1)
 
 
 def _check_below(owner: str, name: str, value: object, end: int) -> int:

@@ -14,7 +14,6 @@ import uuid
 from pathlib import Path
 
 from .errors import AddressSpaceError, KernelCompileError, MetalHostError, UnsupportedPlatformError
-from .rewrite import without_comments
 
 HERE = Path(__file__).parent
 INCLUDE = HERE / "include"
@@ -230,13 +229,3 @@ def quoted_line(originals: dict[str, str], file: str, line: int) -> list[str]:
     """One line of the kernel's text, as its author wrote it."""
     text = originals.get(file, "").splitlines()
     return [f"    {line:5d} | {text[line - 1]}"] if 0 < line <= len(text) else []
-
-
-def code_line(library: Path, offset: int) -> tuple[str, int] | None:
-    """The piece and line of the kernel's text that a place in its machine code comes from."""
-    from .dwarf import line_of
-
-    return line_of(library, offset)
-
-
-__all__ = ["check_address_spaces", "code_line", "kernel_library", "quoted_line", "runtime_library", "without_comments"]

@@ -421,8 +421,8 @@ static void check_access(char* address, uint size, bool reads, bool writes, bool
     check_cell(target, i, address, size, reads, writes, now);
 }
 
-EXPORTED void host_atomic(const volatile void* address, int size, int mode) {  // 0 load, 1 store, 2 both
-  check_access((char*)address, (uint)size, mode != 1, mode != 0, true, __builtin_return_address(0));
+EXPORTED void host_atomic(const volatile void* address, int size, int mode, void* caller) {  // 0 load, 1 store, 2 both
+  check_access((char*)address, (uint)size, mode != 1, mode != 0, true, caller);
 }
 
 EXPORTED void host_name(const void* begin, const char* name, uint64_t size, uint64_t element_size) {

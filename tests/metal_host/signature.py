@@ -1,7 +1,8 @@
 """The kernel function that MLX generates around a body, byte for byte what `verbose=True` prints."""
 
-import re
 from dataclasses import dataclass
+
+import mlx.core as mx
 
 from .arrays import METAL_TYPES, HostArray
 
@@ -74,7 +75,7 @@ def template_arguments(template) -> list[TemplateArgument]:
             arguments.append(TemplateArgument(name, "bool", str(int(value))))
         elif isinstance(value, int):
             arguments.append(TemplateArgument(name, "int", str(value)))
-        elif value in METAL_TYPES:
+        elif isinstance(value, mx.Dtype):
             arguments.append(TemplateArgument(name, "typename", METAL_TYPES[value]))
         else:
             raise ValueError("[metal_kernel] Invalid template argument. Must be `mlx.core.Dtype`, `int` or `bool`.")
@@ -151,7 +152,3 @@ def printed(name: str, text: str) -> str:
     """What `verbose=True` prints."""
     return f"Generated source code for `{name}`:\n```\n{text}\n```"
 
-
-def identifier(function: str) -> str:
-    """The function's name as an identifier (MLX leaves characters of `name` that Metal would reject)."""
-    return re.sub(r"\W", "_", function)

@@ -39,7 +39,7 @@ def cfc_ops(spec: CfCSpec, arrays: Tree) -> list[mx.array]:
         h = mx.where(valid, next_h, h)
         c = None if c is None or next_c is None else mx.where(valid, next_c, c)
         steps.append((mx.where(valid, h, 0), None if c is None else mx.where(valid, c, 0)))
-    return [mx.stack(kept) for kept in zip(*steps, strict=True) if kept[0] is not None]
+    return [mx.stack(list(kept)) for kept in zip(*steps, strict=True) if kept[0] is not None]
 
 
 def _by_step(arrays: Tree) -> Tree:
@@ -61,11 +61,12 @@ def _step(spec: CfCSpec, arrays: Tree, h: mx.array, c: mx.array | None, t: int) 
     if spec.mixed_memory and c is not None:
         h, c = _lstm(arrays["lstm"], h, c, t)
     dt = arrays["dt"][t][:, None]  # (B, 1)
-    below, after = None, {}
+    below: mx.array | None = None
+    after: dict[int, mx.array] = {}
     for (start, stop), stage in zip(spec.stages, arrays["stages"], strict=True):
         below = _stage(spec, stage, h[:, start:stop], below, dt, t, arrays["dropout"])
         after[start] = below
-    return (mx.concatenate([after[start] for start in sorted(after)], axis=1) if len(after) > 1 else below), c
+    return mx.concatenate([after[start] for start in sorted(after)], axis=1), c
 
 
 def _stage(spec: CfCSpec, p: Tree, h: mx.array, below: mx.array | None, dt: mx.array, t: int, dropout: list[mx.array]) -> mx.array:

@@ -1,5 +1,6 @@
 """Small random CfC scans of every kind, for tests, benchmarks and the check of a kernel before its first use."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def cfc_problem(variant: str, T: int, B: int, H: int, *, lengths: bool = False, seed: int = 0, dtype: Any = np.float64) -> tuple[CfCSpec, Tree]:
+def cfc_problem(
+    variant: str, T: int, B: int, H: int, *, lengths: bool = False, seed: int = 0, dtype: Any = np.float64
+) -> tuple[CfCSpec, Tree]:
     """A spec and its arrays, with weights at which the recurrence does not amplify rounding errors.
 
     Args:
@@ -43,7 +46,7 @@ def cfc_problem(variant: str, T: int, B: int, H: int, *, lengths: bool = False, 
     H = max(H, layers)
     # processing order runs from the last units to the first, as in a layered map
     bounds = np.linspace(H, 0, layers + 1).astype(int)
-    stages = tuple((int(stop), int(start)) for start, stop in zip(bounds[:-1], bounds[1:], strict=True))
+    stages = tuple((int(stop), int(start)) for start, stop in pairwise(bounds))
     spec = CfCSpec(stages, mode, kind.get("activation", "lecun_tanh"), kind.get("mixed_memory", False))
     Z = H + 3
     arrays: Tree = {"dt": rng.uniform(0.1, 2, (T, B)), "h0": 0.5 * rng.standard_normal((B, H)), "stages": []}
@@ -71,7 +74,7 @@ def _stage(rng: np.random.Generator, spec: CfCSpec, H: int, below: int, Z: int, 
     else:
         tree["x_proj"] = rng.standard_normal((*leading, sizes[0]))
     if depth:
-        pairs = zip(sizes[:-1], sizes[1:], strict=True)
+        pairs = pairwise(sizes)
         tree["dense"] = [{"w": _weight(rng, n, m), "b": 0.1 * rng.standard_normal(n)} for m, n in pairs]
     if spec.mode == "pure":
         tree |= {"w_tau": rng.standard_normal(H), "A": 1 + 0.1 * rng.standard_normal(H)}

@@ -228,7 +228,7 @@ class _Stage:
     def gradients(self, layout: PackedLayout) -> Tree:
         """The gradients in the structure of the stage's tree."""
         grad = self.grad
-        result = {name: grad[name] for name in ("w_h", "w_u", "b", "w_tau", "A") if name in grad}
+        result: Tree = {name: grad[name] for name in ("w_h", "w_u", "b", "w_tau", "A") if name in grad}
         if "x_proj" in grad:
             result["x_proj"] = layout.unpack(grad["x_proj"])
         return result | {"dense": [{"w": grad[f"w{k}"], "b": grad[f"b{k}"]} for k in range(len(self.dense))]}

@@ -5,7 +5,8 @@
 #define __METAL_VERSION__ 310
 #define __HAVE_BFLOAT__ 1
 #define METAL_FUNC inline __attribute__((always_inline))
-#define MSL_FUNC inline __attribute__((always_inline))
+// Functions of the library: their code counts as code of the line that calls them.
+#define MSL_FUNC inline __attribute__((always_inline, nodebug))
 #define kernel
 
 #ifdef MSL_CHECK
