@@ -120,7 +120,10 @@ class Buffer:
 
     def span(self, byte_cells: bool) -> Span:
         """Its bounds; with strides they may begin below the first element."""
-        low, high = np.lib.array_utils.byte_bounds(self.data) if self.data.size else (self.data.ctypes.data,) * 2
+        low = high = self.data.ctypes.data
+        if self.data.size:
+            reach = [(size - 1) * stride for size, stride in zip(self.data.shape, self.data.strides, strict=True)]
+            low, high = low + sum(min(r, 0) for r in reach), high + sum(max(r, 0) for r in reach) + self.data.itemsize
         cell_bytes = 1 if byte_cells else self.data.itemsize
         return Span(low, high - low, self.writable, self.initialised, cell_bytes, 0, 0, 0)
 

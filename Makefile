@@ -1,0 +1,36 @@
+# `make demo` and `make test` set up a virtual environment in .venv and need nothing else than Python >= 3.10.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: demo test lint bench golden clean
+
+demo: $(VENV)/.examples
+	$(BIN)/python examples/demo.py $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/cpu.py $(ARGS)
+
+golden: $(VENV)/.bench
+	$(BIN)/python tests/make_golden_ncps.py
+
+clean:
+	rm -rf $(VENV) dist out
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# one stamp an extra, so that the demo does not wait for the tools of the tests
+$(VENV)/.%: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	touch $@

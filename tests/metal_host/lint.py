@@ -1,0 +1,187 @@
+"""The subset's rules, by text: what the compilers here would let through and Metal would not, or what the project leaves out."""
+
+import re
+from dataclasses import dataclass
+
+from .compiler import quoted_line
+from .rewrite import without_comments
+from .signature import attributes_in
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One place that breaks a rule."""
+
+    piece: str  # "header" or "source"
+    line: int
+    rule: str
+    reason: str
+    text: str
+
+
+# rule: (pattern, reason)
+PATTERNS = {
+    "double": (r"\bdouble\b", "Metal has no double"),
+    "long-long": (r"\blong\s+long\b", "Metal has no long long; long has 64 bits"),
+    "std": (r"\bstd\s*::", "Metal's library is metal::, not std::"),
+    "new": (r"\bnew\b|\bdelete\b|\bmalloc\s*\(|\bfree\s*\(", "Metal has no dynamic memory"),
+    "exceptions": (r"\btry\b|\bthrow\b|\bcatch\b", "Metal has no exceptions"),
+    "virtual": (r"\bvirtual\b", "Metal has no virtual functions"),
+    "run-time-types": (r"\bdynamic_cast\b|\btypeid\b", "Metal has no run-time type information"),
+    "goto": (r"\bgoto\b", "Metal has no goto"),
+    "static-local": (
+        r"\bstatic\b(?!\s+(?:constexpr|constant|const\s+constant|inline|METAL_FUNC|\[\[))(?=\s+[\w:<>, ]+\s+\w+\s*(?:=|;|\[))",
+        "Metal has no static variables outside the constant address space",
+    ),
+    "thread-local": (r"\bthread_local\b", "Metal has no thread_local"),
+    "assembler": (r"\basm\b|\b__asm\w*", "Metal has no inline assembler"),
+    "function-pointer": (r"\(\s*\*\s*\w+\s*\)\s*\(", "Metal kernels have no plain function pointers"),
+    "lambda": (
+        r"(?<![\w\])])\[\s*[&=]?\s*(?:&?\w+\s*,?\s*)*\]\s*(?:\([^()]*\)\s*)?(?:mutable\s*)?(?:->\s*[\w:]+\s*)?\{",
+        "Metal before version 4 has no lambdas",
+    ),
+    "variadic": (r"\bprintf\s*\(|,\s*\.\.\.\s*\)", "Metal has no C variadic functions and no printf"),
+    "wide-atomic": (
+        r"\batomic\s*<\s*(?:u?int64_t|u?long|half|bfloat\w*|float16_t|double|u?int(?:8|16)_t|u?short|u?char)\s*>|\batomic_u?long\b",
+        "Metal's atomics are 32 bits wide",
+    ),
+    "memory-order": (r"\bmemory_order_(?!relaxed)\w+|\batomic_thread_fence\b", "only memory_order_relaxed works in every version of Metal"),
+    "not-metal-math": (
+        r"(?<![\w.])(?:erf|erfc|erfinv|expm1|cbrt|lgamma|tgamma|nearbyint|lround|logf|expf|sqrtf|powf|fabsf|sinf|cosf|tanhf)\s*\(",
+        "not a function of Metal's library",
+    ),
+    "newer-c++": (r"\brequires\b|\bconcept\b|\bco_(?:await|yield|return)\b|\bconsteval\b|\bconstinit\b", "Metal is C++14 (C++17 from version 4)"),
+    "threadgroup-initialiser": (r"\bthreadgroup\s+[\w:]+\s+\w+\s*(?:\[[^\]]*\]\s*)*(?:=(?!=)|\{)", "threadgroup variables have no initialisers"),
+    "pointer-to-pointer": (r"\*\s*(?:const\s+)?(?:device|constant|threadgroup|thread)?\s*(?:const\s+)?\*\s*(?:const\s+)?\w+\s*(?:=|;|,|\)|\[)", ""),
+}
+POINTER_TO_POINTER = "the subset has no pointers to pointers: Metal's buffers cannot hold them"
+BUILT_IN_TYPE = (
+    r"(?:(?:unsigned|signed)\s+)?(?:float|half|bfloat|bool|char|short|int|uint|ushort|uchar|long|ulong|size_t|u?int(?:8|16|32|64)_t"
+    r"|float16_t|bfloat16_t|complex64_t|void)[234]?"
+)
+SPACES = r"\b(?:device|constant|threadgroup|thread)\b"
+
+
+def lint(source: str, header: str = "") -> list[Finding]:
+    """Every finding, in order of the text."""
+    findings = []
+    names = own_types(without_comments(header)) | own_types(without_comments(source))
+    for piece, text in (("header", header), ("source", source)):
+        text = without_comments(text)
+        findings += pattern_findings(piece, text, text_defines=header + source)
+        findings += unqualified_pointers(piece, text, names)
+        if piece == "header":
+            findings += program_scope(text) + recursion(text)
+    findings += around_the_signature(source, header)
+    return sorted(findings, key=lambda finding: (finding.piece != "header", finding.line))
+
+
+def message(kernel: str, findings: list[Finding], originals: dict[str, str]) -> str:
+    """The findings for a person."""
+    lines = [f"[metal_host] kernel `{kernel}` breaks {len(findings)} rule{'s' if len(findings) > 1 else ''}:"]
+    for finding in findings:
+        lines.append(f"  {finding.piece}:{finding.line}: {finding.rule}: {finding.reason}: `{finding.text}`")
+        lines += quoted_line(originals, finding.piece, finding.line)
+    return "\n".join(lines)
+
+
+def found(piece: str, text: str, at: int, rule: str, reason: str, words: str) -> Finding:
+    """A finding at a place in the text."""
+    return Finding(piece, text.count("\n", 0, at) + 1, rule, reason, " ".join(words.split()))
+
+
+def pattern_findings(piece: str, text: str, text_defines: str) -> list[Finding]:
+    """The rules that are one pattern each."""
+    findings = []
+    for rule, (pattern, reason) in PATTERNS.items():
+        for match in re.finditer(pattern, text):
+            words = match.group(0).strip()
+            if rule == "not-metal-math" and re.search(rf"\b\w+\s+{words.split('(')[0].strip()}\s*\([^()]*\)\s*\{{", text_defines):
+                continue  # the kernel's own function of that name
+            if rule == "pointer-to-pointer":
+                reason = POINTER_TO_POINTER
+                if not re.search(SPACES + r"|[;{(]\s*\w+\s*$", text[max(0, match.start() - 40) : match.end()]):
+                    continue
+            findings.append(found(piece, text, match.start(), rule, reason, words))
+    return findings
+
+
+def own_types(text: str) -> set[str]:
+    """The names that the text itself gives to types."""
+    names = set(re.findall(r"\b(?:typename|class|struct)\s+(\w+)", text))
+    names |= set(re.findall(r"\busing\s+(\w+)\s*=", text))
+    return names | set(re.findall(r"\btypedef\b[^;]*?(\w+)\s*;", text))
+
+
+def unqualified_pointers(piece: str, text: str, names: set[str]) -> list[Finding]:
+    """Pointers and references that name no address space: an error in Metal, `generic` or nothing here."""
+    types = "|".join([BUILT_IN_TYPE, r"(?:metal::)?vec\s*<[^<>;]*>", *sorted(map(re.escape, names))])
+    pattern = rf"(?<![\w.>])(?:{types})\s*(?:const\s*)?(?:\*+|&)(?!&)\s*(?:const\s+)?(?=\w|[,)>])"
+    findings = []
+    for match in re.finditer(pattern, text):
+        begin = max(text.rfind(mark, 0, match.start()) for mark in ";{}(,<") + 1
+        before = text[begin : match.end()]
+        if not re.search(SPACES, before) and not text[:begin].rstrip("(").endswith("sizeof") and is_declaration(text, match):
+            reason = "every pointer and reference names its address space in Metal (device, constant, threadgroup, thread)"
+            findings.append(found(piece, text, match.start(), "address-space", reason, match.group(0)))
+    return findings
+
+
+def is_declaration(text: str, match: re.Match) -> bool:
+    """False for a product such as `N * size` where N is a template parameter's name."""
+    following = re.match(r"\w+\s*(=(?!=)|;|,|\)|\[|\(|:)|[,)>]", text[match.end() :])
+    before = text[: match.start()].rstrip()
+    return bool(following) and not re.search(r"[=+\-*/%<>?&|!]$|\breturn$|\[$", before.removesuffix("const").rstrip())
+
+
+def outside_braces(text: str) -> str:
+    """The text with everything inside braces blanked."""
+    kept, depth = [], 0
+    for letter in text:
+        depth -= letter == "}"
+        kept.append(letter if depth == 0 or letter == "\n" else " ")
+        depth += letter == "{"
+    return "".join(kept)
+
+
+def program_scope(header: str) -> list[Finding]:
+    """Variables outside functions: constants in the constant address space only."""
+    findings, flat = [], re.sub(r"(?m)^[ \t]*#(?:\\\n|[^\n])*", lambda m: re.sub(r"[^\n]", " ", m[0]), outside_braces(header))
+    pattern = rf"(?:^|(?<=[;}}]))\s*((?:(?:static|const|constexpr|inline)\s+)*{BUILT_IN_TYPE}\s+\w+\s*(?:\[[^\]]*\]\s*)*(?:=|\{{(?!\s*\}})|;))"
+    for match in re.finditer(pattern, flat):
+        reason = "a variable outside functions must be in the constant address space"
+        findings.append(found("header", flat, match.start(1), "program-scope", reason, match[1]))
+    for match in re.finditer(r"(?<![(,])\s\s*threadgroup\s+[\w:]+\s+\w+\s*(?:\[[^\]]*\]\s*)*;", "\n" + header):
+        reason = "threadgroup variables belong into the kernel's body; pass helper functions a pointer"
+        findings.append(found("header", header, match.end() - 2, "threadgroup-scope", reason, match[0].strip()))
+    return findings
+
+
+def recursion(header: str) -> list[Finding]:
+    """Functions that call themselves by name."""
+    findings = []
+    for match in re.finditer(r"\b(\w+)\s*\([^;{}]*\)\s*(?:const\s*)?\{", header):
+        name = match[1]
+        if name in ("if", "for", "while", "switch"):
+            continue
+        depth, at = 1, match.end()
+        while at < len(header) and depth:
+            depth += {"{": 1, "}": -1}.get(header[at], 0)
+            at += 1
+        if re.search(rf"(?<![\w.:]){name}\s*(?:<[^;<>]*>)?\s*\(", header[match.end() : at]):
+            reason = "Metal kernels cannot recurse (give overloads of one name different names)"
+            findings.append(found("header", header, match.start(), "recursion", reason, name))
+    return findings
+
+
+def around_the_signature(source: str, header: str) -> list[Finding]:
+    """What goes wrong between the author's text and MLX's."""
+    findings = []
+    last = header.rsplit("\n", 1)[-1]
+    if last.strip() and ("//" in last or last.lstrip().startswith("#")):
+        reason = "MLX puts the kernel's signature right behind the header: end it with a newline"
+        findings.append(Finding("header", header.count("\n") + 1, "header-end", reason, last.strip()))
+    if not attributes_in(source):
+        reason = "MLX recognises thread_position_in_grid and the like by name in the body; without one every thread does the same"
+        findings.append(Finding("source", 1, "no-attribute", reason, source.strip().splitlines()[0] if source.strip() else ""))
+    return findings

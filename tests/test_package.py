@@ -1,0 +1,75 @@
+"""The package as people get it: the wheel in a clean environment, and the NumPy part without MLX."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import ember_mlx
+
+ROOT = Path(__file__).resolve().parent.parent
+USE = """
+import sys, ember_mlx
+import mlx.core as mx
+assert sys.prefix in ember_mlx.__file__, ember_mlx.__file__
+layer = ember_mlx.CfC(ember_mlx.NCPMap(10, 5, 5, 10, seed=42))
+y, [h, t] = layer(mx.zeros((32, 5, 10)), return_state=True)
+print(y.shape, h.shape, t.shape)
+"""
+HIDDEN = """
+import sys
+sys.modules["mlx"] = sys.modules["mlx.core"] = None
+import numpy as np
+import ember_mlx.reference as reference
+neuron_map = reference.NCPMap(10, 5, 5, 10, seed=42)
+stage = {"x_proj": np.zeros((5, 2, 12)), "w_h": np.zeros((12, 3))}
+(h,) = reference.cfc_forward(reference.CfCSpec(((0, 3),)), {"dt": np.ones((5, 2)), "h0": np.ones((2, 3)), "stages": [stage]})
+print(neuron_map.units, h.shape)
+try:
+    import ember_mlx
+    ember_mlx.CfC
+except ImportError as error:
+    print("CfC needs MLX:", "mlx" in str(error))
+"""
+
+
+def run(*command, **options):
+    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, **options)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT)
+    return next(folder.glob("*.whl"))
+
+
+def test_wheel_ships_the_metal_sources_and_nothing_else_besides_the_package(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names} == {"ember_mlx", f"ember_mlx-{ember_mlx.__version__}.dist-info"}
+    shipped = {name.removeprefix("ember_mlx/metal/") for name in names if name.startswith("ember_mlx/metal/")}
+    assert shipped == {path.name for path in (ROOT / "metal").iterdir()}
+
+
+def test_wheel_works_in_a_clean_environment(wheel, tmp_path):
+    run(sys.executable, "-m", "venv", tmp_path / "env")
+    python = tmp_path / "env" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", wheel)
+    assert run(python, "-c", USE, cwd=tmp_path) == "(32, 20) (32, 20) (32, 20)\n"
+
+
+def test_reference_and_maps_work_without_mlx():
+    assert run(sys.executable, "-W", "error", "-c", HIDDEN, cwd=ROOT) == "20 (5, 2, 3)\nCfC needs MLX: True\n"
+
+
+def test_public_names():
+    assert sorted(ember_mlx.__all__) == ember_mlx.__all__
+    for name in ember_mlx.__all__:
+        assert getattr(ember_mlx, name) is not None
+        assert name in dir(ember_mlx)
+    with pytest.raises(AttributeError, match="has no attribute 'LiquidCfC'"):
+        _ = ember_mlx.LiquidCfC
