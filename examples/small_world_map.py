@@ -3,7 +3,8 @@
 Most neurons of a nervous system talk to their neighbours and a few to far ones, which keeps all paths short: a "small
 world" (Watts and Strogatz 1998, Nature 393, 440-442, doi:10.1038/30918). `SmallWorldMap` starts with a ring in which
 every neuron reaches its nearest neighbours and then rewires some synapses to random targets. It overrides the two
-methods of `NeuronMap` that make synapses; seed, matrices, masks, drawing and saving come with the base class.
+methods of `NeuronMap` that make synapses; seed, matrices, masks, drawing and saving come with the base class, and every
+layer takes it.
 
     python examples/small_world_map.py --units 24 --rewiring 0.15
 """
@@ -14,10 +15,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from ember_mlx.wiring import NeuronMap
+from ember_mlx import CfC, NeuronMap
 
 
 class SmallWorldMap(NeuronMap):
@@ -94,6 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     small_world.draw(options.out, title=f"A small world of {small_world.units} neurons")
     print(f"drawn to {options.out}")
+
+    layer = CfC(small_world, output="motor", return_sequences=True)  # any layer takes any map
+    y = layer(mx.random.normal((8, 20, 4)), time_deltas=0.1)
+    print(f"a CfC on it: x (8, 20, 4) -> y {y.shape}")
 
 
 if __name__ == "__main__":

@@ -141,3 +141,17 @@ def test_small_world_map(small_world, rewiring):
     near = np.minimum(distance, 20 - distance) <= 2
     assert (rewiring == 0.0) == (not matrix[~near].any())
     assert NeuronMap.from_config.__func__(type(ring), ring.get_config()) == ring
+
+
+def test_graph_of_a_map_has_its_synapses():
+    neuron_map = NCPMap(5, 4, 3, 2, seed=1)
+    graph = neuron_map.to_networkx()
+    assert graph.number_of_nodes() == neuron_map.units + 2
+    assert graph.number_of_edges() == neuron_map.synapse_count + neuron_map.sensory_synapse_count
+    for source, target, polarity in graph.edges(data="polarity"):
+        matrix, row = (
+            (neuron_map.sensory_adjacency_matrix, int(source[1:])) if isinstance(source, str) else (neuron_map.adjacency_matrix, source)
+        )
+        assert matrix[row, target] == polarity
+    assert graph.nodes[0]["layer"] == "motor"
+    assert graph.nodes["x1"]["layer"] == "sensory"

@@ -15,6 +15,7 @@ from ..checks import check_integer, check_interval
 from ..errors import bad_argument
 
 if TYPE_CHECKING:
+    import networkx
     from matplotlib.figure import Figure
     from typing_extensions import Self
 
@@ -332,6 +333,39 @@ class NeuronMap:
         neuron_map = cls(**arguments)
         neuron_map._set_matrices(*(config.get(name) for name in _MATRIX_NAMES))
         return neuron_map
+
+    def to_networkx(self) -> networkx.DiGraph:
+        """Return the map as a graph of the package networkx, for its measures and layouts.
+
+        Returns:
+            A directed graph: neurons are the nodes 0 ... units - 1, inputs, once the map is built, the nodes "x0", "x1", ...;
+            a synapse is an edge with the attribute `polarity`, +1 or -1; a node's `layer` is its layer's name, "sensory" or None.
+
+        Raises:
+            ImportError: if networkx is not installed.
+
+        Example:
+            >>> graph = NeuronMap(2, input_dim=1, adjacency_matrix=[[0, 1], [-1, 0]]).to_networkx()
+            >>> sorted(graph.edges(data="polarity"))
+            [(0, 1, 1), (1, 0, -1)]
+        """
+        try:
+            import networkx
+        except ImportError as error:
+            raise ImportError('to_networkx() needs networkx: pip install "ember-mlx[plot]"') from error
+        graph = networkx.DiGraph()
+        graph.add_nodes_from(range(self.units), layer=None)
+        for name, ids in zip(self.layer_names or [], self.layers or [], strict=True):
+            graph.add_nodes_from(ids.tolist(), layer=name)
+        sources, targets = self.adjacency_matrix.nonzero()
+        for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
+            graph.add_edge(source, target, polarity=int(self.adjacency_matrix[source, target]))
+        if self.is_built():
+            sensory = self.sensory_adjacency_matrix
+            graph.add_nodes_from((f"x{k}" for k in range(len(sensory))), layer="sensory")
+            for source, target in zip(*(ids.tolist() for ids in sensory.nonzero()), strict=True):
+                graph.add_edge(f"x{source}", target, polarity=int(sensory[source, target]))
+        return graph
 
     def draw(self, path: str | Path | None = None, *, title: str | None = None, show_ids: bool | None = None) -> Figure:
         """Draw the map as a graph; layers are columns, a map without layers is a ring.
