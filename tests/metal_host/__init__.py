@@ -1,5 +1,6 @@
 """Runs Metal kernels on the CPU, and finds their faults; see README.md."""
 
+from .compiler import unsupported_reason
 from .errors import (
     AddressSpaceError,
     BarrierError,
@@ -46,4 +47,5 @@ __all__ = [
     "WriteConflictError",
     "metal_kernel",
     "run_checked",
+    "unsupported_reason",
 ]

@@ -1,5 +1,7 @@
 """Arrays on their way from MLX to the kernel and back: NumPy views, bfloat16 through its bits."""
 
+import ctypes
+import math
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -21,6 +23,7 @@ METAL_TYPES = {
     mx.bfloat16: "bfloat16_t",
     mx.complex64: "complex64_t",
 }
+ALIGNMENT = 256
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 NUMPY_TYPES = {dtype: np.dtype(str(dtype).removeprefix("mlx.core.").rstrip("_")) for dtype in METAL_TYPES if dtype != mx.bfloat16}
 NUMPY_TYPES[mx.bfloat16] = BFLOAT16
@@ -63,24 +66,51 @@ def to_mlx(array: np.ndarray) -> mx.array:
     return mx.array(array)
 
 
+def aligned_memory(size: int) -> np.ndarray:
+    """Bytes that begin where Metal's buffers may: vectors loaded from there need their alignment."""
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % ALIGNMENT
+    return memory[begin : begin + size]
+
+
+def byte_range(array: np.ndarray) -> tuple[int, int]:
+    """The addresses that the array's elements span; with negative strides they begin below the first element."""
+    low = high = array.ctypes.data
+    if not array.size:
+        return low, high
+    reach = [(size - 1) * stride for size, stride in zip(array.shape, array.strides, strict=True)]
+    return low + sum(min(r, 0) for r in reach), high + sum(max(r, 0) for r in reach) + array.itemsize
+
+
+def aligned_copy(array: np.ndarray) -> np.ndarray:
+    """A copy with the same strides; the kernel never sees MLX's own memory."""
+    low, high = byte_range(array)
+    memory = aligned_memory(high - low)
+    if high > low:
+        ctypes.memmove(memory.ctypes.data, low, high - low)
+    return np.ndarray(array.shape, array.dtype, memory.data, array.ctypes.data - low, array.strides)
+
+
 def as_input(value, row_contiguous: bool) -> HostArray:
     """An argument as the kernel gets it: scalars become 0-d arrays, as in MLX."""
     array = value if isinstance(value, mx.array) else mx.array(value)
     data = to_numpy(array)
     if row_contiguous and not data.flags.c_contiguous:
         data = np.ascontiguousarray(data)
-    return HostArray(data, array.dtype)
+    return HostArray(aligned_copy(data), array.dtype)
 
 
 def new_output(shape, dtype: mx.Dtype, init_value) -> np.ndarray:
     """An output's memory: filled with `init_value`, else with NaN (integers: all bits set), so that gaps show."""
-    array = np.empty(tuple(shape), NUMPY_TYPES[dtype])
+    kind = NUMPY_TYPES[dtype]
+    memory = aligned_memory(math.prod(shape) * kind.itemsize)
+    array = np.ndarray(tuple(shape), kind, memory.data)
     if init_value is not None:
         array[...] = init_value
-    elif array.dtype == np.bool_:
+    elif kind == np.bool_:
         array[...] = True
     else:
-        array.reshape(-1).view(np.uint8)[...] = 0xFF
+        memory[...] = 0xFF
     return array
 
 

@@ -22,16 +22,23 @@ QUIET = ["-Wno-unknown-attributes", "-Wno-duplicate-decl-specifier", "-Wno-ignor
 STRICT_VECTORS = ["-flax-vector-conversions=none", "-fsigned-char"]
 # Literals are float, halves round after every operation, and a * b + c is not fused: as in Metal with safe math.
 RUN_FLAGS = [
-    *("-x", "c++", "-std=c++20", "-O1", "-fPIC", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-ffp-contract=off"),
+    *("-std=c++20", "-O1", "-fPIC", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-ffp-contract=off"),
     *("-Xclang", "-cl-single-precision-constant", "-Xclang", "-ffloat16-excess-precision=none"),
     *("-Xclang", "-fbfloat16-excess-precision=none", "-fno-math-errno", "-Werror=vla-extension", "-Werror=vla-cxx-extension"),
     *("-gline-tables-only", "-gdwarf-4", "-fno-caret-diagnostics", *STRICT_VECTORS, *QUIET),
 ]
 CHECKED_FLAGS = ["-DMSL_CHECKED", "-fsanitize=thread"]
-CHECKED_FLAGS += ["-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-atomics=0"]
+CHECKED_FLAGS += [
+    "-mllvm",
+    "-tsan-instrument-func-entry-exit=0",
+    "-mllvm",
+    "-tsan-instrument-atomics=0",
+    "-mllvm",
+    "-tsan-instrument-read-before-write=1",
+]
 ADDRESS_FLAGS = [
-    *("-x", "cl", "-cl-std=clc++2021", "-cl-no-stdinc", "-Xclang", "-cl-ext=+cl_khr_fp16", "-cl-single-precision-constant", "-DMSL_CHECK"),
-    *("-fsyntax-only", "-Wimplicit-float-conversion", "-fno-caret-diagnostics", *STRICT_VECTORS, *QUIET),
+    *("-cl-std=clc++2021", "-cl-no-stdinc", "-Xclang", "-cl-ext=+cl_khr_fp16", "-cl-single-precision-constant", "-DMSL_CHECK"),
+    *("-Wimplicit-float-conversion", "-fno-caret-diagnostics", *STRICT_VECTORS, *QUIET),
 ]
 DIAGNOSTIC = re.compile(r"^(?P<file>[^:\n]+):(?P<line>\d+):(?P<column>\d+): (?P<kind>error|fatal error|warning|note): (?P<text>.*)$")
 OPENCL_WORDS = {"__global": "device", "__local": "threadgroup", "__private": "thread", "__constant": "constant", "__generic": "generic"}
@@ -93,6 +100,16 @@ def linker() -> list[str]:
     if sys.platform == "darwin":
         return [str(zig()), "cc", "-shared", "-Wl,-undefined,dynamic_lookup"]
     return [str(zig()), "ld.lld", "-shared", "--allow-shlib-undefined"]
+
+
+def unsupported_reason() -> str | None:
+    """Why this machine cannot run kernels, for a test's skip; None where it can."""
+    try:
+        zig()
+        mlx_include()
+    except UnsupportedPlatformError as error:
+        return str(error)
+    return None
 
 
 # The cache
@@ -160,6 +177,17 @@ def runtime_library() -> Path:
     return cached(".runtime.so", make, source.read_text(), *flags)
 
 
+def precompiled_prelude(language: str, flags: list[str]) -> list[str]:
+    """The prelude, parsed once for all kernels: it is most of the time that a kernel takes to compile."""
+    prelude = str(INCLUDE / "kernel_prelude.h")
+
+    def make(path: Path) -> None:
+        header = ["-x", f"{language}-header", "-Xclang", "-fno-pch-timestamp", prelude, "-o", str(path)]
+        must_run([*clang(), *flags, *header], "compiling the prelude")
+
+    return ["-include-pch", str(cached(".pch", make, language, *flags)), "-Xclang", "-fno-validate-pch", "-x", language]
+
+
 def kernel_library(kernel: str, text: str, checked: bool, originals: dict[str, str]) -> Path:
     """The kernel's machine code, with or without the calls of the access checker."""
     flags = RUN_FLAGS + (CHECKED_FLAGS if checked else [])
@@ -167,7 +195,7 @@ def kernel_library(kernel: str, text: str, checked: bool, originals: dict[str, s
     def make(path: Path) -> None:
         item = path.with_suffix(".o")
         try:
-            result = run([*clang(), *flags, "-c", "-", "-o", str(item)], text)
+            result = run([*clang(), *flags, *precompiled_prelude("c++", flags), "-c", "-", "-o", str(item)], text)
             if result.returncode:
                 raise KernelCompileError(compile_message(kernel, result.stderr, originals))
             must_run([*linker(), "-o", str(path), str(item)], "linking a kernel")
@@ -181,7 +209,7 @@ def check_address_spaces(kernel: str, text: str, originals: dict[str, str]) -> N
     """Parse the text with real address spaces; raise what the compiler says."""
 
     def make(path: Path) -> None:
-        result = run([*clang(), *ADDRESS_FLAGS, "-"], text)
+        result = run([*clang(), *ADDRESS_FLAGS, *precompiled_prelude("cl", ADDRESS_FLAGS), "-fsyntax-only", "-"], text)
         output = bfloat_conversions_as_errors(result.stderr)
         if result.returncode or "error:" in output:
             message = compile_message(kernel, output, originals)

@@ -50,9 +50,18 @@ PATTERNS = {
         r"(?<![\w.])(?:erf|erfc|erfinv|expm1|cbrt|lgamma|tgamma|nearbyint|lround|logf|expf|sqrtf|powf|fabsf|sinf|cosf|tanhf)\s*\(",
         "not a function of Metal's library",
     ),
-    "newer-c++": (r"\brequires\b|\bconcept\b|\bco_(?:await|yield|return)\b|\bconsteval\b|\bconstinit\b", "Metal is C++14 (C++17 from version 4)"),
-    "threadgroup-initialiser": (r"\bthreadgroup\s+[\w:]+\s+\w+\s*(?:\[[^\]]*\]\s*)*(?:=(?!=)|\{)", "threadgroup variables have no initialisers"),
-    "pointer-to-pointer": (r"\*\s*(?:const\s+)?(?:device|constant|threadgroup|thread)?\s*(?:const\s+)?\*\s*(?:const\s+)?\w+\s*(?:=|;|,|\)|\[)", ""),
+    "newer-c++": (
+        r"\brequires\b|\bconcept\b|\bco_(?:await|yield|return)\b|\bconsteval\b|\bconstinit\b",
+        "Metal is C++14 (C++17 from version 4)",
+    ),
+    "threadgroup-initialiser": (
+        r"\bthreadgroup\s+[\w:]+\s+\w+\s*(?:\[[^\]]*\]\s*)*(?:=(?!=)|\{)",
+        "threadgroup variables have no initialisers",
+    ),
+    "pointer-to-pointer": (
+        r"\*\s*(?:const\s+)?(?:device|constant|threadgroup|thread)?\s*(?:const\s+)?\*\s*(?:const\s+)?\w+\s*(?:=|;|,|\)|\[)",
+        "",
+    ),
 }
 POINTER_TO_POINTER = "the subset has no pointers to pointers: Metal's buffers cannot hold them"
 BUILT_IN_TYPE = (
@@ -62,7 +71,7 @@ BUILT_IN_TYPE = (
 SPACES = r"\b(?:device|constant|threadgroup|thread)\b"
 
 
-def lint(source: str, header: str = "") -> list[Finding]:
+def lint(source: str, header: str = "", input_names=(), outputs: int = 1) -> list[Finding]:
     """Every finding, in order of the text."""
     findings = []
     names = own_types(without_comments(header)) | own_types(without_comments(source))
@@ -72,7 +81,7 @@ def lint(source: str, header: str = "") -> list[Finding]:
         findings += unqualified_pointers(piece, text, names)
         if piece == "header":
             findings += program_scope(text) + recursion(text)
-    findings += around_the_signature(source, header)
+    findings += around_the_signature(source, header, input_names, outputs)
     return sorted(findings, key=lambda finding: (finding.piece != "header", finding.line))
 
 
@@ -147,7 +156,9 @@ def outside_braces(text: str) -> str:
 def program_scope(header: str) -> list[Finding]:
     """Variables outside functions: constants in the constant address space only."""
     findings, flat = [], re.sub(r"(?m)^[ \t]*#(?:\\\n|[^\n])*", lambda m: re.sub(r"[^\n]", " ", m[0]), outside_braces(header))
-    pattern = rf"(?:^|(?<=[;}}]))\s*((?:(?:static|const|constexpr|inline)\s+)*{BUILT_IN_TYPE}\s+\w+\s*(?:\[[^\]]*\]\s*)*(?:=|\{{(?!\s*\}})|;))"
+    pattern = (
+        rf"(?:^|(?<=[;}}]))\s*((?:(?:static|const|constexpr|inline)\s+)*{BUILT_IN_TYPE}\s+\w+\s*(?:\[[^\]]*\]\s*)*(?:=|\{{(?!\s*\}})|;))"
+    )
     for match in re.finditer(pattern, flat):
         reason = "a variable outside functions must be in the constant address space"
         findings.append(found("header", flat, match.start(1), "program-scope", reason, match[1]))
@@ -174,14 +185,19 @@ def recursion(header: str) -> list[Finding]:
     return findings
 
 
-def around_the_signature(source: str, header: str) -> list[Finding]:
+def around_the_signature(source: str, header: str, input_names, outputs: int) -> list[Finding]:
     """What goes wrong between the author's text and MLX's."""
     findings = []
     last = header.rsplit("\n", 1)[-1]
     if last.strip() and ("//" in last or last.lstrip().startswith("#")):
         reason = "MLX puts the kernel's signature right behind the header: end it with a newline"
         findings.append(Finding("header", header.count("\n") + 1, "header-end", reason, last.strip()))
-    if not attributes_in(source):
-        reason = "MLX recognises thread_position_in_grid and the like by name in the body; without one every thread does the same"
-        findings.append(Finding("source", 1, "no-attribute", reason, source.strip().splitlines()[0] if source.strip() else ""))
+    uses_shape = next(
+        (f"{name}_{what}" for name in input_names for what in ("shape", "strides", "ndim") if f"{name}_{what}" in source), None
+    )
+    if outputs > 1 and uses_shape and not attributes_in(source):
+        reason = (
+            "with several outputs, MLX generates a wrong signature for a body that names this and no thread_position_in_grid or the like"
+        )
+        findings.append(Finding("source", source[: source.index(uses_shape)].count("\n") + 1, "signature", reason, uses_shape))
     return findings

@@ -85,9 +85,9 @@ def threadgroup_for_check(match: re.Match) -> str:
 
 def rewritten(text: str, vector: str, check: bool) -> str:
     """One piece of the kernel's text for clang, line by line where it was."""
-    text = THREADGROUP_VARIABLE.sub(threadgroup_for_check if check else threadgroup_for_run, text)
+    text = rewrite_vectors(text, vector)
     text = LITERAL.sub(lambda m: f"(({'half' if m[2] in 'hH' else 'bfloat'}){m[1]})", text)
-    return rewrite_vectors(text, vector)
+    return THREADGROUP_VARIABLE.sub(threadgroup_for_check if check else threadgroup_for_run, text)
 
 
 def entry_text(signature: Signature) -> str:
@@ -102,11 +102,10 @@ def entry_text(signature: Signature) -> str:
 
 
 def pieces(signature: Signature, header: str, source: str, check: bool) -> str:
-    """Everything but the entry, each piece under its own name for messages."""
+    """Everything between the prelude and the entry, each piece under its own name for messages."""
     header, source = without_comments(header), without_comments(source)
     vector = vector_names(header + source)
     return (
-        '#include "kernel_prelude.h"\n'
         f'#line 1 "header"\n{rewritten(header, vector, check)}\n'
         f'#line 1 "signature"\n{signature.opening}'
         f'#line 1 "source"\n{rewritten(source, vector, check)}\n'

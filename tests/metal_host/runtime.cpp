@@ -39,7 +39,7 @@ enum FaultKind {
   READ_ONLY_WRITE,
   UNINITIALISED_READ,
   CRASH,
-  NEEDS_BYTE_CELLS,  // not a fault: an access smaller than an output's element; run again with one cell a byte
+  NEEDS_BYTE_CELLS,  // not a fault: an access smaller than a cell; run again with one cell a byte
 };
 
 struct Place {
@@ -77,7 +77,7 @@ struct Launch {
   uint schedule, seed, checked, strict_simd;
   char *threadgroup_begin, *threadgroup_end;
   Span* spans;
-  uint span_count, reserved;
+  uint span_count, threadgroup_cell_bytes;
   uint64_t switches, accesses;
   uint name_count, reserved_too;
   Named names[64];
@@ -324,7 +324,7 @@ static bool is_own_memory(const char* address, uint size, bool writes) {
 // Finds the array of an access; false if there is nothing to check.
 static bool find_target(char* address, uint size, bool writes, const Access& now, Target* target) {
   if (inside(address, size, launch->threadgroup_begin, launch->threadgroup_end)) {
-    *target = {THREADGROUP, -1, (uint64_t)(address - launch->threadgroup_begin), threadgroup_cells, 1, false};
+    *target = {THREADGROUP, -1, (uint64_t)(address - launch->threadgroup_begin), threadgroup_cells, launch->threadgroup_cell_bytes, false};
     return true;
   }
   for (uint i = 0; i < launch->span_count; i++) {
@@ -354,14 +354,17 @@ static bool is_uninitialised(const Cell& cell, const Target& target, const Acces
   return !target.initialised && !cell.write.thread;
 }
 
-static void note_second_write(const Access& earlier, const Target& target, char* address, uint size, const Access& now) {
-  if (pending.open) return;
-  Fault fault = {WRITE_CONFLICT, target.span, (int64_t)target.offset, size, 0, place_of(now, true), place_of(earlier, true)};
-  pending.open = true;
-  pending.address = address;
-  pending.size = size < sizeof pending.before ? size : (uint)sizeof pending.before;
-  pending.fault = fault;
-  memcpy(pending.before, address, pending.size);
+static void note_second_write(const Access& earlier, const Target& target, uint64_t offset, char* address, uint size, const Access& now) {
+  if (!pending.open) {
+    pending.open = true;
+    pending.address = address;
+    pending.size = 0;
+    pending.fault = {WRITE_CONFLICT, target.span, (int64_t)offset, size, 0, place_of(now, true), place_of(earlier, true)};
+  }
+  const uint64_t end = (uint64_t)(address - pending.address) + size;  // an access may cover several cells
+  if (end > sizeof pending.before) return;
+  memcpy(pending.before + pending.size, pending.address + pending.size, end - pending.size);
+  pending.size = (uint)end;
 }
 
 static void remember_read(Cell& cell, const Access& now, Memory memory) {
@@ -374,8 +377,8 @@ static void remember_read(Cell& cell, const Access& now, Memory memory) {
     first = now;
   } else {
     const Access& second = cell.read[1];
-    const bool second_is_far = second.thread && concurrent(second, now, memory) && (second.thread - 1) / LANES != (first.thread - 1) / LANES;
-    if (!second_is_far) cell.read[1] = now;
+    const bool elsewhere = (second.thread - 1) / LANES != (first.thread - 1) / LANES;
+    if (!(second.thread && elsewhere && concurrent(second, now, memory))) cell.read[1] = now;
   }
 }
 
@@ -391,9 +394,8 @@ static void check_cell(const Target& target, uint64_t index, char* address, uint
   if (writes) {
     if (!reads && concurrent(cell.write, now, target.memory)) {
       if (now.atomic || cell.write.atomic) check_race(cell.write, true, target, index, now, writes);
-      Target at = target;
-      at.offset = index * target.cell_bytes;
-      note_second_write(cell.write, at, address + (int64_t)(at.offset - target.offset), target.cell_bytes, now);
+      const uint64_t offset = index * target.cell_bytes;
+      note_second_write(cell.write, target, offset, address + (offset - target.offset), target.cell_bytes, now);
     }
     check_race(cell.read[0], false, target, index, now, writes);
     check_race(cell.read[1], false, target, index, now, writes);
@@ -463,7 +465,8 @@ EXPORTED void __tsan_func_entry(void*) {}
 EXPORTED void __tsan_func_exit() {}
 
 static void make_cells() {
-  threadgroup_cells = (Cell*)calloc((size_t)(launch->threadgroup_end - launch->threadgroup_begin) + 1, sizeof(Cell));
+  const size_t bytes = (size_t)(launch->threadgroup_end - launch->threadgroup_begin);
+  threadgroup_cells = (Cell*)calloc(bytes / launch->threadgroup_cell_bytes + 1, sizeof(Cell));
   span_cells = (Cell**)calloc(launch->span_count + 1, sizeof(Cell*));
   for (uint i = 0; i < launch->span_count; i++) {
     const Span& span = launch->spans[i];

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from . import errors
+from .arrays import byte_range
 from .compiler import quoted_line, runtime_library
 from .dwarf import line_of
 
@@ -64,7 +65,7 @@ class Launch(ctypes.Structure):
         *((name, u32) for name in ("schedule", "seed", "checked", "strict_simd")),
         *((name, address) for name in ("threadgroup_begin", "threadgroup_end")),
         ("spans", ctypes.POINTER(Span)),
-        *((name, u32) for name in ("span_count", "reserved")),
+        *((name, u32) for name in ("span_count", "threadgroup_cell_bytes")),
         *((name, u64) for name in ("switches", "accesses")),
         *((name, u32) for name in ("name_count", "reserved_too")),
         ("names", Named * 64),
@@ -80,7 +81,7 @@ ONE_AT_A_TIME = threading.Lock()
 @functools.cache
 def runtime() -> ctypes.CDLL:
     """The runtime, loaded so that kernels find its functions and those of the math library."""
-    ctypes.CDLL(ctypes.util.find_library("m"), mode=ctypes.RTLD_GLOBAL)
+    ctypes.CDLL(ctypes.util.find_library("m") or "libm.so.6", mode=ctypes.RTLD_GLOBAL)
     return ctypes.CDLL(str(runtime_library()), mode=ctypes.RTLD_GLOBAL)
 
 
@@ -119,16 +120,15 @@ class Buffer:
     initialised: bool = True
 
     def span(self, byte_cells: bool) -> Span:
-        """Its bounds; with strides they may begin below the first element."""
-        low = high = self.data.ctypes.data
-        if self.data.size:
-            reach = [(size - 1) * stride for size, stride in zip(self.data.shape, self.data.strides, strict=True)]
-            low, high = low + sum(min(r, 0) for r in reach), high + sum(max(r, 0) for r in reach) + self.data.itemsize
+        """Its bounds, and whether the checker keeps one cell a byte or one an element."""
+        low, high = byte_range(self.data)
         cell_bytes = 1 if byte_cells else self.data.itemsize
         return Span(low, high - low, self.writable, self.initialised, cell_bytes, 0, 0, 0)
 
 
-def launch(kernel: LoadedKernel, buffers: list[Buffer], grid, group, schedule: str, seed: int, checked: bool, strict_simd: bool, byte_cells=False):
+def launch(
+    kernel: LoadedKernel, buffers: list[Buffer], grid, group, schedule: str, seed: int, checked: bool, strict_simd: bool, byte_cells=False
+):
     """Run the kernel once and return the launch with its fault, if any."""
     pointers = (address * len(buffers))(*(buffer.data.ctypes.data for buffer in buffers))
     spans = (Span * len(buffers))(*(buffer.span(byte_cells) for buffer in buffers))
@@ -137,6 +137,7 @@ def launch(kernel: LoadedKernel, buffers: list[Buffer], grid, group, schedule: s
     request.checked, request.strict_simd = checked, strict_simd
     request.threadgroup_begin, request.threadgroup_end = kernel.threadgroup_begin, kernel.threadgroup_end
     request.spans, request.span_count = spans, len(buffers)
+    request.threadgroup_cell_bytes = 1 if byte_cells else 4
     with ONE_AT_A_TIME:
         if runtime().host_launch(ctypes.byref(request)) < 0:
             raise errors.MetalHostError("[metal_host] no memory for the threads' stacks")
@@ -161,7 +162,7 @@ class FaultReport:
         return kind(f"[metal_host] kernel `{self.name}`: {text}" + "".join(f"\n{line}" for line in places))
 
     def wants_byte_cells(self) -> bool:
-        """Not a fault: the checker has to look at an output byte by byte."""
+        """Not a fault: the checker has to look at memory byte by byte."""
         return FAULT_KINDS[self.request.fault.kind] == "needs_byte_cells"
 
     def barrier_after_return(self, fault: Fault):

@@ -64,7 +64,7 @@ class Signature:
 
     def text(self, header: str, source: str) -> str:
         """The whole text, as MLX hands it to the Metal compiler (after its own utilities)."""
-        return f"{header}{self.opening}{source}\n}}\n{self.instantiation}\n"
+        return f"{header}{self.opening}{source}\n}}\n{self.instantiation}"
 
 
 def template_arguments(template) -> list[TemplateArgument]:
@@ -151,4 +151,3 @@ def opening_text(function, arguments, parameters, attributes, arrays: int) -> st
 def printed(name: str, text: str) -> str:
     """What `verbose=True` prints."""
     return f"Generated source code for `{name}`:\n```\n{text}\n```"
-

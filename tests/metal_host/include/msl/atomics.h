@@ -3,7 +3,8 @@
 
 #ifndef MSL_CHECK
 extern "C" void host_atomic(const volatile void* address, int size, int mode, void* caller);
-#define MSL_NOTE_ATOMIC(MODE) host_atomic((const volatile void*)p, (int)sizeof(T), MODE, __builtin_return_address(0));  // 0 load, 1 store, 2 both
+// MODE: 0 load, 1 store, 2 both
+#define MSL_NOTE_ATOMIC(MODE) host_atomic((const volatile void*)p, (int)sizeof(T), MODE, __builtin_return_address(0));
 #else
 #define MSL_NOTE_ATOMIC(MODE)
 #endif

@@ -1,4 +1,4 @@
-// Geometric functions, and vectors packed into integers.
+// Geometric functions, and a vector packed into an integer.
 #pragma once
 
 namespace metal {
@@ -24,6 +24,7 @@ MSL_GEOMETRY(half, 4)
 MSL_FUNC float3 cross(float3 a, float3 b) { return a.yzx * b.zxy - a.zxy * b.yzx; }
 MSL_FUNC half3 cross(half3 a, half3 b) { return a.yzx * b.zxy - a.zxy * b.yzx; }
 
-MSL_FUNC float2 unpack_half2x16_to_float2(uint v) { return {(float)__builtin_bit_cast(half, (ushort)v), (float)__builtin_bit_cast(half, (ushort)(v >> 16))}; }
-MSL_FUNC float4 unpack_unorm4x8_to_float(uint v) { return float4{(float)(v & 255), (float)(v >> 8 & 255), (float)(v >> 16 & 255), (float)(v >> 24)} / 255.0f; }
+MSL_FUNC float4 unpack_unorm4x8_to_float(uint v) {
+  return float4{(float)(v & 255), (float)(v >> 8 & 255), (float)(v >> 16 & 255), (float)(v >> 24)} / 255.0f;
+}
 }  // namespace metal

@@ -4,7 +4,6 @@
 extern "C" {
 float expf(float);
 float exp2f(float);
-float exp10f(float);
 float logf(float);
 float log2f(float);
 float log10f(float);
@@ -77,7 +76,7 @@ namespace metal {
 
 MSL_UNARY(exp, expf(x))
 MSL_UNARY(exp2, exp2f(x))
-MSL_UNARY(exp10, exp10f(x))
+MSL_UNARY(exp10, powf(10.0f, x))
 MSL_UNARY(log, logf(x))
 MSL_UNARY(log2, log2f(x))
 MSL_UNARY(log10, log10f(x))

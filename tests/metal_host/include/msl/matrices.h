@@ -12,7 +12,7 @@ struct matrix {
   }
   template <class... Vs, class = enable_if_t<sizeof...(Vs) + 2 == COLUMNS>>
   MSL_FUNC matrix(vec<T, ROWS> a, vec<T, ROWS> b, Vs... rest) : columns{a, b, rest...} {}
-  MSL_FUNC thread vec<T, ROWS>& operator[](int c) { return columns[c]; }
+  MSL_FUNC thread vec<T, ROWS>& operator[](int c) thread { return columns[c]; }
   MSL_FUNC vec<T, ROWS> operator[](int c) const { return columns[c]; }
 };
 template <class T, int C, int R>
@@ -54,7 +54,7 @@ struct simdgroup_matrix {
   vec<T, 2> items;
   simdgroup_matrix() = default;
   MSL_FUNC explicit simdgroup_matrix(T diagonal, MSL_HERE);
-  MSL_FUNC thread vec<T, 2>& thread_elements() { return items; }
+  MSL_FUNC thread vec<T, 2>& thread_elements() thread { return items; }
   MSL_FUNC vec<T, 2> thread_elements() const { return items; }
 };
 typedef simdgroup_matrix<float, 8, 8> simdgroup_float8x8;

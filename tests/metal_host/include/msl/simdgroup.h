@@ -10,6 +10,11 @@ void host_inactive_lane(uint lane, const msl_site* site);
 }
 #endif
 #define MSL_SLOT 16
+#ifdef MSL_CHECKED
+#define MSL_LANE_FUNC MSL_UNCHECKED  // reading a lane is no access of the kernel's
+#else
+#define MSL_LANE_FUNC MSL_FUNC
+#endif
 
 namespace metal {
 // Metal's simd functions take scalars of at most 32 bits and vectors of them; not bool.
@@ -29,7 +34,7 @@ struct exchange {
   MSL_FUNC exchange(T value, msl_site where) : own(value), site(where) {
     active = host_simd_exchange(&own, (int)sizeof(T), &site, &self, &slots);
   }
-  MSL_FUNC T at(uint lane) const {
+  MSL_LANE_FUNC T at(uint lane) const {
     if (!has(lane)) {
       host_inactive_lane(lane, &site);
       return own;

@@ -135,8 +135,8 @@ MSL_PACKED_VECTORS(uchar)
 template <class T, size_t N>
 struct array {
   T items[N];
-  MSL_FUNC thread T& operator[](size_t i) { return items[i]; }
-  MSL_FUNC const thread T& operator[](size_t i) const { return items[i]; }
+  MSL_FUNC thread T& operator[](size_t i) thread { return items[i]; }
+  MSL_FUNC const thread T& operator[](size_t i) const thread { return items[i]; }
   constexpr size_t size() const { return N; }
 };
 }  // namespace metal

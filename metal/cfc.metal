@@ -1,0 +1,268 @@
+// CfC, equations (1) to (3): ROWS sequences by one threadgroup, all their steps, forward and backward.
+// Arrays are time-major. The products with the inputs x come before the forward scan; the gates' slopes, which follow from the stored
+// states, come before the backward scan, and the weights' gradients after it.
+
+enum Mode { DEFAULT = 0, NO_GATE = 1, PURE = 2 };
+
+// The sizes of one variant. DEPTH backbone layers of Z units (Z = H where DEPTH is 0), HEADS linear heads a unit.
+template <int H_, int Z_, int DEPTH_, int MODE_, int ACTIVATION_, int THREADS_, int ROWS_, int SPLIT_, bool RESIDENT_>
+struct CfC {
+  enum {
+    H = H_, Z = Z_, DEPTH = DEPTH_, MODE = MODE_, ACTIVATION = ACTIVATION_, THREADS = THREADS_, ROWS = ROWS_,
+    HEADS = MODE_ == PURE ? 1 : 4,
+    OUTPUTS = SPLIT_ < 4 ? SPLIT_ : 4,
+    STATE_BUFFERS = DEPTH_ > 0 ? 1 : 2,  // without a layer between, a step writes its result beside what others still read
+    LAYER_BUFFERS = DEPTH_ > 1 ? 2 : DEPTH_
+  };
+  typedef Product<H_, Z_, SPLIT_, OUTPUTS, THREADS_, RESIDENT_> First;
+  typedef Product<Z_, Z_, SPLIT_, OUTPUTS, THREADS_, false> Middle;
+  typedef Product<Z_, HEADS * H_, SPLIT_, HEADS, THREADS_, RESIDENT_> Heads;
+  // the same backward: from the heads' gradients to z's, and on to h's
+  typedef Product<HEADS * H_, Z_, SPLIT_, OUTPUTS, THREADS_, RESIDENT_> HeadsBack;
+  typedef Product<Z_, Z_, SPLIT_, OUTPUTS, THREADS_, false> MiddleBack;
+  typedef Product<(DEPTH_ > 0 ? Z_ : HEADS * H_), H_, SPLIT_, 1, THREADS_, RESIDENT_> FirstBack;
+};
+
+// (3): the next state of a unit. Its lanes hold the heads f, g, t_a, t_b, COPIES lanes each; the lanes of f return the state.
+template <int MODE, int COPIES>
+inline float interpolate(float q, int head, float dt, float w_tau, float A) {
+  if (MODE == PURE) {
+    float f = q;  // (2)
+    float rate = fabs(w_tau) + fabs(f);
+    return A - A * exp(-dt * rate) * f;  // (3)
+  }
+  float other = simd_shuffle_xor(q, COPIES);  // f with g, t_a with t_b
+  float t_argument = head == 2 ? q * dt + other : other * dt + q;
+  float value = head < 2 ? fast_tanh(q) : fast_sigmoid(t_argument);  // (2)
+  float f = value;
+  float g = simd_shuffle_xor(value, COPIES);
+  float t_interp = simd_shuffle_xor(value, 2 * COPIES);  // (3)
+  return MODE == NO_GATE ? f + g * t_interp : f * (1.0f - t_interp) + g * t_interp;
+}
+
+// How many steps each row of this group has; returns the most.
+template <int ROWS>
+inline int read_lengths(device const int* lengths, int row0, int B, thread int* length) {
+  int most = 0;
+  for (int r = 0; r < ROWS; r++) {
+    length[r] = row0 + r < B ? lengths[row0 + r] : 0;
+    most = length[r] > most ? length[r] : most;
+  }
+  return most;
+}
+
+// Rows (B, width) of step t from there on are 0 to the end of the sequence.
+template <int ROWS, int THREADS, typename IO>
+inline void clear_rest(device IO* values, int t, int T, int B, int width, int row0, int thread_index) {
+  for (; t < T; t++) {
+    for (int r = 0; r < ROWS && row0 + r < B; r++) {
+      for (int j = thread_index; j < width; j += THREADS) values[(t * B + row0 + r) * width + j] = IO(0.0f);
+    }
+  }
+}
+
+// (1): one backbone layer of one step, z = activation(W in + added), times the dropout factors if there are any
+template <typename C, typename P, typename IO>
+inline void backbone_layer(
+    thread const P& product, threadgroup const float4* in, threadgroup float* z, int z_width,
+    device const IO* added, int added_width, device const float* dropout, int t, thread const int* length) {
+  for (int block = 0; block < P::BLOCKS; block++) {
+    float sums[C::ROWS * C::OUTPUTS];
+    run_product<C::ROWS>(product, in, block, sums);
+    int j = result_of(product, block);
+    if (!product.primary || j >= C::Z) continue;
+    for (int r = 0; r < C::ROWS; r++) {
+      if (t >= length[r]) continue;
+      float value = activate<C::ACTIVATION>(sums[r * C::OUTPUTS] + float(added[r * added_width + j]));  // (1)
+      z[r * z_width + j] = dropout ? value * dropout[r * C::Z + j] : value;
+    }
+  }
+}
+
+template <typename C, typename IO>
+inline void cfc_forward(
+    device const IO* x_proj,        // (T, B, Z), or (T, B, HEADS H) where DEPTH is 0
+    device const float* w_first,    // packed (Z, H)
+    device const float* w_middle,   // DEPTH - 1 times packed (Z, Z)
+    device const float* b_middle,   // (DEPTH - 1, Z)
+    device const float* w_heads,    // packed (HEADS H, Z)
+    device const float* b_heads,    // (HEADS H)
+    device const float* pure,       // (2, H): w_tau, A
+    device const float* dropout,    // (DEPTH, T, B, Z)
+    device const float* dt,         // (T, B)
+    device const float* h0,         // (B, H)
+    device const int* lengths,      // (B)
+    device const int* dims,         // T, B, whether there is dropout
+    device IO* y,                   // (T, B, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  typedef typename C::First First;
+  typedef typename C::Middle Middle;
+  typedef typename C::Heads Heads;
+  enum { H_ROW = 4 * (C::DEPTH > 0 ? int(First::ROW4) : int(Heads::ROW4)), Z_ROW = 4 * Heads::ROW4 };
+  int T = dims[0], B = dims[1], row0 = group_index * C::ROWS;
+  threadgroup float* states = (threadgroup float*)scratch;                        // (STATE_BUFFERS, ROWS, H_ROW)
+  threadgroup float* layers = states + C::STATE_BUFFERS * C::ROWS * H_ROW;        // (LAYER_BUFFERS, ROWS, Z_ROW)
+  fill(states, C::ROWS * (C::STATE_BUFFERS * H_ROW + C::LAYER_BUFFERS * Z_ROW), thread_index, C::THREADS, 0.0f);
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+
+  int length[C::ROWS];
+  int steps = read_lengths<C::ROWS>(lengths, row0, B, length);
+  for (int r = 0; r < C::ROWS && row0 + r < B; r++) {
+    for (int u = thread_index; u < C::H; u += C::THREADS) states[r * H_ROW + u] = h0[(row0 + r) * C::H + u];
+  }
+  First first;
+  Heads heads;
+  if (C::DEPTH > 0) load_product(first, w_first, thread_index);
+  load_product(heads, w_heads, thread_index);
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+
+  for (int t = 0; t < steps; t++) {
+    int step = t * B + row0;
+    threadgroup float* h = states + (t % C::STATE_BUFFERS) * C::ROWS * H_ROW;
+    threadgroup float* h_next = states + ((t + 1) % C::STATE_BUFFERS) * C::ROWS * H_ROW;
+    threadgroup float* z = h;
+    for (int layer = 0; layer < C::DEPTH; layer++) {
+      threadgroup const float4* in = (threadgroup const float4*)z;
+      device const float* factors = dims[2] ? dropout + (layer * T * B + step) * C::Z : 0;
+      z = layers + (layer % 2) * C::ROWS * Z_ROW;
+      if (layer == 0) {
+        backbone_layer<C>(first, in, z, int(Z_ROW), x_proj + step * C::Z, int(C::Z), factors, t, length);
+      } else {
+        Middle middle;
+        load_product(middle, w_middle + (layer - 1) * 4 * Middle::FLOAT4S * C::THREADS, thread_index);
+        backbone_layer<C>(middle, in, z, int(Z_ROW), b_middle + (layer - 1) * C::Z, 0, factors, t, length);
+      }
+      threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    for (int block = 0; block < Heads::BLOCKS; block++) {
+      float sums[C::ROWS * C::HEADS];
+      run_product<C::ROWS>(heads, (threadgroup const float4*)z, block, sums);
+      int u = unit_of(heads, block), head = heads.owned;
+      bool exists = u < C::H;
+      for (int r = 0; r < C::ROWS; r++) {
+        bool valid = exists && t < length[r];
+        float q = sums[r * C::HEADS];
+        if (valid) q += C::DEPTH > 0 ? b_heads[head * C::H + u] : float(x_proj[(step + r) * C::HEADS * C::H + head * C::H + u]);
+        float w_tau = C::MODE == PURE && exists ? pure[u] : 0.0f, A = C::MODE == PURE && exists ? pure[C::H + u] : 0.0f;
+        float next = interpolate<C::MODE, Heads::COPIES>(q, head, valid ? dt[step + r] : 0.0f, w_tau, A);
+        if (!exists || head != 0 || !heads.primary || row0 + r >= B) continue;
+        h_next[r * H_ROW + u] = valid ? next : h[r * H_ROW + u];
+        y[(step + r) * C::H + u] = IO(valid ? next : 0.0f);
+      }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+  }
+  clear_rest<C::ROWS, C::THREADS>(y, steps, T, B, int(C::H), row0, thread_index);
+}
+
+// The gradient of a unit's state at a step (numbered t B + row): kept, and turned into those of the unit's heads.
+template <typename C>
+inline void enter_step(float dh, int u, int part, int step, device const float* slope_q, threadgroup float* dq, device float* dh_out) {
+  enum { COPIES = C::FirstBack::COPIES / C::HEADS };
+  int head = part / COPIES;
+  if (part % COPIES != 0) return;
+  dq[head * C::H + u] = dh * slope_q[(step * C::HEADS + head) * C::H + u];
+  if (head == 0) dh_out[step * C::H + u] = dh;
+}
+
+// From the gradients of a layer's results to those of the products of the layer below it, one step.
+template <typename C, typename P>
+inline void layer_back(
+    thread const P& product, threadgroup const float4* in, threadgroup float* dz, int z_width,
+    device const float* slopes, device float* dz_out, int t, int row0, int B, thread const int* length) {
+  for (int block = 0; block < P::BLOCKS; block++) {
+    float sums[C::ROWS * C::OUTPUTS];
+    run_product<C::ROWS>(product, in, block, sums);
+    int j = result_of(product, block);
+    if (!product.primary || j >= C::Z) continue;
+    for (int r = 0; r < C::ROWS && row0 + r < B; r++) {
+      float value = t < length[r] ? sums[r * C::OUTPUTS] * slopes[r * C::Z + j] : 0.0f;
+      dz[r * z_width + j] = value;
+      dz_out[r * C::Z + j] = value;
+    }
+  }
+}
+
+// The backward scan: only what is sequential, dh -> dq -> dz -> dh.
+template <typename C, typename IO>
+inline void cfc_backward(
+    device const IO* dy,              // (T, B, H)
+    device const float* carry,        // (B, H): the gradient of the last state from beyond these steps
+    device const float* slope_q,      // (T, B, HEADS, H): slopes of the next state by the heads
+    device const float* slopes,       // (DEPTH, T, B, Z): slopes of the activations
+    device const float* w_heads,      // packed transposes of the forward's weights
+    device const float* w_middle,
+    device const float* w_first,
+    device const int* lengths,        // (B)
+    device const int* dims,           // T, B
+    device float* dh,                 // (T, B, H): whole gradient of each state
+    device float* dz,                 // (DEPTH, T, B, Z): of the backbone's products
+    device float* dh0,                // (B, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  typedef typename C::HeadsBack HeadsBack;
+  typedef typename C::MiddleBack MiddleBack;
+  typedef typename C::FirstBack FirstBack;
+  enum { Q_ROW = 4 * (C::DEPTH > 0 ? int(HeadsBack::ROW4) : int(FirstBack::ROW4)), Z_ROW = 4 * FirstBack::ROW4 };
+  int T = dims[0], B = dims[1], row0 = group_index * C::ROWS;
+  threadgroup float* heads_d = (threadgroup float*)scratch;                       // dq, (STATE_BUFFERS, ROWS, Q_ROW)
+  threadgroup float* layers = heads_d + C::STATE_BUFFERS * C::ROWS * Q_ROW;       // dz, (LAYER_BUFFERS, ROWS, Z_ROW)
+  fill(heads_d, C::ROWS * (C::STATE_BUFFERS * Q_ROW + C::LAYER_BUFFERS * Z_ROW), thread_index, C::THREADS, 0.0f);
+
+  int length[C::ROWS];
+  int steps = read_lengths<C::ROWS>(lengths, row0, B, length);
+  HeadsBack heads;
+  FirstBack first;
+  if (C::DEPTH > 0) load_product(heads, w_heads, thread_index);
+  load_product(first, w_first, thread_index);
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+
+  for (int block = 0; block < FirstBack::BLOCKS && steps > 0; block++) {
+    int u = unit_of(first, block), t = steps - 1;
+    for (int r = 0; r < C::ROWS && row0 + r < B && u < C::H; r++) {
+      int step = t * B + row0 + r;
+      float arriving = t < length[r] ? float(dy[step * C::H + u]) + carry[(row0 + r) * C::H + u] : 0.0f;
+      threadgroup float* dq = heads_d + (t % C::STATE_BUFFERS) * C::ROWS * Q_ROW;
+      enter_step<C>(arriving, u, first.part, step, slope_q, dq + r * Q_ROW, dh);
+    }
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+
+  for (int t = steps - 1; t >= 0; t--) {
+    threadgroup float* d = heads_d + (t % C::STATE_BUFFERS) * C::ROWS * Q_ROW;
+    threadgroup float* dq_before = heads_d + ((t + 1) % C::STATE_BUFFERS) * C::ROWS * Q_ROW;
+    for (int layer = C::DEPTH - 1; layer >= 0; layer--) {
+      threadgroup const float4* in = (threadgroup const float4*)d;
+      int offset = ((layer * T + t) * B + row0) * C::Z;
+      d = layers + (layer % 2) * C::ROWS * Z_ROW;
+      if (layer == C::DEPTH - 1) {
+        layer_back<C>(heads, in, d, int(Z_ROW), slopes + offset, dz + offset, t, row0, B, length);
+      } else {
+        MiddleBack middle;
+        load_product(middle, w_middle + layer * 4 * MiddleBack::FLOAT4S * C::THREADS, thread_index);
+        layer_back<C>(middle, in, d, int(Z_ROW), slopes + offset, dz + offset, t, row0, B, length);
+      }
+      threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    for (int block = 0; block < FirstBack::BLOCKS; block++) {
+      float sums[C::ROWS];
+      run_product<C::ROWS>(first, (threadgroup const float4*)d, block, sums);
+      int u = unit_of(first, block);
+      for (int r = 0; r < C::ROWS && row0 + r < B && u < C::H; r++) {
+        int before = (t - 1) * B + row0 + r;
+        if (t == 0) {
+          if (first.part == 0) dh0[(row0 + r) * C::H + u] = sums[r];
+        } else {
+          float arriving = t - 1 < length[r] ? sums[r] + float(dy[before * C::H + u]) : 0.0f;
+          enter_step<C>(arriving, u, first.part, before, slope_q, dq_before + r * Q_ROW, dh);
+        }
+      }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+  }
+  clear_rest<C::ROWS, C::THREADS>(dh, steps, T, B, int(C::H), row0, thread_index);
+  for (int layer = 0; layer < C::DEPTH; layer++) {
+    clear_rest<C::ROWS, C::THREADS>(dz + layer * T * B * C::Z, steps, T, B, int(C::Z), row0, thread_index);
+  }
+  if (C::DEPTH == 0 && group_index == 0 && thread_index == 0) dz[0] = 0.0f;  // of one element then
+  if (steps == 0) clear_rest<C::ROWS, C::THREADS>(dh0, 0, 1, B, int(C::H), row0, thread_index);
+}

@@ -1,0 +1,10 @@
+// Metal's words for CUDA, so that one text serves both.
+#define device
+#define thread
+#define threadgroup
+#define inline __device__ __forceinline__
+
+enum class mem_flags { mem_none, mem_device, mem_threadgroup };
+
+inline void threadgroup_barrier(mem_flags) { __syncthreads(); }
+inline float simd_shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }

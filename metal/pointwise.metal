@@ -1,0 +1,24 @@
+// Pointwise functions. tanh and sigmoid go through one exp: absolute error about 1e-7, and the right limits for any argument.
+
+enum Activation { LECUN_TANH = 0, TANH = 1, RELU = 2, SILU = 3, GELU = 4 };
+
+inline float fast_tanh(float a) { return 1.0f - 2.0f / (exp(2.0f * a) + 1.0f); }
+inline float fast_sigmoid(float a) { return 1.0f / (1.0f + exp(-a)); }
+
+// Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7; neither Metal nor the subset has an erf
+inline float fast_erf(float a) {
+  float magnitude = a < 0.0f ? -a : a;
+  float t = 1.0f / (1.0f + 0.3275911f * magnitude);
+  float series = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
+  float result = 1.0f - series * exp(-magnitude * magnitude);
+  return a < 0.0f ? -result : result;
+}
+
+template <int ACTIVATION>
+inline float activate(float a) {
+  if (ACTIVATION == LECUN_TANH) return 1.7159f * fast_tanh(0.666f * a);
+  if (ACTIVATION == TANH) return fast_tanh(a);
+  if (ACTIVATION == RELU) return a > 0.0f ? a : 0.0f;
+  if (ACTIVATION == SILU) return a * fast_sigmoid(a);
+  return 0.5f * a * (1.0f + fast_erf(0.70710678f * a));
+}

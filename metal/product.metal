@@ -1,0 +1,160 @@
+// The matrix products of a step: out (ROWS, J) = in (ROWS, K) W^T, by all threads of a group.
+//
+// SPLIT neighbouring lanes share K: each takes every SPLIT-th float4 of it, for the same OUTPUTS results, and the partial sums meet by
+// shuffles. A weight is packed so that each thread finds its float4s at a stride of the group's size (see packing.py), and is read for all
+// ROWS. Inputs lie in threadgroup memory, padded with zeros to SPLIT * SHARE floats a row.
+
+// A thread's weights kept in registers for the whole sequence.
+template <int COUNT>
+struct Resident {
+  float4 values[COUNT];
+};
+
+// A thread's weights read from device memory each time.
+template <int COUNT>
+struct Streamed {
+  device const float4* packed;
+  int stride;
+};
+
+// Methods would leave the address space of their object open, so these are functions.
+template <int COUNT>
+inline void load_weights(thread Resident<COUNT>& weights, device const float4* packed, int stride) {
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) weights.values[i] = packed[i * stride];
+}
+template <int COUNT>
+inline void load_weights(thread Streamed<COUNT>& weights, device const float4* packed, int stride) {
+  weights.packed = packed;
+  weights.stride = stride;
+}
+template <int COUNT>
+inline float4 weight_at(thread const Resident<COUNT>& weights, int i) {
+  return weights.values[i];
+}
+template <int COUNT>
+inline float4 weight_at(thread const Streamed<COUNT>& weights, int i) {
+  return weights.packed[i * weights.stride];
+}
+
+template <bool RESIDENT, int COUNT>
+struct Weights {
+  typedef Streamed<COUNT> type;
+};
+template <int COUNT>
+struct Weights<true, COUNT> {
+  typedef Resident<COUNT> type;
+};
+
+// sums (ROWS * OUTPUTS) += one float4 of each row times the same float4 of each result's weights
+template <int SPLIT, int SHARE, int OUTPUTS, int ROWS, typename W>
+inline void accumulate(threadgroup const float4* in, thread const W& weights, int block, int k, int part, thread float* sums) {
+  float4 v[ROWS];
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) v[r] = in[(r * (SHARE / 4) + k) * SPLIT + part];
+#pragma unroll
+  for (int c = 0; c < OUTPUTS; c++) {
+    float4 w = weight_at(weights, (block * OUTPUTS + c) * (SHARE / 4) + k);
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      sums[r * OUTPUTS + c] += v[r].x * w.x;
+      sums[r * OUTPUTS + c] += v[r].y * w.y;
+      sums[r * OUTPUTS + c] += v[r].z * w.z;
+      sums[r * OUTPUTS + c] += v[r].w * w.w;
+    }
+  }
+}
+
+// Adds the partial sums of 2 * BIT lanes. As long as there are several results the lanes divide them, so that with OUTPUTS = SPLIT lane p ends
+// with result p in sums[0]; with fewer results, neighbouring lanes end with the same one.
+template <int OUTPUTS, int BIT>
+struct LaneSum {
+  static inline void run(thread float* sums, int part) {
+    const int half_count = OUTPUTS / 2;
+    bool upper = (part & BIT) != 0;
+#pragma unroll
+    for (int i = 0; i < half_count; i++) {
+      float sent = upper ? sums[i] : sums[i + half_count];
+      float kept = upper ? sums[i + half_count] : sums[i];
+      sums[i] = kept + simd_shuffle_xor(sent, BIT);
+    }
+    LaneSum<half_count, BIT / 2>::run(sums, part);
+  }
+};
+template <int BIT>
+struct LaneSum<1, BIT> {
+  static inline void run(thread float* sums, int part) {
+    sums[0] += simd_shuffle_xor(sums[0], BIT);
+    LaneSum<1, BIT / 2>::run(sums, part);
+  }
+};
+template <int OUTPUTS>
+struct LaneSum<OUTPUTS, 0> {
+  static inline void run(thread float* sums, int part) {}
+};
+template <>
+struct LaneSum<1, 0> {
+  static inline void run(thread float* sums, int part) {}
+};
+
+// RESULTS results from INPUTS inputs. Results come in blocks: in each block, group g of SPLIT lanes has OUTPUTS of them, and after `run_product`
+// each lane holds one in sums[row * OUTPUTS]: number `owned` of its group, in the lanes with `primary` set (others hold copies).
+template <int INPUTS, int RESULTS, int SPLIT_, int OUTPUTS_, int THREADS_, bool RESIDENT_>
+struct Product {
+  enum {
+    SPLIT = SPLIT_, OUTPUTS = OUTPUTS_, THREADS = THREADS_, RESIDENT = RESIDENT_,
+    SHARE = (INPUTS + 4 * SPLIT_ - 1) / (4 * SPLIT_) * 4,  // inputs of a lane
+    ROW4 = SPLIT_ * SHARE / 4,                             // float4s of a padded row of inputs
+    GROUPS = THREADS_ / SPLIT_,
+    BLOCKS = (RESULTS + GROUPS * OUTPUTS_ - 1) / (GROUPS * OUTPUTS_),
+    FLOAT4S = BLOCKS * OUTPUTS_ * SHARE / 4,  // weights of a lane
+    COPIES = SPLIT_ / OUTPUTS_
+  };
+  typename Weights<RESIDENT_, FLOAT4S>::type weights;
+  int part, group, owned;
+  bool primary;
+};
+
+template <typename P>
+inline void load_product(thread P& product, device const float* packed, int thread_index) {
+  product.part = thread_index % P::SPLIT;
+  product.group = thread_index / P::SPLIT;
+  product.owned = product.part / P::COPIES;
+  product.primary = product.part % P::COPIES == 0;
+  load_weights(product.weights, (device const float4*)packed + thread_index, int(P::THREADS));
+}
+
+// The unit of which a lane owns head `owned`, where a group's results are the heads of one unit.
+template <typename P>
+inline int unit_of(thread const P& product, int block) {
+  return block * P::GROUPS + product.group;
+}
+
+// The result that a lane owns, where a group's results are neighbours.
+template <typename P>
+inline int result_of(thread const P& product, int block) {
+  return unit_of(product, block) * P::OUTPUTS + product.owned;
+}
+
+template <int ROWS, typename P>
+inline void run_product(thread const P& product, threadgroup const float4* in, int block, thread float* sums) {
+#pragma unroll
+  for (int i = 0; i < ROWS * P::OUTPUTS; i++) sums[i] = 0.0f;
+  if (P::RESIDENT) {
+#pragma unroll
+    for (int k = 0; k < P::SHARE / 4; k++) {
+      accumulate<P::SPLIT, P::SHARE, P::OUTPUTS, ROWS>(in, product.weights, block, k, product.part, sums);
+    }
+  } else {
+#pragma unroll 2
+    for (int k = 0; k < P::SHARE / 4; k++) {
+      accumulate<P::SPLIT, P::SHARE, P::OUTPUTS, ROWS>(in, product.weights, block, k, product.part, sums);
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) LaneSum<P::OUTPUTS, P::SPLIT / 2>::run(sums + r * P::OUTPUTS, product.part);
+}
+
+inline void fill(threadgroup float* values, int count, int thread_index, int threads, float value) {
+  for (int i = thread_index; i < count; i += threads) values[i] = value;
+}
