@@ -1,25 +1,25 @@
-"""Which form of a recurrence runs: "auto", "ops" or "numpy"."""
+"""Which form of a recurrence runs."""
 
 import os
-from collections.abc import Callable
 from types import TracebackType
 
 import mlx.core as mx
 
 from .errors import bad_argument
 
-BACKENDS = ("auto", "ops", "numpy")
+KERNEL_BACKENDS = ("metal", "cuda")
+BACKENDS = ("auto", "ops", "numpy", *KERNEL_BACKENDS)
 
 
 class use_backend:
     """Choose the form in which recurrences run, from now on or for a `with` block.
 
-    "auto" takes the NumPy scan on the CPU wherever arrays can be evaluated and MLX ops elsewhere (on a GPU, inside mx.compile, vmap
-    and export); "ops" and "numpy" are taken as named, and raise where they cannot run. The environment variable EMBER_MLX_BACKEND
-    sets the first choice.
+    "auto" follows MLX's default device: on a GPU the fused kernels, on the CPU the NumPy scan wherever arrays have values; where these
+    cannot run, MLX operations. On a GPU mx.vmap and export need "ops". A named form never gives way to another: it raises with the
+    reason where it cannot run. The environment variable EMBER_MLX_BACKEND sets the first choice.
 
     Args:
-        name: "auto", "ops" or "numpy".
+        name: "auto", "ops" (MLX operations), "numpy", "metal" or "cuda" (fused kernels).
 
     Raises:
         ValueError: another name.
@@ -48,16 +48,11 @@ def current_backend() -> str:
     return use_backend._current or _checked("ember_mlx", "EMBER_MLX_BACKEND", os.environ.get("EMBER_MLX_BACKEND", "auto"))
 
 
-def choose_backend(evaluable: Callable[[], bool], owner: str) -> str:
-    """The form to run now: "ops" or "numpy"."""
-    name = current_backend()
-    if name == "ops" or (name == "auto" and mx.default_device().type != mx.DeviceType.cpu):
-        return "ops"
-    if evaluable():
-        return "numpy"
-    if name == "numpy":
-        raise RuntimeError(f"[{owner}] backend 'numpy' cannot run inside mx.compile, mx.vmap or export; use 'auto' or 'ops'.")
-    return "ops"
+def gpu_kind() -> str | None:
+    """The kind of kernels for the default device: "metal", "cuda", or None for the CPU."""
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return None
+    return "metal" if mx.metal.is_available() else "cuda"
 
 
 def _checked(owner: str, argument: str, name: str) -> str:

@@ -1,6 +1,6 @@
 """The kernels' text, its compilation for Metal or CUDA, and a launch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -70,6 +70,11 @@ def is_available(kind: str) -> bool:
     return kind in _makers or (mx.metal.is_available() if kind == "metal" else mx.cuda.is_available())
 
 
+def maker_of(kind: str) -> Maker | None:
+    """The function set by `kernels_made_by`, or None for MLX's own."""
+    return _makers.get(kind)
+
+
 def launch(
     kind: str,
     text: KernelText,
@@ -77,8 +82,8 @@ def launch(
     template: list[tuple[str, Any]],
     groups: int,
     threads: int,
-    output_shapes: list[tuple[int, ...]],
-    output_dtypes: list[mx.Dtype],
+    output_shapes: Sequence[tuple[int, ...]],
+    output_dtypes: Sequence[mx.Dtype],
 ) -> list[mx.array]:
     """Run a kernel; `template` must name SCRATCH, the float4s of threadgroup memory."""
     kernel = _compiled(kind, text, _makers.get(kind))

@@ -1,21 +1,41 @@
 """One recurrence in several forms, with one gradient.
 
-`scan` runs a recurrence's NumPy form through mx.custom_function where its arrays can be evaluated, and its ops form where they
-cannot (inside mx.compile, vmap and export). Derivatives that the NumPy form does not have (jvp, second and higher ones) come from
-the ops form.
+`scan` runs a recurrence as GPU kernels or, on the CPU, in its NumPy form, through mx.custom_function. The ops form takes over where
+these cannot run: where arrays have no values on the CPU (inside mx.compile, vmap and export), for sizes that no kernel serves, and for
+derivatives that the other forms do not have (jvp, second and higher ones).
 """
 
 from collections.abc import Callable, Hashable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from ..backend import choose_backend
+from ..backend import KERNEL_BACKENDS, current_backend, gpu_kind
+from ..kernels.first_use import complaint
+from ..kernels.library import is_available
 
 Tree = dict[str, Any]
+
+
+class FusedForms(NamedTuple):
+    """A recurrence as GPU kernels; `kind` is "metal" or "cuda".
+
+    Args:
+        forward: (kind, spec, arrays) -> list of outputs.
+        backward: (kind, spec, arrays, outputs, cotangents) -> gradients, a tree like the arrays.
+        refusal: (kind, spec, arrays) -> why no kernel serves such arrays, or None.
+        key: (kind, spec, arrays) -> the kernel variant that serves them.
+        small_problem: (spec, arrays) -> NumPy arrays of a short problem for the same variant.
+    """
+
+    forward: Callable[..., list[mx.array]]
+    backward: Callable[..., Tree]
+    refusal: Callable[..., str | None]
+    key: Callable[..., Hashable]
+    small_problem: Callable[..., Tree]
 
 
 class Recurrence(NamedTuple):
@@ -28,6 +48,7 @@ class Recurrence(NamedTuple):
         ops: MLX: (spec, arrays) -> list of outputs.
         variants: names of small problems of every kind.
         problem: (variant, T, B, H, lengths=, seed=, dtype=) -> (spec, arrays), NumPy arrays of such a problem.
+        fused: the kernels.
     """
 
     name: str
@@ -36,16 +57,36 @@ class Recurrence(NamedTuple):
     ops: Callable[..., list[mx.array]]
     variants: tuple[str, ...]
     problem: Callable[..., tuple[Any, Tree]]
+    fused: FusedForms
 
 
 def scan(recurrence: Recurrence, spec: Hashable, arrays: Tree) -> list[mx.array]:
     """Run a recurrence over a tree of arrays in the form that the backend in use names; differentiable."""
     flat = tree_flatten(arrays)
     leaves = [leaf for _, leaf in flat]
-    backend = choose_backend(lambda: can_evaluate(leaves), recurrence.name)
-    if backend == "ops":
+    form = _choose(recurrence, spec, arrays, leaves)
+    if form == "ops":
         return recurrence.ops(spec, arrays)
-    return _numpy_function(recurrence, spec, tuple(path for path, _ in flat))(*leaves)
+    return _function(recurrence, form, spec, tuple(path for path, _ in flat))(*leaves)
+
+
+def _choose(recurrence: Recurrence, spec: Hashable, arrays: Tree, leaves: list[mx.array]) -> str:
+    """The form to run now: "ops", "numpy", "metal" or "cuda"."""
+    name = current_backend()
+    if name == "auto":
+        kind = gpu_kind()
+        if kind is None:
+            return "numpy" if can_evaluate(leaves) else "ops"
+        usable = recurrence.fused.refusal(kind, spec, arrays) is None and complaint(kind, recurrence, spec, arrays) is None
+        return kind if usable else "ops"
+    reason = None
+    if name == "numpy" and not can_evaluate(leaves):
+        reason = "arrays have no values inside mx.compile, mx.vmap and export"
+    elif name in KERNEL_BACKENDS:
+        reason = recurrence.fused.refusal(name, spec, arrays) if is_available(name) else f"there is no {name} device here"
+    if reason is not None:
+        raise RuntimeError(f"[{recurrence.name}] backend {name!r} cannot run: {reason}; use 'auto' or 'ops'.")
+    return name
 
 
 def can_evaluate(arrays: list[mx.array]) -> bool:
@@ -72,8 +113,9 @@ def as_mlx(array: np.ndarray) -> mx.array:
 
 
 @lru_cache(maxsize=256)
-def _numpy_function(recurrence: Recurrence, spec: Hashable, paths: tuple[str, ...]) -> Callable[..., list[mx.array]]:
-    """The recurrence as a function of its leaves, whose gradient is the NumPy backward."""
+def _function(recurrence: Recurrence, form: str, spec: Hashable, paths: tuple[str, ...]) -> Callable[..., list[mx.array]]:
+    """The recurrence in one form as a function of its leaves, with the gradient of that form."""
+    run, run_back = _numpy_forms(recurrence) if form == "numpy" else _kernel_forms(recurrence, form)
 
     def tree(leaves: Any) -> Tree:
         return tree_unflatten(list(zip(paths, leaves, strict=True)))
@@ -86,14 +128,12 @@ def _numpy_function(recurrence: Recurrence, spec: Hashable, paths: tuple[str, ..
 
     @mx.custom_function
     def forward(*leaves: mx.array) -> list[mx.array]:
-        return [as_mlx(a) for a in recurrence.forward(spec, tree(map(as_numpy, leaves)))]
+        return run(spec, tree(leaves))
 
     @mx.custom_function
     def backward(leaves: list[mx.array], outputs: list[mx.array], cotangents: list[mx.array]) -> list[mx.array]:
-        mx.eval(leaves, outputs, cotangents)
-        kept, dy = (tuple(map(as_numpy, arrays)) for arrays in (outputs, cotangents))
-        gradients = dict(tree_flatten(recurrence.backward(spec, tree(map(as_numpy, leaves)), kept, dy)))
-        return [as_mlx(gradients[p]) if p in gradients else mx.zeros_like(leaf) for p, leaf in zip(paths, leaves, strict=True)]
+        gradients = dict(tree_flatten(run_back(spec, tree(leaves), outputs, cotangents)))
+        return [gradients[path] if path in gradients else mx.zeros_like(leaf) for path, leaf in zip(paths, leaves, strict=True)]
 
     @forward.vjp
     def forward_vjp(leaves: Any, cotangents: Any, outputs: Any) -> list[mx.array]:
@@ -116,6 +156,24 @@ def _numpy_function(recurrence: Recurrence, spec: Hashable, paths: tuple[str, ..
         return _jvp(lambda *a: ops_backward(list(a[: len(leaves)]), list(a[len(leaves) :])), [*leaves, *dy], [*d_leaves, *d_dy])
 
     return cast(Callable[..., list[mx.array]], forward)
+
+
+def _numpy_forms(recurrence: Recurrence) -> tuple[Callable[..., list[mx.array]], Callable[..., Tree]]:
+    """The NumPy form, over MLX arrays."""
+
+    def run(spec: Hashable, arrays: Tree) -> list[mx.array]:
+        return [as_mlx(a) for a in recurrence.forward(spec, tree_map(as_numpy, arrays))]
+
+    def run_back(spec: Hashable, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
+        mx.eval(arrays, outputs, cotangents)
+        kept, dy = (tuple(map(as_numpy, given)) for given in (outputs, cotangents))
+        return tree_map(as_mlx, recurrence.backward(spec, tree_map(as_numpy, arrays), kept, dy))
+
+    return run, run_back
+
+
+def _kernel_forms(recurrence: Recurrence, kind: str) -> tuple[Callable[..., list[mx.array]], Callable[..., Tree]]:
+    return partial(recurrence.fused.forward, kind), partial(recurrence.fused.backward, kind)
 
 
 def _jvp(function: Callable[..., list[mx.array]], primals: list[mx.array], tangents: list[mx.array | None]) -> list[mx.array]:

@@ -4,6 +4,7 @@ The arrays are those of the NumPy form (reference.py). What is parallel over T i
 gates' slopes, recomputed from the stored states; after it the weights' gradients.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -11,7 +12,9 @@ from mlx.utils import tree_map
 
 from ...kernels.library import KernelText, launch
 from ...kernels.packing import ProductShape, pack
+from ...kernels.tiles import THREADGROUP_BYTES, Family, Tile, current_family, forced_tile, rows_for
 from .ops import ACTIVATIONS
+from .problems import random_arrays
 from .spec import MODES, CfCSpec
 
 Tree = dict[str, Any]
@@ -32,15 +35,6 @@ BACKWARD = KernelText(
     ("dy", "carry", "slope_q", "slopes", "w_heads", "w_middle", "w_first", "lengths", "dims"),
     ("dh", "dz", "dh0"),
 )
-
-
-class Tile(NamedTuple):
-    """How a variant is laid out on a threadgroup."""
-
-    threads: int
-    rows: int
-    split: int
-    resident: bool
 
 
 class Variant(NamedTuple):
@@ -86,6 +80,11 @@ class Variant(NamedTuple):
         """From the first product's gradient to the state's."""
         return self._shape(self.H, self.Z if self.depth else self.spec.heads * self.H, 1)
 
+    @property
+    def threadgroup_bytes(self) -> int:
+        """Threadgroup memory of a group."""
+        return 16 * max(self.scratch(False), self.scratch(True))
+
     def scratch(self, backward: bool) -> int:
         """float4s of threadgroup memory: the states' buffers and the layers'."""
         into_h = self.heads_back if self.depth else self.first_back
@@ -101,9 +100,15 @@ class Variant(NamedTuple):
         return [*sizes.items(), *kinds.items(), *tile.items(), ("SCRATCH", self.scratch(backward))]
 
 
-def default_tile(spec: CfCSpec, H: int, Z: int, depth: int) -> Tile:
-    """The layout for sizes without an entry of their own."""
-    return Tile(threads=256, rows=1, split=8 if spec.mode != "pure" else 4, resident=False)
+def choose_tile(family: Family, spec: CfCSpec, H: int, Z: int, depth: int, batch: int) -> Tile:
+    """Weights in registers if they fit there, one sequence a group; else weights read at every step, for several sequences."""
+    split = 8 if spec.mode != "pure" else 4
+    alone = Variant(spec, H, Z, depth, Tile(family.threads, 1, split, True))
+    forward = alone.heads.floats + (alone.first.floats if depth else 0)
+    backward = alone.first_back.floats + (alone.heads_back.floats if depth else 0)
+    if max(forward, backward) <= family.register_floats:
+        return alone.tile
+    return alone.tile._replace(resident=False, rows=rows_for(family, batch, alone.threadgroup_bytes))
 
 
 class Weights(NamedTuple):
@@ -126,17 +131,40 @@ class Weights(NamedTuple):
         return cls(stage["w_h"], dense[:-1], dense[-1]["w"], dense[-1]["b"], pure)
 
 
-def variant_of(spec: CfCSpec, arrays: Tree, tile: Tile | None = None) -> Variant:
+def variant_of(kind: str, spec: CfCSpec, arrays: Tree) -> Variant:
     """The kernel variant that serves some arrays."""
     (stage,) = arrays["stages"]
     depth, (Z, H) = len(stage.get("dense", [])), stage["w_h"].shape
     Z = Z if depth else H
-    return Variant(spec, H, Z, depth, tile or default_tile(spec, H, Z, depth))
+    tile = forced_tile.get() or choose_tile(current_family(kind), spec, H, Z, depth, arrays["dt"].shape[1])
+    return Variant(spec, H, Z, depth, tile)
 
 
-def cfc_fused_forward(kind: str, spec: CfCSpec, arrays: Tree, tile: Tile | None = None) -> list[mx.array]:
+def variant_key(kind: str, spec: CfCSpec, arrays: Tree) -> Variant:
+    """What a first use is remembered by."""
+    return variant_of(kind, spec, arrays)
+
+
+def refusal(kind: str, spec: CfCSpec, arrays: Tree) -> str | None:
+    """Why no kernel serves such arrays, or None."""
+    if spec.mixed_memory:
+        return "there is no kernel for mixed memory yet"
+    if arrays["dt"].dtype != mx.float32:
+        return "kernels compute in float32"
+    if variant_of(kind, spec, arrays).tile.rows == 0:
+        return f"{spec.units} units need more than {THREADGROUP_BYTES} bytes of threadgroup memory"
+    return None
+
+
+def small_problem(spec: CfCSpec, arrays: Tree) -> Tree:
+    """Three steps of one sequence more than a group takes, in the same variant."""
+    (stage,) = arrays["stages"]
+    return random_arrays(spec, 3, arrays["dt"].shape[1], len(stage["w_h"]), len(stage.get("dense", [])), lengths=True, dropout=False)
+
+
+def cfc_fused_forward(kind: str, spec: CfCSpec, arrays: Tree) -> list[mx.array]:
     """[h] (T, B, H), in one launch."""
-    variant, w = variant_of(spec, arrays, tile), Weights.of(spec, arrays["stages"][0])
+    variant, w = variant_of(kind, spec, arrays), Weights.of(spec, arrays["stages"][0])
     T, B = arrays["dt"].shape
     dropout = arrays.get("dropout")
     middle = [pack(layer["w"], variant.middle) for layer in w.middle]
@@ -157,11 +185,9 @@ def cfc_fused_forward(kind: str, spec: CfCSpec, arrays: Tree, tile: Tile | None 
     return _launch(kind, FORWARD, variant, inputs, B, [(T, B, variant.H)])
 
 
-def cfc_fused_backward(
-    kind: str, spec: CfCSpec, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array], tile: Tile | None = None
-) -> Tree:
+def cfc_fused_backward(kind: str, spec: CfCSpec, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
     """The gradients of every floating-point array, as the NumPy form's backward gives them."""
-    variant = variant_of(spec, arrays, tile)
+    variant = variant_of(kind, spec, arrays)
     (y,), (dy,) = outputs, cotangents
     T, B, H = y.shape
     h_prev = mx.concatenate([arrays["h0"][None], y[:-1]])
@@ -285,7 +311,9 @@ def _lengths(arrays: Tree, T: int, B: int) -> mx.array:
     return arrays["lengths"] if "lengths" in arrays else mx.full((B,), T, mx.int32)
 
 
-def _launch(kind: str, text: KernelText, variant: Variant, inputs: list[mx.array], B: int, shapes: list[tuple[int, ...]]) -> list[mx.array]:
+def _launch(
+    kind: str, text: KernelText, variant: Variant, inputs: list[mx.array], B: int, shapes: Sequence[tuple[int, ...]]
+) -> list[mx.array]:
     tile = variant.tile
     groups = -(-B // tile.rows)
     return launch(kind, text, inputs, variant.template(text is BACKWARD), groups, tile.threads, shapes, [mx.float32] * len(shapes))

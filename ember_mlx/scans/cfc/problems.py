@@ -41,28 +41,35 @@ def cfc_problem(
         dtype: of the arrays.
     """
     kind = VARIANTS[variant]
-    rng = np.random.Generator(np.random.PCG64(seed))
     mode, depth, layers = kind.get("mode", "default"), kind.get("depth", 1), kind.get("layers", 1)
     H = max(H, layers)
     # processing order runs from the last units to the first, as in a layered map
     bounds = np.linspace(H, 0, layers + 1).astype(int)
     stages = tuple((int(stop), int(start)) for start, stop in pairwise(bounds))
     spec = CfCSpec(stages, mode, kind.get("activation", "lecun_tanh"), kind.get("mixed_memory", False))
-    Z = H + 3
+    return spec, random_arrays(spec, T, B, H + 3, depth, lengths=lengths, dropout=kind.get("dropout", False), seed=seed, dtype=dtype)
+
+
+def random_arrays(
+    spec: CfCSpec, T: int, B: int, Z: int, depth: int, *, lengths: bool, dropout: bool, seed: int = 0, dtype: Any = np.float64
+) -> Tree:
+    """Arrays for a spec with `depth` backbone layers of Z units; see `cfc_problem`."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    H = spec.units
     arrays: Tree = {"dt": rng.uniform(0.1, 2, (T, B)), "h0": 0.5 * rng.standard_normal((B, H)), "stages": []}
     below = 0
-    for start, stop in stages:
+    for start, stop in spec.stages:
         arrays["stages"].append(_stage(rng, spec, stop - start, below, Z, depth, (T, B)))
         below = stop - start
     if spec.mixed_memory:
         arrays["c0"] = 0.5 * rng.standard_normal((B, H))
         arrays["lstm"] = {"x_proj": rng.standard_normal((T, B, 4 * H)), "w_h": _weight(rng, 4 * H, H)}
-    if kind.get("dropout"):
+    if dropout:
         arrays["dropout"] = [rng.integers(0, 2, (T, B, Z)) * 2.0 for _ in range(depth)]
     arrays = _cast(arrays, dtype)
     if lengths:
         arrays["lengths"] = np.concatenate([rng.integers(1, T + 1, B - 1), [T]]).astype(np.int32)
-    return spec, arrays
+    return arrays
 
 
 def _stage(rng: np.random.Generator, spec: CfCSpec, H: int, below: int, Z: int, depth: int, leading: tuple[int, int]) -> Tree:
