@@ -14,7 +14,7 @@ from ember_mlx import AutoNCPMap, CfC, FullyConnectedMap, NCPMap, NeuronMap, Ran
 from .comparisons import assert_close
 from .tolerances import FORWARD
 
-I = 3  # noqa: E741 - the inputs' axis, as everywhere
+I = 3
 KINDS = {
     "dense": lambda **o: CfC(6, I, **o),
     "dense-deep": lambda **o: CfC(6, I, backbone_units=7, backbone_layers=3, activation="silu", **o),

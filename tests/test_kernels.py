@@ -83,7 +83,7 @@ def sweep():
 
 
 @pytest.mark.parametrize("lengths", [False, True], ids=["full", "lengths"])
-@pytest.mark.parametrize(("device", "name", "variant", "tile", "size"), sweep())
+@pytest.mark.parametrize(("device", "name", "variant", "tile", "size"), list(sweep()))
 def test_kernel_agrees_with_float64_numpy(device, name, variant, tile, size, lengths):
     recurrence = RECURRENCES[name]
     with kernels_on(device, tile) as kind:
