@@ -1,6 +1,7 @@
 """Pointwise functions of the NumPy forms, with the slopes that their backwards need.
 
-NumPy's tanh is vectorised and faster than its exp, so the logistic function is written through it.
+NumPy's tanh is vectorised and faster than its exp, so the logistic function is written through it. They work in place where they can:
+fresh memory for every intermediate result costs more than the arithmetic.
 """
 
 import math
@@ -20,11 +21,13 @@ _ERF_COEFFICIENTS = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254
 
 
 def sigmoid(a: Array) -> Array:
-    """The logistic function, 1 / (1 + exp(-a))."""
-    result = np.tanh(a * a.dtype.type(0.5))
-    result *= a.dtype.type(0.5)
-    result += a.dtype.type(0.5)
-    return result
+    """The logistic function, 1 / (1 + exp(-a)), in place."""
+    half = a.dtype.type(0.5)
+    a *= half
+    np.tanh(a, out=a)
+    a *= half
+    a += half
+    return a
 
 
 def erf(a: Array) -> Array:
@@ -40,23 +43,29 @@ def erf(a: Array) -> Array:
 
 
 def _tanh(a: Array, want_slope: bool) -> tuple[Array, Array | None]:
-    z = np.tanh(a)
+    z = np.tanh(a, out=a)
     return z, 1 - z * z if want_slope else None
 
 
 def _lecun_tanh(a: Array, want_slope: bool) -> tuple[Array, Array | None]:
-    z = np.tanh(a * a.dtype.type(LECUN_INNER))
-    slope = (LECUN_OUTER * LECUN_INNER) * (1 - z * z) if want_slope else None
-    z *= a.dtype.type(LECUN_OUTER)
+    number = a.dtype.type
+    a *= number(LECUN_INNER)
+    z, slope = np.tanh(a, out=a), None
+    if want_slope:
+        slope = z * z
+        slope *= number(-LECUN_OUTER * LECUN_INNER)
+        slope += number(LECUN_OUTER * LECUN_INNER)
+    z *= number(LECUN_OUTER)
     return z, slope
 
 
 def _relu(a: Array, want_slope: bool) -> tuple[Array, Array | None]:
-    return np.maximum(a, 0), (a > 0).astype(a.dtype) if want_slope else None
+    slope = (a > 0).astype(a.dtype) if want_slope else None
+    return np.maximum(a, 0, out=a), slope
 
 
 def _silu(a: Array, want_slope: bool) -> tuple[Array, Array | None]:
-    s = sigmoid(a)
+    s = sigmoid(a.copy())
     return a * s, s * (1 + a * (1 - s)) if want_slope else None
 
 
@@ -73,4 +82,4 @@ ACTIVATIONS: dict[str, Callable[[Array, bool], tuple[Array, Array | None]]] = {
     "silu": _silu,
     "gelu": _gelu,
 }
-"""name -> function of (a, want_slope) that returns the activation and, if wanted, its derivative at a."""
+"""name -> function of (a, want_slope) that returns the activation and, if wanted, its derivative at a; it may overwrite a."""

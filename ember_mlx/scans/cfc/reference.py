@@ -24,11 +24,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..packing import PackedLayout
+from ..pipeline import ahead
 from ..pointwise import ACTIVATIONS, Array, sigmoid
+from ..products import multiply
 from .spec import CfCSpec
 
 Tree = dict[str, Any]
-BLOCK_ROWS = 1024  # rows (step and sequence) recomputed at a time: large enough for matrix products, small enough for the cache
+BLOCK_ROWS = 128  # rows (step and sequence) recomputed at a time: large enough for matrix products, small enough for the cache
 
 
 def cfc_forward(spec: CfCSpec, arrays: Tree) -> tuple[Array, ...]:
@@ -85,18 +87,21 @@ def cfc_backward(spec: CfCSpec, arrays: Tree, outputs: tuple[Array, ...], cotang
     cells = scan.states_buffer(arrays["c0"], outputs[1]) if scan.lstm else None
     dy_c = layout.pack(cotangents[1]) if scan.lstm else None
     dh, dc = np.zeros_like(states[:B]), np.zeros_like(states[:B])
-    for first, last in reversed(layout.chunks(BLOCK_ROWS)):
-        block = slice(int(layout.starts[first]), int(layout.starts[last]))
-        c_prev = None if cells is None else layout.previous(cells, block)
-        scan.linearise(block, layout.previous(states, block), states[B + block.start : B + block.stop], c_prev)
+
+    def linearise(steps: tuple[int, int]) -> _Points:
+        block = slice(int(layout.starts[steps[0]]), int(layout.starts[steps[1]]))
+        c = None if cells is None else layout.previous(cells, block)
+        return scan.linearise(block, layout.previous(states, block), states[B + block.start : B + block.stop], c)
+
+    for (first, last), points in ahead(linearise, layout.chunks(BLOCK_ROWS)[::-1], scan.accumulate):
         for t in reversed(range(first, last)):
             rows = layout.rows(t)
             n = rows.stop - rows.start
             dh[:n] += dy[rows]
             if dy_c is not None:
                 dc[:n] += dy_c[rows]
-            scan.pull(slice(rows.start - block.start, rows.stop - block.start), dh[:n], dc[:n])
-        scan.accumulate(block)
+            start = rows.start - points.block.start
+            scan.pull(points, slice(start, start + n), dh[:n], dc[:n])
     return scan.gradients(layout.unsort(dh), layout.unsort(dc))
 
 
@@ -109,24 +114,34 @@ class _Slopes(NamedTuple):
 
 
 def _gated(q: Array, dt: Array, p: Tree, no_gate: bool, want_slopes: bool) -> tuple[Array | None, _Slopes | None]:
-    """Heads q (N, 4 H_s) to the next state (N, H_s), or to its slopes."""
+    """Heads q (N, 4 H_s), overwritten, to the next state (N, H_s), or to its slopes."""
     H = q.shape[1] // 4
-    f, g = np.tanh(q[:, :H]), np.tanh(q[:, H : 2 * H])  # (2)
-    t_a, t_b = q[:, 2 * H : 3 * H], q[:, 3 * H :]
-    t_interp = sigmoid(t_a * dt + t_b)  # (3)
-    if not want_slopes:
-        if not no_gate:
-            g -= f
-        g *= t_interp
-        g += f
-        return g, None  # f (1 - t_interp) + g t_interp, or f + g t_interp
-    slopes = np.empty((len(q), 4, H), q.dtype)
-    slope = (g if no_gate else g - f) * t_interp * (1 - t_interp)
-    slopes[:, 0] = (1 - f * f) * (1 if no_gate else 1 - t_interp)
-    slopes[:, 1] = (1 - g * g) * t_interp
-    slopes[:, 2] = slope * dt
-    slopes[:, 3] = slope
-    return None, _Slopes(slopes, slope * t_a, {})
+    f, g, t_a, t_b = (q[:, k * H : (k + 1) * H] for k in range(4))
+    np.tanh(q[:, : 2 * H], out=q[:, : 2 * H])  # (2)
+    t_interp = t_a * dt
+    t_interp += t_b
+    sigmoid(t_interp)  # (3)
+    if want_slopes:
+        return None, _gated_slopes(f, g, t_a, t_interp, dt, no_gate)
+    h = t_interp
+    h *= g if no_gate else g - f
+    h += f
+    return h, None  # f + g t_interp, or f (1 - t_interp) + g t_interp
+
+
+def _gated_slopes(f: Array, g: Array, t_a: Array, t_interp: Array, dt: Array, no_gate: bool) -> _Slopes:
+    slopes = np.empty((len(f), 4, f.shape[1]), f.dtype)
+    by_f, by_g, by_t_a, slope = (slopes[:, k] for k in range(4))
+    rest = 1 - t_interp
+    np.multiply(g if no_gate else g - f, t_interp, out=slope)
+    slope *= rest
+    np.multiply(slope, dt, out=by_t_a)
+    for of, head, weight in ((by_f, f, None if no_gate else rest), (by_g, g, t_interp)):
+        np.multiply(head, head, out=of)
+        np.subtract(1, of, out=of)
+        if weight is not None:
+            of *= weight
+    return _Slopes(slopes, slope * t_a, {})
 
 
 def _pure(q: Array, dt: Array, p: Tree, want_slopes: bool) -> tuple[Array | None, _Slopes | None]:
@@ -161,11 +176,13 @@ class _Stage:
         # (in, out) in memory: a third faster for the few rows of a step
         self.w_h_T, self.dense_T = np.ascontiguousarray(self.w_h.T), [np.ascontiguousarray(w.T) for w, _ in self.dense]
         self.x_proj = layout.pack(tree["x_proj"]) if "x_proj" in tree else None
-        self.grad: Tree = {}
+        self.grad: Tree = {"dt": np.empty((len(dt), 1), self.w_h.dtype)}
+        if self.x_proj is not None:
+            self.grad["x_proj"] = np.empty_like(self.x_proj)
 
     def first_product(self, h: Array, below: Array | None, rows: slice) -> Array:
         """W [x, h] + b of the first dense layer (n, P): the backbone's first, or the heads where there is no backbone."""
-        a = h @ self.w_h_T
+        a = multiply(h, self.w_h_T)
         if self.x_proj is not None:
             a += self.x_proj[rows]
         elif below is not None:
@@ -178,10 +195,10 @@ class _Stage:
         for k, w_T in enumerate(self.dense_T):
             z, slope = self.activation(a, keep is not None)  # (1)
             if self.dropout:
-                z = z * self.dropout[k][rows]
+                z *= self.dropout[k][rows]
             if keep is not None and slope is not None:
                 keep.append((z, slope * self.dropout[k][rows] if self.dropout else slope))
-            a = z @ w_T  # (2)
+            a = multiply(z, w_T)  # (2)
             a += self.dense[k][1]
         return a
 
@@ -189,41 +206,40 @@ class _Stage:
         """From the first product (n, P) to the next state (n, H_s)."""
         return self.interpolate(self.heads(a, rows), self.dt[rows], self.tree, want_slopes=False)[0]
 
-    def linearise(self, a: Array, rows: slice) -> None:
+    def linearise(self, h: Array, below: Array | None, rows: slice) -> "_StagePoint":
         """For a block of steps at once: everything that the pull needs and that does not depend on it."""
-        self.kept: list[tuple[Array, Array]] = []
-        q = self.heads(a, rows, self.kept)
-        _, self.slopes = self.interpolate(q, self.dt[rows], self.tree, want_slopes=True)
-        self.dh = np.empty((len(q), q.shape[1] // self.slopes.q.shape[1]), q.dtype)
-        # the gradients of the products' results, first to last
-        self.d_products = [np.empty((len(q), w.shape[0]), q.dtype) for w in (self.w_h, *(w for w, _ in self.dense))]
+        kept: list[tuple[Array, Array]] = []
+        q = self.heads(self.first_product(h, below, rows), rows, kept)
+        _, slopes = self.interpolate(q, self.dt[rows], self.tree, want_slopes=True)
+        d_products = [np.empty((len(q), w.shape[0]), q.dtype) for w in (self.w_h, *(w for w, _ in self.dense))]
+        if self.x_proj is not None:
+            d_products[0] = self.grad["x_proj"][rows]  # where the caller will find it
+        return _StagePoint(rows, h, below, kept, slopes, np.empty((len(q), h.shape[1]), q.dtype), d_products)
 
-    def pull(self, local: slice, dh: Array) -> Array:
+    def pull(self, point: "_StagePoint", local: slice, dh: Array) -> Array:
         """dh -> dq -> dz for one step: from the next state's gradient (n, H_s) to that of the first product (n, P)."""
-        self.dh[local] = dh
-        slope_q = self.slopes.q[local]
-        d = self.d_products[-1][local]
+        point.dh[local] = dh
+        slope_q = point.slopes.q[local]
+        d = point.d_products[-1][local]
         np.multiply(slope_q, dh[:, None], out=d.reshape(slope_q.shape))
-        for (w, _), (_, slope), out in zip(self.dense[::-1], self.kept[::-1], self.d_products[-2::-1], strict=True):
-            d = np.matmul(d, w, out=out[local])
+        for (w, _), (_, slope), out in zip(self.dense[::-1], point.kept[::-1], point.d_products[-2::-1], strict=True):
+            d = multiply(d, w, out=out[local])
             d *= slope[local]
         return d
 
-    def accumulate(self, h: Array, below: Array | None, rows: slice) -> None:
+    def accumulate(self, point: "_StagePoint") -> None:
         """Add a block's part of the weights' gradients."""
-        d_first, grad = self.d_products[0], self.grad
-        add(grad, "w_h", d_first.T @ h)
-        if self.x_proj is not None:
-            grad.setdefault("x_proj", np.empty_like(self.x_proj))[rows] = d_first
-        elif below is not None:
-            add(grad, "w_u", d_first.T @ below)
+        d_first, grad = point.d_products[0], self.grad
+        add(grad, "w_h", multiply(d_first.T, point.h))
+        if point.below is not None:
+            add(grad, "w_u", multiply(d_first.T, point.below))
             add(grad, "b", d_first.sum(0))
-        for k, ((z, _), d) in enumerate(zip(self.kept, self.d_products[1:], strict=True)):
-            add(grad, f"w{k}", d.T @ z)
+        for k, ((z, _), d) in enumerate(zip(point.kept, point.d_products[1:], strict=True)):
+            add(grad, f"w{k}", multiply(d.T, z))
             add(grad, f"b{k}", d.sum(0))
-        grad.setdefault("dt", np.empty((len(self.dt), 1), d_first.dtype))[rows] = (self.dh * self.slopes.dt).sum(1, keepdims=True)
-        for name, slope in self.slopes.pure.items():
-            add(grad, name, (self.dh * slope).sum(0))
+        grad["dt"][point.rows, 0] = np.einsum("nh,nh->n", point.dh, point.slopes.dt)
+        for name, slope in point.slopes.pure.items():
+            add(grad, name, (point.dh * slope).sum(0))
 
     def gradients(self, layout: PackedLayout) -> Tree:
         """The gradients in the structure of the stage's tree."""
@@ -232,6 +248,18 @@ class _Stage:
         if "x_proj" in grad:
             result["x_proj"] = layout.unpack(grad["x_proj"])
         return result | {"dense": [{"w": grad[f"w{k}"], "b": grad[f"b{k}"]} for k in range(len(self.dense))]}
+
+
+class _StagePoint(NamedTuple):
+    """A stage at the states of a block of N steps, and what the pull leaves there."""
+
+    rows: slice
+    h: Array  # (N, H_s)
+    below: Array | None
+    kept: list[tuple[Array, Array]]  # of each backbone layer: z and its slope, (N, Z)
+    slopes: _Slopes
+    dh: Array  # (N, H_s): gradient of the next state
+    d_products: list[Array]  # gradients of the products' results, first to last
 
 
 class _MixedMemory:
@@ -244,10 +272,11 @@ class _MixedMemory:
 
     def gates(self, h: Array, rows: slice) -> tuple[Array, Array, Array, Array]:
         """tanh(a), sigma(i), sigma(f + 1), sigma(o), each (n, H)."""
-        gates = h @ self.w_h_T
+        gates = multiply(h, self.w_h_T)
         gates += self.x_proj[rows]
         a, i, f, o = np.split(gates, 4, axis=1)
-        return np.tanh(a), sigmoid(i), sigmoid(f + 1), sigmoid(o)
+        f += 1
+        return np.tanh(a, out=a), sigmoid(i), sigmoid(f), sigmoid(o)
 
     def step(self, h: Array, c: Array, rows: slice) -> tuple[Array, Array]:
         """(h, c) (n, H) each -> the same after the LSTM step."""
@@ -255,29 +284,45 @@ class _MixedMemory:
         c = c * f + a * i
         return np.tanh(c) * o, c
 
-    def linearise(self, h: Array, c: Array, rows: slice) -> Array:
-        """For a block of steps at once: the slopes, and the LSTM's h."""
+    def linearise(self, h: Array, c: Array, rows: slice) -> "_MemoryPoint":
+        """For a block of steps at once: everything that the pull needs and that does not depend on it."""
         a, i, f, o = self.gates(h, rows)
         tanh_c = np.tanh(c * f + a * i)
-        self.slope_c, self.f = o * (1 - tanh_c * tanh_c), f
-        self.slope_aif = np.stack([(1 - a * a) * i, a * i * (1 - i), c * f * (1 - f)], axis=1)
-        self.slope_o = tanh_c * o * (1 - o)
-        self.d_gates = np.empty((len(h), 4 * h.shape[1]), h.dtype)
-        return tanh_c * o
+        slope_aif = np.stack([(1 - a * a) * i, a * i * (1 - i), c * f * (1 - f)], axis=1)
+        return _MemoryPoint(rows, h, tanh_c * o, f, o * (1 - tanh_c * tanh_c), slope_aif, tanh_c * o * (1 - o))
 
-    def pull(self, local: slice, dh: Array, dc: Array) -> None:
+    def pull(self, point: "_MemoryPoint", local: slice, dh: Array, dc: Array) -> None:
         """Gradients of the LSTM's h and c (n, H) -> those of the h and c before it, in place."""
-        dc += dh * self.slope_c[local]
-        d, H = self.d_gates[local], dh.shape[1]
-        np.multiply(self.slope_aif[local], dc[:, None], out=d.reshape(len(d), 4, H)[:, :3])
-        np.multiply(self.slope_o[local], dh, out=d[:, 3 * H :])
-        np.matmul(d, self.w_h, out=dh)
-        dc *= self.f[local]
+        dc += dh * point.slope_c[local]
+        d, H = self.grad["x_proj"][point.rows][local], dh.shape[1]
+        np.multiply(point.slope_aif[local], dc[:, None], out=d.reshape(len(d), 4, H)[:, :3])
+        np.multiply(point.slope_o[local], dh, out=d[:, 3 * H :])
+        multiply(d, self.w_h, out=dh)
+        dc *= point.f[local]
 
-    def accumulate(self, h: Array, rows: slice) -> None:
-        """Add a block's part of the weights' gradients."""
-        self.grad["x_proj"][rows] = self.d_gates
-        add(self.grad, "w_h", self.d_gates.T @ h)
+    def accumulate(self, point: "_MemoryPoint") -> None:
+        """Add a block's part of the weights' gradient."""
+        add(self.grad, "w_h", multiply(self.grad["x_proj"][point.rows].T, point.h))
+
+
+class _MemoryPoint(NamedTuple):
+    """The LSTM at the states of a block of N steps."""
+
+    rows: slice
+    h: Array  # (N, H): before the LSTM
+    h_inner: Array  # (N, H): after it
+    f: Array  # (N, H)
+    slope_c: Array  # (N, H): of h_inner, by c
+    slope_aif: Array  # (N, 3, H): of c, by the gates
+    slope_o: Array  # (N, H): of h_inner, by o
+
+
+class _Points(NamedTuple):
+    """The whole step at the states of a block."""
+
+    block: slice
+    stages: list[_StagePoint]
+    lstm: _MemoryPoint | None
 
 
 class _Scan:
@@ -300,31 +345,31 @@ class _Scan:
             states[layout.batch :] = layout.pack(padded)
         return states
 
-    def linearise(self, block: slice, h: Array, h_next: Array, c: Array | None) -> None:
+    def linearise(self, block: slice, h: Array, h_next: Array, c: Array | None) -> _Points:
         """Recompute a block of steps (N rows at once) from the states before (h, c) and after (h_next) them."""
-        self.h_before = h
-        self.h_inner = h if self.lstm is None or c is None else self.lstm.linearise(h, c, block)
-        self.below = [None, *(h_next[:, stage.units] for stage in self.stages[:-1])]
-        for stage, below in zip(self.stages, self.below, strict=True):
-            stage.linearise(stage.first_product(self.h_inner[:, stage.units], below, block), block)
+        memory = None if self.lstm is None or c is None else self.lstm.linearise(h, c, block)
+        h_inner = h if memory is None else memory.h_inner
+        below = [None, *(h_next[:, stage.units] for stage in self.stages[:-1])]
+        points = [stage.linearise(h_inner[:, stage.units], u, block) for stage, u in zip(self.stages, below, strict=True)]
+        return _Points(block, points, memory)
 
-    def pull(self, local: slice, dh: Array, dc: Array) -> None:
+    def pull(self, points: _Points, local: slice, dh: Array, dc: Array) -> None:
         """Gradients (n, H) of the states after one step -> of the states before it, in place."""
         for k in reversed(range(len(self.stages))):
             stage = self.stages[k]
-            d = stage.pull(local, dh[:, stage.units])
+            d = stage.pull(points.stages[k], local, dh[:, stage.units])
             if k > 0:
                 dh[:, self.stages[k - 1].units] += d @ stage.tree["w_u"]
-            dh[:, stage.units] = d @ stage.w_h
-        if self.lstm is not None:
-            self.lstm.pull(local, dh, dc)
+            multiply(d, stage.w_h, out=dh[:, stage.units])
+        if self.lstm is not None and points.lstm is not None:
+            self.lstm.pull(points.lstm, local, dh, dc)
 
-    def accumulate(self, block: slice) -> None:
+    def accumulate(self, points: _Points) -> None:
         """Add a block's part of the weights' gradients."""
-        for stage, below in zip(self.stages, self.below, strict=True):
-            stage.accumulate(self.h_inner[:, stage.units], below, block)
-        if self.lstm is not None:
-            self.lstm.accumulate(self.h_before, block)
+        for stage, point in zip(self.stages, points.stages, strict=True):
+            stage.accumulate(point)
+        if self.lstm is not None and points.lstm is not None:
+            self.lstm.accumulate(points.lstm)
 
     def gradients(self, dh0: Array, dc0: Array) -> Tree:
         """All gradients, in the structure of the scan's arrays."""
