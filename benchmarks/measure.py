@@ -13,18 +13,24 @@ from pathlib import Path
 PACKAGES = ("ember-mlx", "mlx", "numpy", "torch", "ncps")
 
 
-def side_by_side(runs: dict[str, Callable[[], object]], seconds: float = 3.0, warmup: int = 2) -> dict[str, float]:
-    """Median milliseconds of each run. The runs take turns, so that a change of the machine's speed meets all of them."""
-    for run in runs.values():
-        for _ in range(warmup):
-            run()
+def side_by_side(runs: dict[str, Callable[[], object]], seconds: float = 3.0, rounds: int = 5) -> dict[str, float]:
+    """Median milliseconds of each run.
+
+    The runs take turns of some repetitions, so that a change of the machine's speed meets all of them; the first repetitions of a turn
+    do not count, since the threads of the one before may still be waiting for work with a core to themselves.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
-    end = time.perf_counter() + seconds * len(runs)
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
+    for _ in range(rounds):
         for name, run in runs.items():
             start = time.perf_counter()
-            run()
-            times[name].append((time.perf_counter() - start) * 1e3)
+            while time.perf_counter() < start + 0.25 * seconds / rounds:
+                run()
+            counted = 0
+            while counted < 3 or time.perf_counter() < start + seconds / rounds:
+                before = time.perf_counter()
+                run()
+                times[name].append((time.perf_counter() - before) * 1e3)
+                counted += 1
     return {name: statistics.median(values) for name, values in times.items()}
 
 

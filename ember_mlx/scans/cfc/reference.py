@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..packing import PackedLayout
-from ..pipeline import ahead
 from ..pointwise import ACTIVATIONS, Array, sigmoid
 from ..products import multiply
 from .spec import CfCSpec
@@ -88,20 +87,19 @@ def cfc_backward(spec: CfCSpec, arrays: Tree, outputs: tuple[Array, ...], cotang
     dy_c = layout.pack(cotangents[1]) if scan.lstm else None
     dh, dc = np.zeros_like(states[:B]), np.zeros_like(states[:B])
 
-    def linearise(steps: tuple[int, int]) -> _Points:
-        block = slice(int(layout.starts[steps[0]]), int(layout.starts[steps[1]]))
-        c = None if cells is None else layout.previous(cells, block)
-        return scan.linearise(block, layout.previous(states, block), states[B + block.start : B + block.stop], c)
-
-    for (first, last), points in ahead(linearise, layout.chunks(BLOCK_ROWS)[::-1], scan.accumulate):
+    for first, last in reversed(layout.chunks(BLOCK_ROWS)):
+        block = slice(int(layout.starts[first]), int(layout.starts[last]))
+        c_prev = None if cells is None else layout.previous(cells, block)
+        points = scan.linearise(block, layout.previous(states, block), states[B + block.start : B + block.stop], c_prev)
         for t in reversed(range(first, last)):
             rows = layout.rows(t)
             n = rows.stop - rows.start
             dh[:n] += dy[rows]
             if dy_c is not None:
                 dc[:n] += dy_c[rows]
-            start = rows.start - points.block.start
+            start = rows.start - block.start
             scan.pull(points, slice(start, start + n), dh[:n], dc[:n])
+        scan.accumulate(points)
     return scan.gradients(layout.unsort(dh), layout.unsort(dc))
 
 
@@ -320,7 +318,6 @@ class _MemoryPoint(NamedTuple):
 class _Points(NamedTuple):
     """The whole step at the states of a block."""
 
-    block: slice
     stages: list[_StagePoint]
     lstm: _MemoryPoint | None
 
@@ -351,7 +348,7 @@ class _Scan:
         h_inner = h if memory is None else memory.h_inner
         below = [None, *(h_next[:, stage.units] for stage in self.stages[:-1])]
         points = [stage.linearise(h_inner[:, stage.units], u, block) for stage, u in zip(self.stages, below, strict=True)]
-        return _Points(block, points, memory)
+        return _Points(points, memory)
 
     def pull(self, points: _Points, local: slice, dh: Array, dc: Array) -> None:
         """Gradients (n, H) of the states after one step -> of the states before it, in place."""
