@@ -236,3 +236,33 @@ def test_every_gradient_has_its_array():
             outputs = recurrence.fused.forward(kind, spec, to_mlx(arrays))
             gradients = recurrence.fused.backward(kind, spec, to_mlx(arrays), outputs, outputs)
         assert sorted(p for p, _ in tree_flatten(gradients)) == sorted(p for p, _ in tree_flatten(arrays))
+
+
+@on_host
+@pytest.mark.parametrize(
+    ("maker", "status", "last"), [(metal_kernel, 0, "every kernel works here"), (BrokenKernel, 1, "of the kernels failed")]
+)
+def test_report_for_an_issue(monkeypatch, capsys, maker, status, last):
+    from ember_mlx import __main__ as report
+
+    monkeypatch.setattr(report, "gpu_kind", lambda: "metal")
+    monkeypatch.setattr(report, "TIMED", (3, 2, 8))
+    monkeypatch.setattr(report, "REPETITIONS", 1)
+    monkeypatch.setattr("sys.argv", ["ember_mlx", "--check"])
+    with kernels_made_by("metal", maker):
+        assert report.main() == status
+    out = capsys.readouterr().out.strip().splitlines()
+    assert out[-1].endswith(last)
+    assert out[0].startswith(f"ember_mlx {ember_mlx.__version__}, mlx ")
+    assert sum(line.startswith("cfc ") for line in out) == len(CASES)
+    if status:
+        assert all("FAILED: " in line and "undeclared identifier" in line for line in out if line.startswith("cfc "))
+
+
+def test_report_without_a_gpu(capsys, monkeypatch):
+    from ember_mlx import __main__ as report
+
+    monkeypatch.setattr(report, "gpu_kind", lambda: None)
+    monkeypatch.setattr("sys.argv", ["ember_mlx", "--check"])
+    assert report.main() == 2
+    assert "no kernel was checked" in capsys.readouterr().out
