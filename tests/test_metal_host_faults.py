@@ -69,6 +69,7 @@ LINT_CASES = [
     case("wide-atomic", "device atomic<long>* p = (device atomic<long>*)y; y[i] = 0;", "wide-atomic"),
     case("memory-order", "y[i] = memory_order_seq_cst;", "memory-order"),
     case("concept", "y[i] = f(x[i]);", "newer-c++", header="template <class T> requires true T f(T a) { return a; }\n"),
+    case("threadgroup-in-macro", "SHARED(s, 4); y[i] = 1;", "threadgroup-in-macro", header="#define SHARED(s, n) threadgroup float s[n]\n"),
     case("threadgroup-initialiser", "threadgroup float s[2] = {1, 2}; y[i] = s[0];", "threadgroup-initialiser"),
     case(
         "threadgroup-in-helper",

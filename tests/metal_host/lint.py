@@ -54,6 +54,10 @@ PATTERNS = {
         r"\brequires\b|\bconcept\b|\bco_(?:await|yield|return)\b|\bconsteval\b|\bconstinit\b",
         "Metal is C++14 (C++17 from version 4)",
     ),
+    "threadgroup-in-macro": (
+        r"#\s*define\b[^\n]*\bthreadgroup\b[^\n*&]*\[",
+        "an array that a macro declares is not seen by the host runner, which would give each thread one of its own; declare it in the text",
+    ),
     "threadgroup-initialiser": (
         r"\bthreadgroup\s+[\w:]+\s+\w+\s*(?:\[[^\]]*\]\s*)*(?:=(?!=)|\{)",
         "threadgroup variables have no initialisers",
