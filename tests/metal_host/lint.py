@@ -56,7 +56,7 @@ PATTERNS = {
     ),
     "threadgroup-in-macro": (
         r"#\s*define\b[^\n]*\bthreadgroup\b[^\n*&]*\[",
-        "an array that a macro declares is not seen by the host runner, which would give each thread one of its own; declare it in the text",
+        "an array that a macro declares is not seen by the host runner, which would give each thread its own; declare it in the text",
     ),
     "threadgroup-initialiser": (
         r"\bthreadgroup\s+[\w:]+\s+\w+\s*(?:\[[^\]]*\]\s*)*(?:=(?!=)|\{)",
