@@ -15,7 +15,7 @@ from mlx.utils import tree_map
 from . import __version__
 from .backend import current_backend, gpu_kind
 from .kernels.first_use import FORWARD_ERROR, GRADIENT_ERROR, check
-from .kernels.library import is_available, source_folder
+from .kernels.loader import is_available, source_folder
 from .kernels.tiles import current_family
 from .scans.registry import RECURRENCES
 

@@ -70,9 +70,20 @@ def from_ncps(module: Any) -> CfC:
     Nature Machine Intelligence 4, 992-1003 (2022), https://doi.org/10.1038/s42256-022-00556-7.
     """
     _check_class(module)
-    wired = bool(getattr(module, "wired_mode", False))
-    cells = list(module.rnn_cell._layers) if wired else [module.rnn_cell]
-    layer = CfC(
+    cells = list(module.rnn_cell._layers) if _is_wired(module) else [module.rnn_cell]
+    layer = _empty_layer(module, cells)
+    _copy_weights(layer, module, cells)
+    return layer.train(bool(module.training))
+
+
+def _is_wired(module: Any) -> bool:
+    return bool(getattr(module, "wired_mode", False))
+
+
+def _empty_layer(module: Any, cells: list[Any]) -> CfC:
+    """The layer with weights of its own."""
+    wired = _is_wired(module)
+    return CfC(
         _neuron_map(module.wiring, cells) if wired else cells[0].hidden_size,
         cells[0].input_size,
         mode=cells[0].mode,
@@ -84,8 +95,6 @@ def from_ncps(module: Any) -> CfC:
         batch_first=bool(module.batch_first),
         **_backbone_options(cells[0]),
     )
-    _copy_weights(layer, module, cells)
-    return layer.train(bool(module.training))
 
 
 def _check_class(module: Any) -> None:

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
-from .library import maker_of
+from .loader import maker_of
 
 FORWARD_ERROR, GRADIENT_ERROR = 1e-4, 1e-3  # relative; a wrong kernel is off by far more
 _verdicts: dict[Hashable, str | None] = {}

@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from ..backend import KERNEL_BACKENDS, current_backend, gpu_kind
 from ..kernels.first_use import complaint
-from ..kernels.library import is_available
+from ..kernels.loader import is_available
 
 Tree = dict[str, Any]
 

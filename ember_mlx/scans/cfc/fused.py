@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from ...kernels.library import KernelText, launch
+from ...kernels.loader import KernelText, launch
 from ...kernels.packing import ProductShape, pack
 from ...kernels.tiles import THREADGROUP_BYTES, Family, Tile, current_family, forced_tile, rows_for
 from .ops import ACTIVATIONS

@@ -217,8 +217,7 @@ class _Stage:
     def pull(self, point: "_StagePoint", local: slice, dh: Array) -> Array:
         """dh -> dq -> dz for one step: from the next state's gradient (n, H_s) to that of the first product (n, P)."""
         point.dh[local] = dh
-        slope_q = point.slopes.q[local]
-        d = point.d_products[-1][local]
+        d, slope_q = point.d_products[-1][local], point.slopes.q[local]
         np.multiply(slope_q, dh[:, None], out=d.reshape(slope_q.shape))
         for (w, _), (_, slope), out in zip(self.dense[::-1], point.kept[::-1], point.d_products[-2::-1], strict=True):
             d = multiply(d, w, out=out[local])
