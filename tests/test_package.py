@@ -24,8 +24,9 @@ sys.modules["mlx"] = sys.modules["mlx.core"] = None
 import numpy as np
 import ember_mlx.reference as reference
 neuron_map = reference.NCPMap(10, 5, 5, 10, seed=42)
-stage = {"x_proj": np.zeros((5, 2, 12)), "w_h": np.zeros((12, 3))}
-(h,) = reference.cfc_forward(reference.CfCSpec(((0, 3),)), {"dt": np.ones((5, 2)), "h0": np.ones((2, 3)), "stages": [stage]})
+stage = {"w_x": np.zeros((12, 4)), "w_h": np.zeros((12, 3)), "b": np.zeros(12)}
+arrays = {"x": np.ones((5, 2, 4)), "dt": np.ones((5, 2)), "h0": np.ones((2, 3)), "stages": [stage]}
+(h,) = reference.cfc_forward(reference.CfCSpec(((0, 3),)), arrays)
 print(neuron_map.units, h.shape)
 try:
     import ember_mlx

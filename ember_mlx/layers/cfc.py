@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..checks import check_choice, check_flag, check_integer, check_interval
 from ..errors import bad_argument
+from ..scans.cfc.ops import project
 from ..scans.cfc.scan import CFC
 from ..scans.cfc.spec import MODES, CfCSpec
 from ..scans.dispatch import scan
@@ -173,16 +174,16 @@ class CfC(RecurrentLayer):
     def _one_scan(self, x: mx.array, initial: dict[str, mx.array], shared: Tree) -> list[mx.array]:
         """LSTM and all stages in one scan, which the memory couples: [h, c], (T, B, H) each."""
         lstm = {name: a.astype(x.dtype) for name, a in self.lstm.items()}
-        trees = [stage.scan_tree(x.dtype, x if k == 0 else None) for k, stage in enumerate(self.stages)]
-        arrays = shared | {"h0": initial["h"], "c0": initial["c"], "stages": trees} | self._dropout(x)
-        arrays["lstm"] = {"x_proj": project(x, lstm["Wx"], lstm["bias"]), "w_h": lstm["Wh"]}
+        arrays = shared | {"x": x, "h0": initial["h"], "c0": initial["c"]} | self._dropout(x)
+        arrays["stages"] = [stage.scan_tree(x.dtype) for stage in self.stages]
+        arrays["lstm"] = {"w_x": lstm["Wx"], "w_h": lstm["Wh"], "b": lstm["bias"]}
         return scan(CFC, CfCSpec(self._ranges(), self.mode, self.activation, mixed_memory=True), arrays)
 
     def _scan_by_stage(self, x: mx.array, h0: mx.array, shared: Tree) -> mx.array:
         """A scan for each stage, over the whole output of the one before: (T, B, H)."""
         u, outputs = x, {}
         for (start, stop), stage in zip(self._ranges(), self.stages, strict=True):
-            arrays = shared | {"h0": h0[:, start:stop], "stages": [stage.scan_tree(x.dtype, u)]} | self._dropout(x)
+            arrays = shared | {"x": u, "h0": h0[:, start:stop], "stages": [stage.scan_tree(x.dtype)]} | self._dropout(x)
             (u,) = scan(CFC, CfCSpec(((0, stop - start),), self.mode, self.activation), arrays)
             outputs[start] = u
         return mx.concatenate([outputs[start] for start in sorted(outputs)], axis=2) if len(outputs) > 1 else u
@@ -236,15 +237,14 @@ class CfCStage(nn.Module):
         if mode == "pure":
             self.w_tau, self.A = mx.zeros((units,)), mx.ones((units,))
 
-    def scan_tree(self, dtype: mx.Dtype, u: mx.array | None) -> Tree:
-        """The stage's arrays for the scan: with the input u (T, B, inputs) its product; without, for an input made in the step."""
+    def scan_tree(self, dtype: mx.Dtype) -> Tree:
+        """The stage's arrays for the scan."""
         layers: list[Tree] = [*self.get("backbone", []), self.heads]
         first, rest = layers[0], layers[1:]
-        weight, bias = first["weight"].astype(dtype), first["bias"].astype(dtype)
+        weight = first["weight"].astype(dtype)
         if self.mask is not None:
             weight = weight * mx.array(self.mask, dtype)
-        w_u, w_h = weight[:, : self.inputs], weight[:, self.inputs :]
-        tree: Tree = {"w_h": w_h} | ({"w_u": w_u, "b": bias} if u is None else {"x_proj": project(u, w_u, bias)})
+        tree: Tree = {"w_x": weight[:, : self.inputs], "w_h": weight[:, self.inputs :], "b": first["bias"].astype(dtype)}
         tree |= {name: self[name].astype(dtype) for name in ("w_tau", "A") if name in self}
         if rest:
             tree["dense"] = [{"w": layer["weight"].astype(dtype), "b": layer["bias"].astype(dtype)} for layer in rest]
@@ -253,12 +253,6 @@ class CfCStage(nn.Module):
     def _extra_repr(self) -> str:
         outputs, inputs = self.heads["weight"].shape
         return f"inputs={self.inputs}, heads={outputs} x {inputs}"
-
-
-def project(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-    """(T, B, I) -> (T, B, O): x W^T + b, one product for all steps."""
-    T, B, _ = x.shape
-    return mx.addmm(bias, x.reshape(T * B, -1), weight.T).reshape(T, B, -1)
 
 
 def backbone_size(owner: str, neuron_map: NeuronMap, units: int | None, layers: int | None) -> tuple[int | None, int]:

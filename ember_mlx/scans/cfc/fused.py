@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ...kernels.loader import KernelText, launch
 from ...kernels.packing import ProductShape, pack
 from ...kernels.tiles import THREADGROUP_BYTES, Family, Tile, current_family, forced_tile, rows_for
-from .ops import ACTIVATIONS
+from .ops import ACTIVATIONS, project
 from .problems import random_arrays
 from .spec import MODES, CfCSpec
 
@@ -195,7 +195,7 @@ def cfc_fused_forward(kind: str, spec: CfCSpec, arrays: Tree) -> list[mx.array]:
     dropout = arrays.get("dropout")
     middle = [pack(layer["w"], variant.middle) for layer in w.middle]
     inputs = [
-        arrays["stages"][0]["x_proj"],
+        _projected(arrays, arrays["stages"][0]),
         pack(w.first, variant.first) if variant.depth else w.first,
         mx.concatenate(middle) if middle else mx.zeros((8,)),
         mx.stack([layer["b"] for layer in w.middle]) if middle else mx.zeros((8,)),
@@ -213,10 +213,14 @@ def cfc_fused_forward(kind: str, spec: CfCSpec, arrays: Tree) -> list[mx.array]:
     return [y, c] if spec.mixed_memory else [y]
 
 
+def _projected(arrays: Tree, part: Tree) -> mx.array:
+    return project(arrays["x"], part["w_x"], part["b"])
+
+
 def _memory_inputs(variant: Variant, arrays: Tree) -> list[mx.array]:
     if not variant.spec.mixed_memory:
         return [mx.zeros((8,))] * 3
-    return [arrays["lstm"]["x_proj"], pack(arrays["lstm"]["w_h"], variant.gates), arrays["c0"]]
+    return [_projected(arrays, arrays["lstm"]), pack(arrays["lstm"]["w_h"], variant.gates), arrays["c0"]]
 
 
 def cfc_fused_backward(kind: str, spec: CfCSpec, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
@@ -257,8 +261,12 @@ def linearise(spec: CfCSpec, arrays: Tree, states: list[mx.array]) -> Point:
     """Recompute a block of steps at once from the states before them."""
     (stage,) = arrays["stages"]
     dt = mx.expand_dims(arrays["dt"], 2)
-    h, slopes_gates = _memory_slopes(arrays["lstm"], *states) if spec.mixed_memory else (states[0], mx.zeros((8,)))
-    a = stage["x_proj"] + h @ stage["w_h"].T
+    h, slopes_gates = (
+        _memory_slopes(_projected(arrays, arrays["lstm"]), arrays["lstm"]["w_h"], *states)
+        if spec.mixed_memory
+        else (states[0], mx.zeros((8,)))
+    )
+    a = _projected(arrays, stage) + h @ stage["w_h"].T
     z, slopes = [], []
     for k, layer in enumerate(stage.get("dense", [])):
         (value,), (slope,) = mx.jvp(ACTIVATIONS[spec.activation], [a], [mx.ones_like(a)])  # (1)
@@ -271,9 +279,9 @@ def linearise(spec: CfCSpec, arrays: Tree, states: list[mx.array]) -> Point:
     return Point(h, z, slopes, slopes_gates, *by_mode)
 
 
-def _memory_slopes(lstm: Tree, h: mx.array, c: mx.array) -> tuple[mx.array, mx.array]:
+def _memory_slopes(projected: mx.array, w_h: mx.array, h: mx.array, c: mx.array) -> tuple[mx.array, mx.array]:
     """The LSTM's h, and Point's slopes_gates."""
-    a, i, f, o = mx.split(lstm["x_proj"] + h @ lstm["w_h"].T, 4, axis=-1)
+    a, i, f, o = mx.split(projected + h @ w_h.T, 4, axis=-1)
     a, i, f, o = mx.tanh(a), mx.sigmoid(i), mx.sigmoid(f + 1), mx.sigmoid(o)
     tanh_c = mx.tanh(c * f + a * i)
     of_c = [(1 - a * a) * i, a * i * (1 - i), c * f * (1 - f)]
@@ -339,24 +347,31 @@ def _gradients(spec: CfCSpec, arrays: Tree, h_prev: mx.array, point: Point, dh: 
     """All gradients of a block of steps from those of its states and products."""
     dq = (mx.expand_dims(dh, 2) * point.slope_q).reshape(*dh.shape[:2], -1)
     products = [*(dz[k] for k in range(len(point.z))), dq]
-    grad: Tree = {"x_proj": products[0], "w_h": _outer(products[0], point.h_inner)}
+    x, stage = arrays["x"], arrays["stages"][0]
+    grad = _product_gradients(products[0], x, point.h_inner)
     grad |= {name: (dh * slope).sum(axis=(0, 1)) for name, slope in point.pure.items()}
     dense = [{"w": _outer(d, z), "b": d.sum(axis=(0, 1))} for d, z in zip(products[1:], point.z, strict=True)]
     if dense:
         grad["dense"] = dense
-    result: Tree = {"dt": (dh * point.slope_dt).sum(axis=-1), "stages": [grad]}
+    result: Tree = {"x": products[0] @ stage["w_x"], "dt": (dh * point.slope_dt).sum(axis=-1), "stages": [grad]}
     if spec.mixed_memory:
         d_gates = d_gates.reshape(*dh.shape[:2], -1)
-        result["lstm"] = {"x_proj": d_gates, "w_h": _outer(d_gates, h_prev)}
+        result["lstm"] = _product_gradients(d_gates, x, h_prev)
+        result["x"] = result["x"] + d_gates @ arrays["lstm"]["w_x"]
     return result
+
+
+def _product_gradients(d: mx.array, x: mx.array, h: mx.array) -> Tree:
+    """The gradients of w_x, w_h and b of a product W_x x + W_h h + b, from that of its results."""
+    return {"w_x": _outer(d, x), "w_h": _outer(d, h), "b": d.sum(axis=(0, 1))}
 
 
 def _joined(parts: list[Tree]) -> Tree:
     """Gradients of consecutive blocks of steps together: those with a time axis in a row, the others added up."""
     by_path = [dict(tree_flatten(part)) for part in parts]
-    over_time = ("dt", "x_proj")
+    over_time = ("x", "dt")
     joined = {
-        path: mx.concatenate([part[path] for part in by_path]) if path.endswith(over_time) else sum(part[path] for part in by_path)
+        path: mx.concatenate([part[path] for part in by_path]) if path in over_time else sum(part[path] for part in by_path)
         for path in by_path[0]
     }
     return tree_unflatten(list(joined.items()))
@@ -369,10 +384,7 @@ def _outer(d: mx.array, x: mx.array) -> mx.array:
 
 def _steps(arrays: Tree, block: slice) -> Tree:
     """The arrays of a block of steps."""
-    (stage,) = arrays["stages"]
-    part = {"dt": arrays["dt"][block], "stages": [{**stage, "x_proj": stage["x_proj"][block]}]}
-    if "lstm" in arrays:
-        part["lstm"] = {**arrays["lstm"], "x_proj": arrays["lstm"]["x_proj"][block]}
+    part = {**arrays, "x": arrays["x"][block], "dt": arrays["dt"][block]}
     return part | ({"dropout": [mask[block] for mask in arrays["dropout"]]} if "dropout" in arrays else {})
 
 

@@ -43,17 +43,24 @@ def cfc_ops(spec: CfCSpec, arrays: Tree) -> list[mx.array]:
 
 
 def _by_step(arrays: Tree) -> Tree:
-    """The tree with every (T, ...) array as the list of its steps: the gradient of a[t] would be a scatter, which has no jvp."""
+    """The tree with the inputs projected and every (T, ...) array as the list of its steps: a[t]'s gradient, a scatter, has no jvp."""
 
     def steps(a: mx.array) -> list[mx.array]:
         return [part.squeeze(0) for part in mx.split(a, a.shape[0])]
 
     def projected(part: Tree) -> Tree:
-        return {**part, "x_proj": steps(part["x_proj"])} if "x_proj" in part else part
+        return {**part, "projected": steps(project(arrays["x"], part["w_x"], part["b"]))}
 
-    result = {**arrays, "dt": steps(arrays["dt"]), "stages": [projected(stage) for stage in arrays["stages"]]}
+    first, *others = arrays["stages"]
+    result = {**arrays, "dt": steps(arrays["dt"]), "stages": [projected(first), *others]}
     result["dropout"] = [steps(mask) for mask in arrays.get("dropout", [])]
     return result | ({"lstm": projected(arrays["lstm"])} if "lstm" in arrays else {})
+
+
+def project(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    """(T, B, I) -> (T, B, O): x W^T + b, one product for all steps."""
+    T, B, _ = x.shape
+    return mx.addmm(bias, x.reshape(T * B, -1), weight.T).reshape(T, B, -1)
 
 
 def _step(spec: CfCSpec, arrays: Tree, h: mx.array, c: mx.array | None, t: int) -> tuple[mx.array, mx.array | None]:
@@ -71,7 +78,7 @@ def _step(spec: CfCSpec, arrays: Tree, h: mx.array, c: mx.array | None, t: int) 
 
 def _stage(spec: CfCSpec, p: Tree, h: mx.array, below: mx.array | None, dt: mx.array, t: int, dropout: list[mx.array]) -> mx.array:
     """One CfC layer: (B, H_s) -> (B, H_s)."""
-    a = h @ p["w_h"].T + (p["x_proj"][t] if "x_proj" in p else below @ p["w_u"].T + p["b"])
+    a = h @ p["w_h"].T + (p["projected"][t] if below is None else below @ p["w_x"].T + p["b"])
     for k, layer in enumerate(p.get("dense", [])):
         z = ACTIVATIONS[spec.activation](a)  # (1)
         if dropout:
@@ -92,6 +99,6 @@ def _stage(spec: CfCSpec, p: Tree, h: mx.array, below: mx.array | None, dt: mx.a
 
 def _lstm(p: Tree, h: mx.array, c: mx.array, t: int) -> tuple[mx.array, mx.array]:
     """The LSTM step before the stages: (B, H) each."""
-    a, i, f, o = mx.split(p["x_proj"][t] + h @ p["w_h"].T, 4, axis=1)
+    a, i, f, o = mx.split(p["projected"][t] + h @ p["w_h"].T, 4, axis=1)
     c = c * mx.sigmoid(f + 1) + mx.tanh(a) * mx.sigmoid(i)
     return mx.tanh(c) * mx.sigmoid(o), c

@@ -8,6 +8,7 @@ import numpy as np
 from .spec import CfCSpec
 
 Tree = dict[str, Any]
+I = 3  # inputs
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -56,14 +57,14 @@ def random_arrays(
     """Arrays for a spec with `depth` backbone layers of Z units; see `cfc_problem`."""
     rng = np.random.Generator(np.random.PCG64(seed))
     H = spec.units
-    arrays: Tree = {"dt": rng.uniform(0.1, 2, (T, B)), "h0": 0.5 * rng.standard_normal((B, H)), "stages": []}
-    below = 0
+    arrays: Tree = {"x": rng.standard_normal((T, B, I)), "dt": rng.uniform(0.1, 2, (T, B)), "h0": 0.5 * rng.standard_normal((B, H))}
+    arrays["stages"], inputs = [], I
     for start, stop in spec.stages:
-        arrays["stages"].append(_stage(rng, spec, stop - start, below, Z, depth, (T, B)))
-        below = stop - start
+        arrays["stages"].append(_stage(rng, spec, inputs, stop - start, Z, depth))
+        inputs = stop - start
     if spec.mixed_memory:
         arrays["c0"] = 0.5 * rng.standard_normal((B, H))
-        arrays["lstm"] = {"x_proj": rng.standard_normal((T, B, 4 * H)), "w_h": _weight(rng, 4 * H, H)}
+        arrays["lstm"] = {"w_x": _weight(rng, 4 * H, I), "w_h": _weight(rng, 4 * H, H), "b": 0.1 * rng.standard_normal(4 * H)}
     if dropout:
         arrays["dropout"] = [rng.integers(0, 2, (T, B, Z)) * 2.0 for _ in range(depth)]
     arrays = _cast(arrays, dtype)
@@ -72,14 +73,9 @@ def random_arrays(
     return arrays
 
 
-def _stage(rng: np.random.Generator, spec: CfCSpec, H: int, below: int, Z: int, depth: int, leading: tuple[int, int]) -> Tree:
-    heads = spec.heads * H
-    sizes = [*[Z] * depth, heads]
-    tree: Tree = {"w_h": _weight(rng, sizes[0], H)}
-    if below:
-        tree |= {"w_u": _weight(rng, sizes[0], below), "b": 0.1 * rng.standard_normal(sizes[0])}
-    else:
-        tree["x_proj"] = rng.standard_normal((*leading, sizes[0]))
+def _stage(rng: np.random.Generator, spec: CfCSpec, inputs: int, H: int, Z: int, depth: int) -> Tree:
+    sizes = [*[Z] * depth, spec.heads * H]
+    tree: Tree = {"w_x": _weight(rng, sizes[0], inputs), "w_h": _weight(rng, sizes[0], H), "b": 0.1 * rng.standard_normal(sizes[0])}
     if depth:
         pairs = pairwise(sizes)
         tree["dense"] = [{"w": _weight(rng, n, m), "b": 0.1 * rng.standard_normal(n)} for m, n in pairs]

@@ -2,15 +2,15 @@
 
 Both take the arrays of one scan as a tree (T steps, B sequences, H units of all stages, P = Z backbone units or heads * H):
 
+    x        (T, B, I)   inputs
     dt       (T, B)      elapsed time before each step
     h0       (B, H)      state before the first step;  c0 (B, H) too with mixed memory
     lengths  (B,)        optional, integers in 1..T
     dropout  [(T, B, Z)] optional, one factor for each backbone layer's output
-    lstm     x_proj (T, B, 4H): W x + b for a, i, f, o;  w_h (4H, H)       with mixed memory
+    lstm     w_x (4H, I), w_h (4H, H), b (4H,): gates a, i, f, o            with mixed memory
     stages   one tree for each stage of the spec (H_s its units):
-             x_proj (T, B, P): the input's part of the first product, bias included; or, for a stage fed by the stage
-             before it in the same step, w_u (P, units of that stage) and b (P,)
-             w_h (P, H_s);  dense [{w, b}], the products after the first, the last one giving the heads, absent without backbone;
+             w_x (P, I), w_h (P, H_s), b (P,), the first product; the input of a stage after the first is the one before it
+             dense [{w, b}], the products after the first, the last one giving the heads, absent without backbone;
              w_tau (H_s,), A (H_s,) in pure mode
 
 Only what is sequential is in the loops over T. The backward keeps nothing but the states: it recomputes gates and slopes from them,
@@ -45,8 +45,9 @@ def cfc_forward(spec: CfCSpec, arrays: Tree) -> tuple[Array, ...]:
     Example:
         >>> import numpy as np
         >>> from ember_mlx.reference import CfCSpec, cfc_forward
-        >>> stage = {"x_proj": np.zeros((5, 2, 12)), "w_h": np.zeros((12, 3))}
-        >>> (h,) = cfc_forward(CfCSpec(stages=((0, 3),)), {"dt": np.ones((5, 2)), "h0": np.ones((2, 3)), "stages": [stage]})
+        >>> stage = {"w_x": np.zeros((12, 4)), "w_h": np.zeros((12, 3)), "b": np.zeros(12)}
+        >>> sequence = {"x": np.ones((5, 2, 4)), "dt": np.ones((5, 2)), "h0": np.ones((2, 3))}
+        >>> (h,) = cfc_forward(CfCSpec(stages=((0, 3),)), sequence | {"stages": [stage]})
         >>> h.shape
         (5, 2, 3)
     """
@@ -54,16 +55,18 @@ def cfc_forward(spec: CfCSpec, arrays: Tree) -> tuple[Array, ...]:
     layout, B = scan.layout, scan.layout.batch
     states = scan.states_buffer(arrays["h0"])
     cells = scan.states_buffer(arrays["c0"]) if scan.lstm else None
-    for t in range(layout.steps):
-        rows, before = layout.rows(t), layout.before(t)
-        after = slice(B + rows.start, B + rows.stop)
-        h = states[before]
-        if scan.lstm is not None and cells is not None:
-            h, cells[after] = scan.lstm.step(h, cells[before], rows)
-        below = None
-        for stage in scan.stages:
-            below = stage.step(stage.first_product(h[:, stage.units], below, rows), rows)
-            states[after, stage.units] = below
+    for first, last in layout.chunks(BLOCK_ROWS):
+        start = int(layout.starts[first])
+        projected, gates = scan.project(slice(start, int(layout.starts[last])))
+        for t in range(first, last):
+            rows, before = layout.rows(t), layout.before(t)
+            local, after = slice(rows.start - start, rows.stop - start), slice(B + rows.start, B + rows.stop)
+            h, below = states[before], None
+            if scan.lstm is not None and cells is not None and gates is not None:
+                h, cells[after] = scan.lstm.step(gates[local], h, cells[before])
+            for stage in scan.stages:
+                below = stage.step(projected[local] if below is None else stage.project(below), h[:, stage.units], rows)
+                states[after, stage.units] = below
     kept = (states,) if cells is None else (states, cells)
     return tuple(layout.unpack(a[B:]) for a in kept)
 
@@ -170,22 +173,17 @@ class _Stage:
         self.units = slice(*spec.stages[index])
         self.activation, self.interpolate = ACTIVATIONS[spec.activation], INTERPOLATIONS[spec.mode]
         self.tree, self.dt, self.dropout = tree, dt, dropout
-        self.w_h, self.dense = tree["w_h"], [(layer["w"], layer["b"]) for layer in tree.get("dense", [])]
+        self.w_x, self.w_h, self.b = tree["w_x"], tree["w_h"], tree["b"]
+        self.dense = [(layer["w"], layer["b"]) for layer in tree.get("dense", [])]
         # (in, out) in memory: a third faster for the few rows of a step
-        self.w_h_T, self.dense_T = np.ascontiguousarray(self.w_h.T), [np.ascontiguousarray(w.T) for w, _ in self.dense]
-        self.x_proj = layout.pack(tree["x_proj"]) if "x_proj" in tree else None
+        self.w_x_T, self.w_h_T = np.ascontiguousarray(self.w_x.T), np.ascontiguousarray(self.w_h.T)
+        self.dense_T = [np.ascontiguousarray(w.T) for w, _ in self.dense]
         self.grad: Tree = {"dt": np.empty((len(dt), 1), self.w_h.dtype)}
-        if self.x_proj is not None:
-            self.grad["x_proj"] = np.empty_like(self.x_proj)
 
-    def first_product(self, h: Array, below: Array | None, rows: slice) -> Array:
-        """W [x, h] + b of the first dense layer (n, P): the backbone's first, or the heads where there is no backbone."""
-        a = multiply(h, self.w_h_T)
-        if self.x_proj is not None:
-            a += self.x_proj[rows]
-        elif below is not None:
-            a += below @ self.tree["w_u"].T
-            a += self.tree["b"]
+    def project(self, u: Array) -> Array:
+        """The input's part of the first product, W_x u + b: (n, inputs) -> (n, P)."""
+        a = multiply(u, self.w_x_T)
+        a += self.b
         return a
 
     def heads(self, a: Array, rows: slice, keep: list[tuple[Array, Array]] | None = None) -> Array:
@@ -200,19 +198,21 @@ class _Stage:
             a += self.dense[k][1]
         return a
 
-    def step(self, a: Array, rows: slice) -> Array:
-        """From the first product (n, P) to the next state (n, H_s)."""
+    def step(self, projected: Array, h: Array, rows: slice) -> Array:
+        """From the projected input (n, P) and the state (n, H_s) to the next state."""
+        a = multiply(h, self.w_h_T)
+        a += projected
         return self.interpolate(self.heads(a, rows), self.dt[rows], self.tree, want_slopes=False)[0]
 
-    def linearise(self, h: Array, below: Array | None, rows: slice) -> "_StagePoint":
+    def linearise(self, u: Array, h: Array, rows: slice) -> "_StagePoint":
         """For a block of steps at once: everything that the pull needs and that does not depend on it."""
         kept: list[tuple[Array, Array]] = []
-        q = self.heads(self.first_product(h, below, rows), rows, kept)
+        a = self.project(u)
+        a += multiply(h, self.w_h_T)
+        q = self.heads(a, rows, kept)
         _, slopes = self.interpolate(q, self.dt[rows], self.tree, want_slopes=True)
         d_products = [np.empty((len(q), w.shape[0]), q.dtype) for w in (self.w_h, *(w for w, _ in self.dense))]
-        if self.x_proj is not None:
-            d_products[0] = self.grad["x_proj"][rows]  # where the caller will find it
-        return _StagePoint(rows, h, below, kept, slopes, np.empty((len(q), h.shape[1]), q.dtype), d_products)
+        return _StagePoint(rows, u, h, kept, slopes, np.empty((len(q), h.shape[1]), q.dtype), d_products)
 
     def pull(self, point: "_StagePoint", local: slice, dh: Array) -> Array:
         """dh -> dq -> dz for one step: from the next state's gradient (n, H_s) to that of the first product (n, P)."""
@@ -227,10 +227,7 @@ class _Stage:
     def accumulate(self, point: "_StagePoint") -> None:
         """Add a block's part of the weights' gradients."""
         d_first, grad = point.d_products[0], self.grad
-        add(grad, "w_h", multiply(d_first.T, point.h))
-        if point.below is not None:
-            add(grad, "w_u", multiply(d_first.T, point.below))
-            add(grad, "b", d_first.sum(0))
+        add_product(grad, d_first, point.u, point.h)
         for k, ((z, _), d) in enumerate(zip(point.kept, point.d_products[1:], strict=True)):
             add(grad, f"w{k}", multiply(d.T, z))
             add(grad, f"b{k}", d.sum(0))
@@ -238,12 +235,10 @@ class _Stage:
         for name, slope in point.slopes.pure.items():
             add(grad, name, (point.dh * slope).sum(0))
 
-    def gradients(self, layout: PackedLayout) -> Tree:
+    def gradients(self) -> Tree:
         """The gradients in the structure of the stage's tree."""
         grad = self.grad
-        result: Tree = {name: grad[name] for name in ("w_h", "w_u", "b", "w_tau", "A") if name in grad}
-        if "x_proj" in grad:
-            result["x_proj"] = layout.unpack(grad["x_proj"])
+        result: Tree = {name: grad[name] for name in ("w_x", "w_h", "b", "w_tau", "A") if name in grad}
         return result | {"dense": [{"w": grad[f"w{k}"], "b": grad[f"b{k}"]} for k in range(len(self.dense))]}
 
 
@@ -251,8 +246,8 @@ class _StagePoint(NamedTuple):
     """A stage at the states of a block of N steps, and what the pull leaves there."""
 
     rows: slice
+    u: Array  # (N, inputs)
     h: Array  # (N, H_s)
-    below: Array | None
     kept: list[tuple[Array, Array]]  # of each backbone layer: z and its slope, (N, Z)
     slopes: _Slopes
     dh: Array  # (N, H_s): gradient of the next state
@@ -262,36 +257,51 @@ class _StagePoint(NamedTuple):
 class _MixedMemory:
     """The LSTM step before the stages."""
 
-    def __init__(self, tree: Tree, layout: PackedLayout):
-        self.x_proj, self.w_h = layout.pack(tree["x_proj"]), tree["w_h"]
-        self.w_h_T = np.ascontiguousarray(self.w_h.T)
-        self.grad: Tree = {"x_proj": np.empty_like(self.x_proj)}
+    def __init__(self, tree: Tree):
+        self.w_x, self.w_h, self.b = tree["w_x"], tree["w_h"], tree["b"]
+        self.w_x_T, self.w_h_T = np.ascontiguousarray(self.w_x.T), np.ascontiguousarray(self.w_h.T)
+        self.grad: Tree = {}
 
-    def gates(self, h: Array, rows: slice) -> tuple[Array, Array, Array, Array]:
+    def project(self, x: Array) -> Array:
+        """The input's part of the gates: (n, I) -> (n, 4 H)."""
+        a = multiply(x, self.w_x_T)
+        a += self.b
+        return a
+
+    def gates(self, projected: Array, h: Array) -> tuple[Array, Array, Array, Array]:
         """tanh(a), sigma(i), sigma(f + 1), sigma(o), each (n, H)."""
         gates = multiply(h, self.w_h_T)
-        gates += self.x_proj[rows]
+        gates += projected
         a, i, f, o = np.split(gates, 4, axis=1)
         f += 1
         return np.tanh(a, out=a), sigmoid(i), sigmoid(f), sigmoid(o)
 
-    def step(self, h: Array, c: Array, rows: slice) -> tuple[Array, Array]:
+    def step(self, projected: Array, h: Array, c: Array) -> tuple[Array, Array]:
         """(h, c) (n, H) each -> the same after the LSTM step."""
-        a, i, f, o = self.gates(h, rows)
+        a, i, f, o = self.gates(projected, h)
         c = c * f + a * i
         return np.tanh(c) * o, c
 
-    def linearise(self, h: Array, c: Array, rows: slice) -> "_MemoryPoint":
+    def linearise(self, x: Array, h: Array, c: Array) -> "_MemoryPoint":
         """For a block of steps at once: everything that the pull needs and that does not depend on it."""
-        a, i, f, o = self.gates(h, rows)
+        a, i, f, o = self.gates(self.project(x), h)
         tanh_c = np.tanh(c * f + a * i)
         slope_aif = np.stack([(1 - a * a) * i, a * i * (1 - i), c * f * (1 - f)], axis=1)
-        return _MemoryPoint(rows, h, tanh_c * o, f, o * (1 - tanh_c * tanh_c), slope_aif, tanh_c * o * (1 - o))
+        return _MemoryPoint(
+            x,
+            h,
+            tanh_c * o,
+            f,
+            o * (1 - tanh_c * tanh_c),
+            slope_aif,
+            tanh_c * o * (1 - o),
+            np.empty_like(x, shape=(len(h), self.w_h.shape[0])),
+        )
 
     def pull(self, point: "_MemoryPoint", local: slice, dh: Array, dc: Array) -> None:
         """Gradients of the LSTM's h and c (n, H) -> those of the h and c before it, in place."""
         dc += dh * point.slope_c[local]
-        d, H = self.grad["x_proj"][point.rows][local], dh.shape[1]
+        d, H = point.d_gates[local], dh.shape[1]
         np.multiply(point.slope_aif[local], dc[:, None], out=d.reshape(len(d), 4, H)[:, :3])
         np.multiply(point.slope_o[local], dh, out=d[:, 3 * H :])
         multiply(d, self.w_h, out=dh)
@@ -299,19 +309,20 @@ class _MixedMemory:
 
     def accumulate(self, point: "_MemoryPoint") -> None:
         """Add a block's part of the weights' gradient."""
-        add(self.grad, "w_h", multiply(self.grad["x_proj"][point.rows].T, point.h))
+        add_product(self.grad, point.d_gates, point.x, point.h)
 
 
 class _MemoryPoint(NamedTuple):
     """The LSTM at the states of a block of N steps."""
 
-    rows: slice
+    x: Array  # (N, I)
     h: Array  # (N, H): before the LSTM
     h_inner: Array  # (N, H): after it
     f: Array  # (N, H)
     slope_c: Array  # (N, H): of h_inner, by c
     slope_aif: Array  # (N, 3, H): of c, by the gates
     slope_o: Array  # (N, H): of h_inner, by o
+    d_gates: Array  # (N, 4 H): gradients of the gates' products
 
 
 class _Points(NamedTuple):
@@ -327,10 +338,11 @@ class _Scan:
     def __init__(self, spec: CfCSpec, arrays: Tree):
         steps, batch = arrays["dt"].shape
         self.layout = PackedLayout(steps, batch, arrays.get("lengths"))
-        dt = self.layout.pack(arrays["dt"][:, :, None])
+        dt, self.x = self.layout.pack(arrays["dt"][:, :, None]), self.layout.pack(arrays["x"])
+        self.dx = np.empty_like(self.x)
         dropout = [self.layout.pack(mask) for mask in arrays.get("dropout", [])]
         self.stages = [_Stage(spec, k, tree, dropout, dt, self.layout) for k, tree in enumerate(arrays["stages"])]
-        self.lstm = _MixedMemory(arrays["lstm"], self.layout) if spec.mixed_memory else None
+        self.lstm = _MixedMemory(arrays["lstm"]) if spec.mixed_memory else None
 
     def states_buffer(self, initial: Array, padded: Array | None = None) -> Array:
         """(B + N, H): the initial states, then every step's, from the padded array or to be filled."""
@@ -341,12 +353,18 @@ class _Scan:
             states[layout.batch :] = layout.pack(padded)
         return states
 
+    def project(self, block: slice) -> tuple[Array, Array | None]:
+        """The inputs' part of a block of steps: of the first stage's product, and of the LSTM's gates."""
+        x = self.x[block]
+        return self.stages[0].project(x), None if self.lstm is None else self.lstm.project(x)
+
     def linearise(self, block: slice, h: Array, h_next: Array, c: Array | None) -> _Points:
         """Recompute a block of steps (N rows at once) from the states before (h, c) and after (h_next) them."""
-        memory = None if self.lstm is None or c is None else self.lstm.linearise(h, c, block)
+        x = self.x[block]
+        memory = None if self.lstm is None or c is None else self.lstm.linearise(x, h, c)
         h_inner = h if memory is None else memory.h_inner
-        below = [None, *(h_next[:, stage.units] for stage in self.stages[:-1])]
-        points = [stage.linearise(h_inner[:, stage.units], u, block) for stage, u in zip(self.stages, below, strict=True)]
+        inputs = [x, *(h_next[:, stage.units] for stage in self.stages[:-1])]
+        points = [stage.linearise(u, h_inner[:, stage.units], block) for stage, u in zip(self.stages, inputs, strict=True)]
         return _Points(points, memory)
 
     def pull(self, points: _Points, local: slice, dh: Array, dc: Array) -> None:
@@ -355,7 +373,7 @@ class _Scan:
             stage = self.stages[k]
             d = stage.pull(points.stages[k], local, dh[:, stage.units])
             if k > 0:
-                dh[:, self.stages[k - 1].units] += d @ stage.tree["w_u"]
+                dh[:, self.stages[k - 1].units] += d @ stage.w_x
             multiply(d, stage.w_h, out=dh[:, stage.units])
         if self.lstm is not None and points.lstm is not None:
             self.lstm.pull(points.lstm, local, dh, dc)
@@ -364,18 +382,25 @@ class _Scan:
         """Add a block's part of the weights' gradients."""
         for stage, point in zip(self.stages, points.stages, strict=True):
             stage.accumulate(point)
+        dx = self.dx[points.stages[0].rows]
+        multiply(points.stages[0].d_products[0], self.stages[0].w_x, out=dx)
         if self.lstm is not None and points.lstm is not None:
             self.lstm.accumulate(points.lstm)
+            dx += multiply(points.lstm.d_gates, self.lstm.w_x)
 
     def gradients(self, dh0: Array, dc0: Array) -> Tree:
         """All gradients, in the structure of the scan's arrays."""
         dt = sum(stage.grad["dt"] for stage in self.stages)
-        stages = [stage.gradients(self.layout) for stage in self.stages]
-        result: Tree = {"dt": self.layout.unpack(dt)[:, :, 0], "h0": dh0, "stages": stages}
-        if self.lstm is not None:
-            lstm = {"x_proj": self.layout.unpack(self.lstm.grad["x_proj"]), "w_h": self.lstm.grad["w_h"]}
-            result |= {"c0": dc0, "lstm": lstm}
-        return result
+        result: Tree = {"x": self.layout.unpack(self.dx), "dt": self.layout.unpack(dt)[:, :, 0], "h0": dh0}
+        result["stages"] = [stage.gradients() for stage in self.stages]
+        return result if self.lstm is None else result | {"c0": dc0, "lstm": self.lstm.grad}
+
+
+def add_product(grad: Tree, d: Array, x: Array, h: Array) -> None:
+    """Add to the gradients of w_x, w_h and b of a product W_x x + W_h h + b, from that of its results."""
+    add(grad, "w_x", multiply(d.T, x))
+    add(grad, "w_h", multiply(d.T, h))
+    add(grad, "b", d.sum(0))
 
 
 def add(total: Tree, name: str, part: Array) -> None:
