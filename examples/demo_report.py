@@ -1,0 +1,51 @@
+"""One run of the demo: train, draw, print."""
+
+from __future__ import annotations
+
+import argparse
+
+import mlx.core as mx
+from demo_figure import draw
+from demo_models import Classifier, make_model, parameter_count
+from demo_tasks import EVENT_DIGITS, SPEAKERS, Recipe, Task, load
+from demo_training import History, predict, train
+from rich.console import Console
+from rich.table import Table
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train the model that the options name; draw the picture and print the figures."""
+    console, task = Console(highlight=False), SPEAKERS if options.quick else EVENT_DIGITS
+    recipe = chosen_recipe(task, options)
+    mx.random.seed(options.seed)
+    training, test = load(task)
+    model = make_model(options.model, options.units, training.x.shape[2], len(task.classes), recipe.time_scale)
+    console.print(
+        f"{task.title}: {len(training.y)} to train on, {len(test.y)} to test, lengths {test.lengths.min()} to {test.lengths.max()}"
+    )
+    history = train(model, (training, test), recipe, options.seed, console)
+    picture = options.out / task.picture
+    draw(picture, task, options.model, model, test, predict(model, test), history)
+    console.print(results(task, options.model, model, recipe, history))
+    print(f"picture: {picture}")
+    print(f"test accuracy {history.accuracies[-1]:.3f}")
+
+
+def chosen_recipe(task: Task, options: argparse.Namespace) -> Recipe:
+    """The task's recipe for the model, with what the options change."""
+    recipe = task.recipe(options.model)
+    changes = {name: getattr(options, name) for name in ("epochs", "lr", "batch_size")}
+    return recipe._replace(**{name: value for name, value in changes.items() if value is not None})
+
+
+def results(task: Task, name: str, model: Classifier, recipe: Recipe, history: History) -> Table:
+    """The figures of this run, and those of layers from elsewhere."""
+    table = Table("model", caption="measured elsewhere, with PyTorch on the same data", caption_justify="left")
+    for heading in ("parameters", "epochs", "train loss", "test accuracy", "seconds"):
+        table.add_column(heading, justify="right")
+    loss, accuracy = f"{history.losses[-1]:.3f}", f"{history.accuracies[-1]:.3f}"
+    table.add_row(name, f"{parameter_count(model):,}", str(recipe.epochs), loss, accuracy, f"{history.seconds:.0f}", end_section=True)
+    for peer, accuracy in task.peers:
+        table.add_row(f"{peer} *", "", "", "", f"{accuracy:.3f}", "", style="dim")
+    table.caption = f"* {table.caption}"
+    return table

@@ -1,0 +1,131 @@
+"""The two tasks of the demo: their data, in batches, and what is known about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+DATA = Path(__file__).parent / "data"
+TEST_BATCH = 250
+
+
+class Recipe(NamedTuple):
+    """How a model is trained on a task.
+
+    Args:
+        epochs: passes over the training data.
+        lr: highest learning rate.
+        batch_size: sequences in a step.
+        time_scale: factor of every time delta; it brings their usual size near 1.
+        gradient_norm: at most; longer gradients are shortened to it.
+    """
+
+    epochs: int
+    lr: float
+    batch_size: int
+    time_scale: float = 1.0
+    gradient_norm: float = 1.0
+
+
+class Task(NamedTuple):
+    """What is to be learned.
+
+    Args:
+        title: of the picture.
+        file: the archive in `DATA`.
+        class_name: what a class is.
+        classes: their names.
+        recipes: by the name of the model; "" for those not named.
+        peers: (model, test accuracy) of layers from elsewhere on the same data.
+        picture: name of the file to draw.
+    """
+
+    title: str
+    file: str
+    class_name: str
+    classes: tuple[str, ...]
+    recipes: dict[str, Recipe]
+    peers: tuple[tuple[str, float], ...]
+    picture: str
+
+    def recipe(self, model: str) -> Recipe:
+        return self.recipes.get(model, self.recipes[""])
+
+
+EVENT_DIGITS = Task(
+    title="handwritten digits as streams of events",
+    file="event_mnist5k.npz",
+    class_name="digit",
+    classes=tuple("0123456789"),
+    recipes={  # a run of equal pixels is 15 long on average
+        "": Recipe(24, 3e-3, 48, time_scale=0.3, gradient_norm=0.3),
+        "cfc": Recipe(40, 3e-3, 32, time_scale=0.1, gradient_norm=0.3),
+        "ncp": Recipe(24, 5e-3, 48, time_scale=0.3),
+        "lstm": Recipe(12, 5e-3, 64, time_scale=0.3, gradient_norm=0.3),
+        "gru": Recipe(12, 1e-2, 64, time_scale=0.3, gradient_norm=0.3),
+    },
+    peers=(("ncps CfC with mixed memory", 0.844), ("torch.nn.LSTM", 0.866), ("torch.nn.GRU", 0.928)),
+    picture="demo.png",
+)
+SPEAKERS = Task(
+    title="nine speakers, each saying two Japanese vowels",
+    file="japanese_vowels.npz",
+    class_name="speaker",
+    classes=tuple("123456789"),
+    recipes={"": Recipe(20, 5e-3, 16)},
+    peers=(("ncps CfC", 0.972), ("torch.nn.LSTM", 0.970), ("torch.nn.GRU", 0.973)),
+    picture="demo-quick.png",
+)
+
+
+class Sequences(NamedTuple):
+    """Labelled sequences, padded at the end.
+
+    Args:
+        x: (N, T, I) inputs.
+        dt: (N, T) elapsed time before each step.
+        lengths: (N,) valid steps.
+        y: (N,) classes.
+    """
+
+    x: NDArray[np.float32]
+    dt: NDArray[np.float32]
+    lengths: NDArray[np.int32]
+    y: NDArray[np.int32]
+
+    def batch(self, rows: NDArray[np.integer]) -> tuple[mx.array, ...]:
+        """x, dt, lengths and y of some sequences, cut behind the longest of them."""
+        steps = self.lengths[rows].max()
+        return tuple(map(mx.array, (self.x[rows, :steps], self.dt[rows, :steps], self.lengths[rows], self.y[rows])))
+
+    def shuffled(self, batch_size: int, rng: np.random.Generator) -> Iterator[tuple[mx.array, ...]]:
+        """All sequences once, in random batches.
+
+        Batches of similar lengths would waste fewer steps on padding, but the layer does not compute padded steps anyway, and the
+        length tells much about the class (a one has few events): a batch of nearly one class pulls the weights to and fro.
+        """
+        order = rng.permutation(len(self.y))
+        for start in range(0, len(order), batch_size):
+            yield self.batch(order[start : start + batch_size])
+
+    def in_order(self) -> Iterator[tuple[mx.array, ...]]:
+        """All sequences once, in their order."""
+        for start in range(0, len(self.y), TEST_BATCH):
+            yield self.batch(np.arange(start, min(start + TEST_BATCH, len(self.y))))
+
+
+def load(task: Task) -> tuple[Sequences, Sequences]:
+    """The training and the test sequences."""
+    with np.load(DATA / task.file) as arrays:
+        return _part(arrays, "train"), _part(arrays, "test")
+
+
+def _part(arrays: np.lib.npyio.NpzFile, part: str) -> Sequences:
+    x, lengths, y = (arrays[f"{name}_{part}"] for name in ("x", "len", "y"))
+    dt = arrays[f"dt_{part}"] if f"dt_{part}" in arrays else np.ones(x.shape[:2], x.dtype)
+    return Sequences(x, dt, lengths, y)
