@@ -69,7 +69,7 @@ EVENT_DIGITS = Task(
         "lstm": Recipe(12, 5e-3, 64, time_scale=0.3, gradient_norm=0.3),
         "gru": Recipe(12, 1e-2, 64, time_scale=0.3, gradient_norm=0.3),
     },
-    peers=(("ncps CfC with mixed memory", 0.844), ("torch.nn.LSTM", 0.866), ("torch.nn.GRU", 0.928)),
+    peers=(("ncps CfC, mixed memory", 0.844), ("LSTM", 0.866), ("GRU", 0.928)),
     picture="demo.png",
 )
 SPEAKERS = Task(
@@ -78,7 +78,7 @@ SPEAKERS = Task(
     class_name="speaker",
     classes=tuple("123456789"),
     recipes={"": Recipe(20, 5e-3, 16)},
-    peers=(("ncps CfC", 0.972), ("torch.nn.LSTM", 0.970), ("torch.nn.GRU", 0.973)),
+    peers=(("ncps CfC", 0.972), ("LSTM", 0.970), ("GRU", 0.973)),
     picture="demo-quick.png",
 )
 
