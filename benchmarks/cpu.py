@@ -1,23 +1,30 @@
 """python benchmarks/cpu.py: the CfC layer on the CPU beside ncps (PyTorch) and the loop of MLX ops, all in one run."""
 
 import argparse
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from measure import environment, print_table, side_by_side, write_json
+from measure import environment, print_table, timed, write_json
 
 import ember_mlx
 from ember_mlx import CfC
-from ember_mlx.convert import from_ncps
 
 B, I, H, Z = 32, 10, 64, 128
+KINDS = ("forward", "forward+backward")
+NCPS, PLAIN, OPS = "ncps.torch.CfC", "loop of MLX ops, as one writes it", "ember_mlx, its ops form"
+OURS, HALF = "ember_mlx", "ember_mlx, lengths T/2"
 
 
 def torch_runs(x, dt):
-    """ncps.torch.CfC: its module, a forward run and a training run."""
+    """ncps.torch.CfC: a forward run and a training run."""
     import torch
     from ncps.torch import CfC as TorchCfC
 
@@ -33,7 +40,7 @@ def torch_runs(x, dt):
         module.zero_grad()
         module(x, timespans=spans)[0].sum().backward()
 
-    return module, forward, both
+    return forward, both
 
 
 class PlainCfC(nn.Module):
@@ -70,27 +77,42 @@ def ember_runs(layer, x, dt, backend, lengths=None):
     return forward, both
 
 
-def compare(T, seconds):
-    """Milliseconds of every contender at T steps."""
+def contender(name, T):
+    """The runs (forward, forward + backward) of a contender on the same data."""
     rng = np.random.default_rng(0)
     x, dt = rng.standard_normal((B, T, I)).astype(np.float32), rng.uniform(0.1, 2, (B, T)).astype(np.float32)
-    lengths = np.linspace(1, T - 1, B).astype(np.int32)  # T / 2 on average
-    runs = {}
-    try:
-        module, forward, both = torch_runs(x, dt)
-        layer = from_ncps(module)
-        runs["ncps.torch.CfC"] = (forward, both)
-    except ImportError:
-        print("torch and ncps are not installed: their rows are left out (pip install 'ember-mlx[bench]')")
-        layer = CfC(H, I, backbone_units=Z)
-    if T <= 200:
-        runs["loop of MLX ops, as one writes it"] = ember_runs(PlainCfC(), x, dt, "ops")
-        runs["ember_mlx, its ops form"] = ember_runs(layer, x, dt, "ops")
-    runs["ember_mlx"] = ember_runs(layer, x, dt, "numpy")
-    runs["ember_mlx, lengths T/2"] = ember_runs(layer, x, dt, "numpy", lengths)
-    forward = side_by_side({name: pair[0] for name, pair in runs.items()}, seconds)
-    both = side_by_side({name: pair[1] for name, pair in runs.items()}, seconds)
-    return {name: {"forward": forward[name], "forward+backward": both[name]} for name in runs}
+    if name == NCPS:
+        return torch_runs(x, dt)
+    if name == PLAIN:
+        return ember_runs(PlainCfC(), x, dt, "ops")
+    lengths = np.linspace(1, T - 1, B).astype(np.int32) if name == HALF else None  # T / 2 on average
+    return ember_runs(CfC(H, I, backbone_units=Z), x, dt, "ops" if name == OPS else "numpy", lengths)
+
+
+def contenders(T):
+    """Who takes part at T steps: the loops of MLX operations only where they are bearable."""
+    names = [OURS, HALF] + ([PLAIN, OPS] if T <= 200 else [])
+    if importlib.util.find_spec("torch") and importlib.util.find_spec("ncps"):
+        return [NCPS, *names]
+    print("torch and ncps are not installed: their row is left out (pip install 'ember-mlx[bench]')")
+    return names
+
+
+def compare(T, seconds, rounds):
+    """Milliseconds of every contender at T steps. Each has processes of its own, in turn: one's waiting threads would slow the next."""
+    names = contenders(T)
+    times = {name: {kind: [] for kind in KINDS} for name in names}
+    for _ in range(rounds):
+        for name in names:
+            command = [sys.executable, __file__, "--worker", name, "--steps", str(T), "--seconds", str(seconds)]
+            for kind, values in json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout).items():
+                times[name][kind] += values
+    return {name: {kind: statistics.median(values) for kind, values in by_kind.items()} for name, by_kind in times.items()}
+
+
+def work(name, T, seconds):
+    """What a contender's process does: print its times as JSON."""
+    print(json.dumps({kind: timed(run, seconds) for kind, run in zip(KINDS, contender(name, T), strict=True)}))
 
 
 def peak_memory(T):
@@ -113,15 +135,22 @@ def peak_memory(T):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, nargs="+", default=[100, 1000], help="T, one table each")
-    parser.add_argument("--seconds", type=float, default=4.0, help="time for each contender")
+    parser.add_argument("--seconds", type=float, default=1.5, help="time for each figure of a round")
+    parser.add_argument("--rounds", type=int, default=3, help="how often the contenders take turns")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, default=Path("out/bench-cpu.json"))
     arguments = parser.parse_args()
+    if arguments.worker:
+        work(arguments.worker, arguments.steps[0], arguments.seconds)
+        return
     result = {"sizes": {"B": B, "I": I, "H": H, "backbone": Z}, "ms": {}, "peak": {}}
     for T in arguments.steps:
-        result["ms"][T], result["peak"][T] = compare(T, arguments.seconds), peak_memory(T)
+        result["ms"][T], result["peak"][T] = compare(T, arguments.seconds, arguments.rounds), peak_memory(T)
     write_json(arguments.json, result)
     machine = environment()
-    print(f"{machine['cpu']}, {machine['cores']} cores, {machine['versions']}, {machine['date']}; median of runs in turn")
+    print(
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['versions']}, {machine['date']}; median of runs in turn, each in its own process"
+    )
     for T in arguments.steps:
         ours = result["ms"][T]["ember_mlx"]
         rows = [

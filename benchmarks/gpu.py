@@ -8,13 +8,12 @@ import argparse
 import os
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from measure import environment, print_table, write_json
+from measure import environment, print_table, timed, write_json
 from mlx.utils import tree_map
 
 import ember_mlx
@@ -113,18 +112,6 @@ def torch_peers(units, x, dt):
     return peers | {"ncps CfC": torch_runs(TorchCfC(I, units), x, device, spans)}
 
 
-def median_ms(run, seconds):
-    """Median milliseconds, after a warm-up."""
-    run()
-    run()
-    times, end = [], time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < 3:
-        start = time.perf_counter()
-        run()
-        times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times)
-
-
 def compare(kind, layer_kind, units, B, T, seconds, slow_peers):
     """Milliseconds (forward, both) of the layer and its peers."""
     rng = np.random.default_rng(0)
@@ -137,7 +124,7 @@ def compare(kind, layer_kind, units, B, T, seconds, slow_peers):
         runs["mlx.nn.GRU"] = mlx_runs(nn.GRU(I, units), mlx_x)
     if layer_kind == "dense":
         runs |= {name: pair for name, pair in torch_peers(units, x, dt).items() if slow_peers or "ncps" not in name}
-    return {name: [median_ms(run, seconds) for run in pair] for name, pair in runs.items()}
+    return {name: [statistics.median(timed(run, seconds)) for run in pair] for name, pair in runs.items()}
 
 
 def check_all(kind):

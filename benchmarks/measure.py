@@ -1,11 +1,10 @@
-"""Timing side by side, and what a figure must carry with it."""
+"""Timing, and what a figure must carry with it."""
 
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,25 +12,16 @@ from pathlib import Path
 PACKAGES = ("ember-mlx", "mlx", "numpy", "torch", "ncps")
 
 
-def side_by_side(runs: dict[str, Callable[[], object]], seconds: float = 3.0, rounds: int = 5) -> dict[str, float]:
-    """Median milliseconds of each run.
-
-    The runs take turns of some repetitions, so that a change of the machine's speed meets all of them; the first repetitions of a turn
-    do not count, since the threads of the one before may still be waiting for work with a core to themselves.
-    """
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            while time.perf_counter() < start + 0.25 * seconds / rounds:
-                run()
-            counted = 0
-            while counted < 3 or time.perf_counter() < start + seconds / rounds:
-                before = time.perf_counter()
-                run()
-                times[name].append((time.perf_counter() - before) * 1e3)
-                counted += 1
-    return {name: statistics.median(values) for name, values in times.items()}
+def timed(run: Callable[[], object], seconds: float) -> list[float]:
+    """Milliseconds of each run within some seconds, after a warm-up; at least three."""
+    start, times = time.perf_counter(), []
+    while time.perf_counter() < start + seconds / 4:
+        run()
+    while len(times) < 3 or time.perf_counter() < start + seconds:
+        before = time.perf_counter()
+        run()
+        times.append((time.perf_counter() - before) * 1e3)
+    return times
 
 
 def environment() -> dict[str, object]:

@@ -23,8 +23,8 @@ MODELS = {
     "cfc-mixed": "CfC with mixed memory: an LSTM cell keeps the memory",
     "cfc": "CfC",
     "ncp": "CfC on a sparse map of inter, command and motor neurons",
-    "lstm": "mlx.nn.LSTM, time deltas as another input",
-    "gru": "mlx.nn.GRU, time deltas as another input",
+    "lstm": "mlx.nn.LSTM, time deltas as another input; three times as slow",
+    "gru": "mlx.nn.GRU, time deltas as another input; twice as slow",
 }
 LEAST_NCP_UNITS = 4
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
@@ -111,7 +111,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = read_options(arguments)
-    # The products of a step are too small to be shared among threads: one thread is as fast, and never waits for another.
+    # The products of a step are too small to be shared among threads: one is hardly slower than two, and never waits for another.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         from demo_report import run  # here, so that --help and wrong options answer at once
