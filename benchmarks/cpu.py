@@ -149,7 +149,8 @@ def main():
     write_json(arguments.json, result)
     machine = environment()
     print(
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['versions']}, {machine['date']}; median of runs in turn, each in its own process"
+    print(f"{machine['cpu']}, {machine['cores']} cores, {machine['versions']}, {machine['date']}")
+    print("median of runs in turn, each contender in processes of its own")
     )
     for T in arguments.steps:
         ours = result["ms"][T]["ember_mlx"]

@@ -42,7 +42,7 @@ def chosen_recipe(task: Task, options: argparse.Namespace) -> Recipe:
 def results(task: Task, name: str, model: Classifier, recipe: Recipe, history: History) -> Table:
     """The figures of this run, and those of layers from elsewhere."""
     best, best_accuracy = max(task.peers, key=lambda peer: peer[1])
-    caption = f"* measured elsewhere, with PyTorch on the same data: a {best} reaches {best_accuracy:.2f} there"
+    caption = f"* measured elsewhere with PyTorch on the same data; a {best} reaches {best_accuracy:.2f}"
     table = Table("model", box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
     for heading in ("parameters", "epochs", "train loss", "test accuracy", "seconds"):
         table.add_column(heading, justify="right")

@@ -64,12 +64,12 @@ EVENT_DIGITS = Task(
     classes=tuple("0123456789"),
     recipes={  # a run of equal pixels is 15 long on average
         "": Recipe(24, 3e-3, 48, time_scale=0.3, gradient_norm=0.3),
-        "cfc": Recipe(40, 1.5e-3, 32, time_scale=0.1, gradient_norm=0.3),
+        "cfc": Recipe(40, 1.5e-3, 32, time_scale=0.1),
         "ncp": Recipe(24, 5e-3, 48, time_scale=0.3),
-        "lstm": Recipe(12, 1e-2, 64, time_scale=0.3, gradient_norm=0.3),
+        "lstm": Recipe(12, 1e-2, 64, time_scale=0.3),
         "gru": Recipe(12, 1e-2, 64, time_scale=0.3, gradient_norm=0.3),
     },
-    peers=(("ncps CfC, mixed memory", 0.844), ("LSTM", 0.866), ("GRU", 0.928)),
+    peers=(("ncps cfc-mixed", 0.844), ("LSTM", 0.866), ("GRU", 0.928)),
     picture="demo.png",
 )
 SPEAKERS = Task(
