@@ -148,10 +148,8 @@ def main():
         result["ms"][T], result["peak"][T] = compare(T, arguments.seconds, arguments.rounds), peak_memory(T)
     write_json(arguments.json, result)
     machine = environment()
-    print(
     print(f"{machine['cpu']}, {machine['cores']} cores, {machine['versions']}, {machine['date']}")
     print("median of runs in turn, each contender in processes of its own")
-    )
     for T in arguments.steps:
         ours = result["ms"][T]["ember_mlx"]
         rows = [
