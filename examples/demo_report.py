@@ -43,7 +43,7 @@ def results(task: Task, name: str, model: Classifier, recipe: Recipe, history: H
     """The figures of this run, and those of layers from elsewhere."""
     best, best_accuracy = max(task.peers, key=lambda peer: peer[1])
     caption = f"* measured elsewhere with PyTorch on the same data; a {best} reaches {best_accuracy:.2f}"
-    table = Table("model", box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
+    table = Table("model", box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
     for heading in ("parameters", "epochs", "train loss", "test accuracy", "seconds"):
         table.add_column(heading, justify="right")
     loss, accuracy = f"{history.losses[-1]:.3f}", f"{history.accuracies[-1]:.3f}"
