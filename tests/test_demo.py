@@ -17,8 +17,6 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ
 ENOUGH = 0.93
 TIME_LIMIT = 120  # seconds; an idle machine needs a tenth
 
-pytest.importorskip("matplotlib")
-pytest.importorskip("rich")
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="examples/data is not part of the source distribution")
 
 SHAPES = {

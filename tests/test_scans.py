@@ -9,6 +9,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 
 import ember_mlx
+from ember_mlx.kernels.loader import source_folder
 from ember_mlx.scans.dispatch import scan
 from ember_mlx.scans.registry import RECURRENCES
 
@@ -85,5 +86,8 @@ def test_float32_agrees_with_float64_numpy(name, variant, backend, size, lengths
 def test_forms_carry_the_same_equation_tags():
     folder = Path(ember_mlx.__file__).parent / "scans"
     for name in RECURRENCES:
-        tags = [re.findall(r"# \((\d)\)", (folder / name / form).read_text()) for form in ("reference.py", "ops.py")]
-        assert set(tags[0]) == set(tags[1]) == {"1", "2", "3"}
+        texts = [(folder / name / form).read_text() for form in ("reference.py", "ops.py", "fused.py")]
+        texts.append((source_folder() / f"{name}.metal").read_text())
+        tags = [set(re.findall(r"(?:#|//) \((\d)\)", text)) for text in texts]
+        assert all(found == tags[0] for found in tags)
+        assert tags[0]

@@ -183,7 +183,7 @@ def refusal(kind: str, spec: CfCSpec, arrays: Tree) -> str | None:
 
 
 def small_problem(spec: CfCSpec, arrays: Tree) -> Tree:
-    """Three steps of one sequence more than a group takes, in the same variant."""
+    """Three steps of as many sequences, of different lengths, in the same variant."""
     (stage,) = arrays["stages"]
     return random_arrays(spec, 3, arrays["dt"].shape[1], len(stage["w_h"]), len(stage.get("dense", [])), lengths=True, dropout=False)
 

@@ -166,25 +166,38 @@ INTERPOLATIONS: dict[str, Callable[..., tuple[Any, Any]]] = {
 }
 
 
-class _Stage:
+class _FirstProduct:
+    """W_x u + W_h h + b, the product that takes the state; what it makes of the inputs can be had for many steps at once."""
+
+    def __init__(self, tree: Tree):
+        self.w_x, self.w_h, self.b = tree["w_x"], tree["w_h"], tree["b"]
+        # (in, out) in memory: a third faster for the few rows of a step
+        self.w_x_T, self.w_h_T = np.ascontiguousarray(self.w_x.T), np.ascontiguousarray(self.w_h.T)
+
+    def project(self, u: Array) -> Array:
+        """The inputs' part, W_x u + b: (n, inputs) -> (n, P)."""
+        a = multiply(u, self.w_x_T)
+        a += self.b
+        return a
+
+    def with_state(self, projected: Array, h: Array) -> Array:
+        """The whole, from the inputs' part (n, P) and the state (n, H_s)."""
+        a = multiply(h, self.w_h_T)
+        a += projected
+        return a
+
+
+class _Stage(_FirstProduct):
     """One CfC layer of the step."""
 
     def __init__(self, spec: CfCSpec, index: int, tree: Tree, dropout: list[Array], dt: Array, layout: PackedLayout):
         self.units = slice(*spec.stages[index])
         self.activation, self.interpolate = ACTIVATIONS[spec.activation], INTERPOLATIONS[spec.mode]
         self.tree, self.dt, self.dropout = tree, dt, dropout
-        self.w_x, self.w_h, self.b = tree["w_x"], tree["w_h"], tree["b"]
+        super().__init__(tree)
         self.dense = [(layer["w"], layer["b"]) for layer in tree.get("dense", [])]
-        # (in, out) in memory: a third faster for the few rows of a step
-        self.w_x_T, self.w_h_T = np.ascontiguousarray(self.w_x.T), np.ascontiguousarray(self.w_h.T)
         self.dense_T = [np.ascontiguousarray(w.T) for w, _ in self.dense]
         self.grad: Tree = {"dt": np.empty((len(dt), 1), self.w_h.dtype)}
-
-    def project(self, u: Array) -> Array:
-        """The input's part of the first product, W_x u + b: (n, inputs) -> (n, P)."""
-        a = multiply(u, self.w_x_T)
-        a += self.b
-        return a
 
     def heads(self, a: Array, rows: slice, keep: list[tuple[Array, Array]] | None = None) -> Array:
         """From the first product to the heads; `keep` collects each backbone layer's output and its slope."""
@@ -200,16 +213,12 @@ class _Stage:
 
     def step(self, projected: Array, h: Array, rows: slice) -> Array:
         """From the projected input (n, P) and the state (n, H_s) to the next state."""
-        a = multiply(h, self.w_h_T)
-        a += projected
-        return self.interpolate(self.heads(a, rows), self.dt[rows], self.tree, want_slopes=False)[0]
+        return self.interpolate(self.heads(self.with_state(projected, h), rows), self.dt[rows], self.tree, want_slopes=False)[0]
 
     def linearise(self, u: Array, h: Array, rows: slice) -> "_StagePoint":
         """For a block of steps at once: everything that the pull needs and that does not depend on it."""
         kept: list[tuple[Array, Array]] = []
-        a = self.project(u)
-        a += multiply(h, self.w_h_T)
-        q = self.heads(a, rows, kept)
+        q = self.heads(self.with_state(self.project(u), h), rows, kept)
         _, slopes = self.interpolate(q, self.dt[rows], self.tree, want_slopes=True)
         d_products = [np.empty((len(q), w.shape[0]), q.dtype) for w in (self.w_h, *(w for w, _ in self.dense))]
         return _StagePoint(rows, u, h, kept, slopes, np.empty((len(q), h.shape[1]), q.dtype), d_products)
@@ -254,25 +263,16 @@ class _StagePoint(NamedTuple):
     d_products: list[Array]  # gradients of the products' results, first to last
 
 
-class _MixedMemory:
+class _MixedMemory(_FirstProduct):
     """The LSTM step before the stages."""
 
     def __init__(self, tree: Tree):
-        self.w_x, self.w_h, self.b = tree["w_x"], tree["w_h"], tree["b"]
-        self.w_x_T, self.w_h_T = np.ascontiguousarray(self.w_x.T), np.ascontiguousarray(self.w_h.T)
+        super().__init__(tree)
         self.grad: Tree = {}
-
-    def project(self, x: Array) -> Array:
-        """The input's part of the gates: (n, I) -> (n, 4 H)."""
-        a = multiply(x, self.w_x_T)
-        a += self.b
-        return a
 
     def gates(self, projected: Array, h: Array) -> tuple[Array, Array, Array, Array]:
         """tanh(a), sigma(i), sigma(f + 1), sigma(o), each (n, H)."""
-        gates = multiply(h, self.w_h_T)
-        gates += projected
-        a, i, f, o = np.split(gates, 4, axis=1)
+        a, i, f, o = np.split(self.with_state(projected, h), 4, axis=1)
         f += 1
         return np.tanh(a, out=a), sigmoid(i), sigmoid(f), sigmoid(o)
 
