@@ -33,17 +33,17 @@ class PackedLayout:
         else:
             self.order = np.argsort(-lengths.astype(np.int64), kind="stable")
             self.active = (lengths[None, :] > np.arange(steps)[:, None]).sum(1)
-        self.starts = np.concatenate([[0], np.cumsum(self.active)])
-        self.total = int(self.starts[-1])
+        starts = np.concatenate([[0], np.cumsum(self.active)])
+        self.starts: list[int] = starts.tolist()
+        self.total = self.starts[-1]
         if self.order is not None:
             valid = np.arange(batch)[None, :] < self.active[:, None]  # (T, B), in sorted order
             self._padded_row = (np.arange(steps)[:, None] * batch + self.order[None, :])[valid]
-            before = np.concatenate([[0], batch + self.starts[:-2]])
-            self._previous_row = (before[:, None] + np.arange(batch)[None, :])[valid]
+            self._previous_row = (starts[:-2, None] + np.arange(batch)[None, :])[valid[1:]]  # of every row after the first step
 
     def rows(self, t: int) -> slice:
         """The packed rows of step t."""
-        return slice(int(self.starts[t]), int(self.starts[t + 1]))
+        return slice(self.starts[t], self.starts[t + 1])
 
     def sort(self, batch_rows: Array) -> Array:
         """(B, F) in the caller's order -> in packed order."""
@@ -60,7 +60,7 @@ class PackedLayout:
     def pack(self, padded: Array) -> Array:
         """(T, B, F) -> (N, F), N the number of valid steps."""
         flat = padded.reshape(self.steps * self.batch, padded.shape[2])
-        return flat if self.order is None else flat[self._padded_row]
+        return flat if self.order is None else flat.take(self._padded_row, axis=0)
 
     def unpack(self, packed: Array) -> Array:
         """(N, F) -> (T, B, F), zero past each length."""
@@ -71,14 +71,14 @@ class PackedLayout:
         flat[self._padded_row] = packed
         return flat.reshape(shape)
 
-    def previous(self, states: Array, rows: slice) -> Array:
-        """The states before the steps in `rows`; `states` (B + N, H) holds the B initial rows and then every step's."""
-        return states[rows] if self.order is None else states[self._previous_row[rows]]
-
-    def before(self, t: int) -> slice:
-        """The rows of `states` (B + N, H) that the rows of step t follow."""
-        start = 0 if t == 0 else self.batch + int(self.starts[t - 1])
-        return slice(start, start + int(self.active[t]))
+    def previous(self, initial: Array, states: Array, rows: slice) -> Array:
+        """The states before the steps in `rows`, from the initial ones (B, H) in the caller's order and every step's (N, H), packed."""
+        B = self.batch
+        if rows.start < B:  # all of the first step's B rows come first
+            head = self.sort(initial)[rows.start : rows.stop]
+            return np.concatenate([head, self.previous(initial, states, slice(B, rows.stop))]) if rows.stop > B else head
+        before = slice(rows.start - B, rows.stop - B)
+        return states[before] if self.order is None else states.take(self._previous_row[before], axis=0)
 
     def chunks(self, rows: int) -> list[tuple[int, int]]:
         """Ranges of steps [first, last) of at least `rows` packed rows each (but the last), in order of time."""

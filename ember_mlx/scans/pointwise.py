@@ -42,44 +42,53 @@ def erf(a: Array) -> Array:
     return np.copysign(1 - series * np.exp(-magnitude * magnitude), a)
 
 
-def _tanh(a: Array, want_slope: bool) -> tuple[Array, Array | None]:
+def _tanh(a: Array, slope: Array | None) -> Array:
     z = np.tanh(a, out=a)
-    return z, 1 - z * z if want_slope else None
+    if slope is not None:
+        np.multiply(z, z, out=slope)
+        np.subtract(1, slope, out=slope)
+    return z
 
 
-def _lecun_tanh(a: Array, want_slope: bool) -> tuple[Array, Array | None]:
+def _lecun_tanh(a: Array, slope: Array | None) -> Array:
     number = a.dtype.type
     a *= number(LECUN_INNER)
-    z, slope = np.tanh(a, out=a), None
-    if want_slope:
-        slope = z * z
+    z = np.tanh(a, out=a)
+    if slope is not None:
+        np.multiply(z, z, out=slope)
         slope *= number(-LECUN_OUTER * LECUN_INNER)
         slope += number(LECUN_OUTER * LECUN_INNER)
     z *= number(LECUN_OUTER)
-    return z, slope
+    return z
 
 
-def _relu(a: Array, want_slope: bool) -> tuple[Array, Array | None]:
-    slope = (a > 0).astype(a.dtype) if want_slope else None
-    return np.maximum(a, 0, out=a), slope
+def _relu(a: Array, slope: Array | None) -> Array:
+    if slope is not None:
+        np.greater(a, 0, out=slope, casting="unsafe")
+    return np.maximum(a, 0, out=a)
 
 
-def _silu(a: Array, want_slope: bool) -> tuple[Array, Array | None]:
+def _silu(a: Array, slope: Array | None) -> Array:
     s = sigmoid(a.copy())
-    return a * s, s * (1 + a * (1 - s)) if want_slope else None
+    if slope is not None:
+        np.multiply(s, 1 + a * (1 - s), out=slope)
+    a *= s
+    return a
 
 
-def _gelu(a: Array, want_slope: bool) -> tuple[Array, Array | None]:
+def _gelu(a: Array, slope: Array | None) -> Array:
     cumulative = 0.5 * (1 + erf(a * a.dtype.type(INV_SQRT_2)))
-    slope = cumulative + a * (INV_SQRT_2PI * np.exp(-0.5 * a * a)) if want_slope else None
-    return a * cumulative, slope
+    if slope is not None:
+        np.add(cumulative, a * (INV_SQRT_2PI * np.exp(-0.5 * a * a)), out=slope)
+    a *= cumulative
+    return a
 
 
-ACTIVATIONS: dict[str, Callable[[Array, bool], tuple[Array, Array | None]]] = {
+ACTIVATIONS: dict[str, Callable[[Array, Array | None], Array]] = {
     "lecun_tanh": _lecun_tanh,
     "tanh": _tanh,
     "relu": _relu,
     "silu": _silu,
     "gelu": _gelu,
 }
-"""name -> function of (a, want_slope) that returns the activation and, if wanted, its derivative at a; it may overwrite a."""
+"""name -> function of (a, slope) that turns a into its activation, in place, and fills `slope`, if given, with the derivative at a."""

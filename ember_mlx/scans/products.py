@@ -1,8 +1,8 @@
 """Matrix products of the NumPy forms.
 
-OpenBLAS, with which NumPy comes on Linux, puts threads to work above 2^18 multiply-adds. For the products of one step that gains nothing,
+OpenBLAS, with which NumPy comes on Linux, puts threads to work above 2^18 multiply-adds. For the products of one step that gains little,
 and where another process has a core these threads wait for each other: a product of 0.02 ms then takes 16 ms (measured). So products of
-moderate size are made in pieces that one thread works on.
+moderate size are made in pieces that one thread works on: one call of np.matmul over stacked views.
 """
 
 import numpy as np
@@ -10,12 +10,12 @@ import numpy as np
 from .pointwise import Array
 
 PIECE = 2**18  # multiply-adds up to which OpenBLAS stays in the calling thread
-LARGE = 2**22  # above this many, threads pay
-MOST_COLUMNS = 64
+LARGE = 2**24  # above this many, threads pay
+FEWEST_ROWS = 8  # of a piece: each piece reads its right-hand side anew
 
 
 def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
-    """(N, K) @ (K, J) -> (N, J).
+    """(N, K) @ (K, J) -> (N, J), or for a stack of right-hand sides (N, K) @ (S, K, J) -> (S, N, J).
 
     Example:
         >>> import numpy as np
@@ -24,15 +24,33 @@ def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
         >>> bool((multiply(a, b) == a @ b).all())
         True
     """
-    (N, K), J = a.shape, b.shape[1]
-    cells = PIECE // K
-    if not PIECE < N * K * J <= LARGE or cells < MOST_COLUMNS:
-        return np.matmul(a, b, out=out)
+    (N, K), J = a.shape, b.shape[-1]
     if out is None:
-        out = np.empty((N, J), np.result_type(a, b))
-    columns = min(J, max(MOST_COLUMNS, cells // N))
-    rows = cells // columns
-    for i in range(0, N, rows):
-        for j in range(0, J, columns):
-            np.matmul(a[i : i + rows], b[:, j : j + columns], out=out[i : i + rows, j : j + columns])
+        out = np.empty((*b.shape[:-2], N, J), a.dtype)
+    if not PIECE < N * K * J <= LARGE:
+        return np.matmul(a, b, out=out)
+    columns = min(J, max(1, PIECE // (K * min(N, FEWEST_ROWS))))
+    whole = J // columns * columns
+    _by_rows(a, _columns(b, columns), _columns(out, columns), max(1, PIECE // (K * columns)))
+    if whole < J:
+        multiply(a, b[..., whole:], out[..., whole:])
     return out
+
+
+def _columns(a: Array, columns: int) -> Array:
+    """(..., N, J) -> (..., pieces, N, columns), a view without the columns that fill no piece; as it is where one piece takes all."""
+    J = a.shape[-1]
+    if columns == J:
+        return a
+    return np.moveaxis(a[..., : J // columns * columns].reshape(*a.shape[:-1], J // columns, columns), -2, -3)
+
+
+def _by_rows(a: Array, b: Array, out: Array, most: int) -> None:
+    """out = a @ b, at most `most` rows of a at a time."""
+    N = len(a)
+    rows = -(-N // -(-N // most))  # as even as can be
+    whole = N - N % rows
+    stacked = out[..., :whole, :].reshape(*out.shape[:-2], whole // rows, rows, out.shape[-1])  # a view: only an axis is split
+    np.matmul(a[:whole].reshape(whole // rows, rows, -1), b[..., None, :, :], out=stacked)
+    if whole < N:
+        np.matmul(a[whole:], b, out=out[..., whole:, :])

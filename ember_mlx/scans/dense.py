@@ -1,0 +1,102 @@
+"""The dense layers of the NumPy forms: products for a step or a block of steps, in memory that is used again, and their gradients' sums."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .pointwise import Array
+from .products import multiply
+
+Tree = dict[str, Any]
+
+
+class Scratch:
+    """Memory that one block of steps leaves to the next: the system hands out fresh memory page by page, at a tenth of the scan's time.
+
+    Example:
+        >>> import numpy as np
+        >>> from ember_mlx.scans.dense import Scratch
+        >>> Scratch(np.float32)("dh", 2, 3).shape
+        (2, 3)
+    """
+
+    def __init__(self, dtype: Any):
+        self.dtype = dtype
+        self.memory: dict[str, Array] = {}
+        self.last: dict[str, Array] = {}
+
+    def __call__(self, name: str, *shape: int) -> Array:
+        """An array of this shape; the next call with the same name overwrites it."""
+        last = self.last.get(name)
+        if last is not None and last.shape == shape:
+            return last
+        size, memory = math.prod(shape), self.memory.get(name)
+        if memory is None or memory.size < size:
+            self.memory[name] = memory = np.empty(size, self.dtype)
+        self.last[name] = array = memory[:size].reshape(shape)
+        return array
+
+
+class Product:
+    """w u + b; with `heads` the result is (heads, n, H) instead of (n, heads * H), so that each head is contiguous.
+
+    Args:
+        w: (P, K).
+        b: (P,), or None for no bias.
+        heads: into how many heads to part the P results, or None.
+    """
+
+    def __init__(self, w: Array, b: Array | None, heads: int | None = None):
+        self.b = b if heads is None or b is None else b.reshape(heads, 1, -1)
+        # (in, out) in memory: a third faster for the few rows of a step
+        w_T = w.T if heads is None else w.reshape(heads, -1, w.shape[1]).swapaxes(1, 2)
+        self.w_T, self.scratch = np.ascontiguousarray(w_T), Scratch(w.dtype)
+
+    def __call__(self, u: Array) -> Array:
+        """(n, K) -> (n, P), or (heads, n, H); the next call overwrites it."""
+        a = multiply(u, self.w_T, self.scratch("result", *self.w_T.shape[:-2], len(u), self.w_T.shape[-1]))
+        if self.b is not None:
+            a += self.b
+        return a
+
+
+class StateProduct:
+    """w_x u + w_h h + b, a product that takes the state; what it makes of the inputs can be had for many steps at once.
+
+    Args:
+        tree: w_x (P, I), w_h (P, H), b (P,).
+        heads: into how many heads to part the P results, or None.
+    """
+
+    def __init__(self, tree: Tree, heads: int | None):
+        self.w_x, self.w_h = tree["w_x"], tree["w_h"]
+        self.project = Product(self.w_x, tree["b"], heads)
+        self.of_state = Product(self.w_h, None, heads)
+
+    def with_state(self, projected: Array, h: Array) -> Array:
+        """The whole, from the inputs' part and the state (n, H); the next call overwrites it."""
+        a = self.of_state(h)
+        a += projected
+        return a
+
+
+class Sums:
+    """Sums over the blocks of steps, by name."""
+
+    def __init__(self, dtype: Any):
+        self.totals: Tree = {}
+        self.scratch = Scratch(dtype)
+
+    def add(self, name: str, part: Array) -> None:
+        """Add a block's part; it may be overwritten afterwards."""
+        if name in self.totals:
+            self.totals[name] += part
+        else:
+            self.totals[name] = part.copy()
+
+    def add_products(self, weights: tuple[str, ...], bias: str, d: Array, inputs: tuple[Array, ...]) -> None:
+        """Add to the gradients of a product's weights, one for each of its inputs (N, K), and of its bias, from its results' d (N, P)."""
+        for name, u in zip(weights, inputs, strict=True):
+            self.add(name, multiply(d.T, u, self.scratch("part", d.shape[1], u.shape[1])))
+        self.add(bias, d.sum(0))
