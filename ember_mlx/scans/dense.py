@@ -12,7 +12,7 @@ Tree = dict[str, Any]
 
 
 class Scratch:
-    """Memory that one block of steps leaves to the next: the system hands out fresh memory page by page, at a tenth of the scan's time.
+    """Memory that one block of steps leaves to the next: fresh memory costs a page fault for every page that is first touched.
 
     Example:
         >>> import numpy as np

@@ -173,7 +173,7 @@ INTERPOLATIONS: dict[str, Callable[..., _Slopes | None]] = {
 class _Stage(StateProduct):
     """One CfC layer of the step."""
 
-    def __init__(self, spec: CfCSpec, index: int, tree: Tree, dropout: list[Array], dt: Array, layout: PackedLayout):
+    def __init__(self, spec: CfCSpec, index: int, tree: Tree, dropout: list[Array], dt: Array):
         self.units = slice(*spec.stages[index])
         self.activation, self.interpolate = ACTIVATIONS[spec.activation], INTERPOLATIONS[spec.mode]
         self.tree, self.dt, self.dropout = tree, dt, dropout
@@ -336,7 +336,7 @@ class _Scan:
         dt, self.x = self.layout.pack(arrays["dt"][:, :, None]), self.layout.pack(arrays["x"])
         self.dx = np.empty_like(self.x)
         dropout = [self.layout.pack(mask) for mask in arrays.get("dropout", [])]
-        self.stages = [_Stage(spec, k, tree, dropout, dt, self.layout) for k, tree in enumerate(arrays["stages"])]
+        self.stages = [_Stage(spec, k, tree, dropout, dt) for k, tree in enumerate(arrays["stages"])]
         self.lstm = _MixedMemory(arrays["lstm"]) if spec.mixed_memory else None
 
     def project(self, block: slice) -> tuple[Array, Array | None]:
