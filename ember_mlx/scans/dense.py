@@ -1,6 +1,9 @@
 """The dense layers of the NumPy forms: products for a step or a block of steps, in memory that is used again, and their gradients' sums."""
 
 import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -9,6 +12,7 @@ from .pointwise import Array
 from .products import multiply
 
 Tree = dict[str, Any]
+KEPT_BYTES = 2**26  # of a Scratch that a later scan may use again
 
 
 class Scratch:
@@ -17,14 +21,15 @@ class Scratch:
     Example:
         >>> import numpy as np
         >>> from ember_mlx.scans.dense import Scratch
-        >>> Scratch(np.float32)("dh", 2, 3).shape
+        >>> Scratch(np.dtype(np.float32))("dh", 2, 3).shape
         (2, 3)
     """
 
-    def __init__(self, dtype: Any):
+    def __init__(self, dtype: np.dtype[Any]):
         self.dtype = dtype
         self.memory: dict[str, Array] = {}
         self.last: dict[str, Array] = {}
+        self.parts: dict[str, Scratch] = {}
 
     def __call__(self, name: str, *shape: int) -> Array:
         """An array of this shape; the next call with the same name overwrites it."""
@@ -37,6 +42,41 @@ class Scratch:
         self.last[name] = array = memory[:size].reshape(shape)
         return array
 
+    def copy(self, name: str, a: Array) -> Array:
+        """A copy of the array that lies here."""
+        result = self(name, *a.shape)
+        result[...] = a
+        return result
+
+    def part(self, name: str) -> "Scratch":
+        """A part with names of its own."""
+        if name not in self.parts:
+            self.parts[name] = Scratch(self.dtype)
+        return self.parts[name]
+
+    def nbytes(self) -> int:
+        """The bytes of all parts."""
+        return sum(a.nbytes for a in self.memory.values()) + sum(part.nbytes() for part in self.parts.values())
+
+
+_spare = threading.local()  # .scratches: of this thread, by dtype, those that no scan uses now
+
+
+@contextmanager
+def borrowed_scratch(dtype: np.dtype[Any]) -> Iterator[Scratch]:
+    """A Scratch that the next scan of this thread gets too, unless it has grown above KEPT_BYTES.
+
+    What lies in it must not outlive the scan.
+    """
+    by_dtype: dict[str, list[Scratch]] = _spare.__dict__.setdefault("scratches", {})
+    spare = by_dtype.setdefault(dtype.str, [])
+    scratch = spare.pop() if spare else Scratch(dtype)
+    try:
+        yield scratch
+    finally:
+        if scratch.nbytes() <= KEPT_BYTES:
+            spare.append(scratch)
+
 
 class Product:
     """w u + b; with `heads` the result is (heads, n, H) instead of (n, heads * H), so that each head is contiguous.
@@ -45,17 +85,20 @@ class Product:
         w: (P, K).
         b: (P,), or None for no bias.
         heads: into how many heads to part the P results, or None.
+        scratch: where the results lie.
     """
 
-    def __init__(self, w: Array, b: Array | None, heads: int | None = None):
+    def __init__(self, w: Array, b: Array | None, heads: int | None, scratch: Scratch):
         self.b = b if heads is None or b is None else b.reshape(heads, 1, -1)
         # (in, out) in memory: a third faster for the few rows of a step
         w_T = w.T if heads is None else w.reshape(heads, -1, w.shape[1]).swapaxes(1, 2)
-        self.w_T, self.scratch = np.ascontiguousarray(w_T), Scratch(w.dtype)
+        self.w_T, self.scratch = scratch("w_T", *w_T.shape), scratch
+        self.w_T[...] = w_T
+        self.heads, self.outputs = w_T.shape[:-2], w_T.shape[-1]
 
     def __call__(self, u: Array) -> Array:
         """(n, K) -> (n, P), or (heads, n, H); the next call overwrites it."""
-        a = multiply(u, self.w_T, self.scratch("result", *self.w_T.shape[:-2], len(u), self.w_T.shape[-1]))
+        a = multiply(u, self.w_T, self.scratch("result", *self.heads, len(u), self.outputs))
         if self.b is not None:
             a += self.b
         return a
@@ -67,12 +110,13 @@ class StateProduct:
     Args:
         tree: w_x (P, I), w_h (P, H), b (P,).
         heads: into how many heads to part the P results, or None.
+        scratch: where the results lie.
     """
 
-    def __init__(self, tree: Tree, heads: int | None):
+    def __init__(self, tree: Tree, heads: int | None, scratch: Scratch):
         self.w_x, self.w_h = tree["w_x"], tree["w_h"]
-        self.project = Product(self.w_x, tree["b"], heads)
-        self.of_state = Product(self.w_h, None, heads)
+        self.project = Product(self.w_x, tree["b"], heads, scratch.part("project"))
+        self.of_state = Product(self.w_h, None, heads, scratch.part("of_state"))
 
     def with_state(self, projected: Array, h: Array) -> Array:
         """The whole, from the inputs' part and the state (n, H); the next call overwrites it."""
@@ -82,11 +126,15 @@ class StateProduct:
 
 
 class Sums:
-    """Sums over the blocks of steps, by name."""
+    """Sums over the blocks of steps, by name.
 
-    def __init__(self, dtype: Any):
+    Args:
+        scratch: where a block's part lies before it is added.
+    """
+
+    def __init__(self, scratch: Scratch):
         self.totals: Tree = {}
-        self.scratch = Scratch(dtype)
+        self.scratch = scratch
 
     def add(self, name: str, part: Array) -> None:
         """Add a block's part; it may be overwritten afterwards."""

@@ -1,5 +1,7 @@
 """Sequences of different lengths, stored without their padding."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,7 +12,7 @@ class PackedLayout:
     """Where the valid steps of a padded, time-major batch lie when their rows are stored one after another.
 
     Step t keeps the rows of the sequences longer than t, longest sequence first, so that the rows active at step t + 1 are the
-    first rows of step t. Without lengths the packed form is the padded one, and packing copies nothing.
+    first rows of step t. Without lengths the packed form is the padded one, and nothing is copied.
 
     Args:
         steps: T, the padded number of steps.
@@ -21,7 +23,8 @@ class PackedLayout:
         >>> import numpy as np
         >>> from ember_mlx.scans.packing import PackedLayout
         >>> layout = PackedLayout(3, 2, np.array([1, 3]))
-        >>> layout.pack(np.arange(6.0).reshape(3, 2, 1)).ravel()  # steps of sequence 1 first, sequence 0 has one step
+        >>> flat = layout.flat(np.arange(6.0).reshape(3, 2, 1))
+        >>> layout.rows_of(flat, slice(0, 4), out=np.empty((4, 1))).ravel()  # sequence 1 first; sequence 0 has one step
         array([1., 0., 3., 5.])
     """
 
@@ -38,8 +41,7 @@ class PackedLayout:
         self.total = self.starts[-1]
         if self.order is not None:
             valid = np.arange(batch)[None, :] < self.active[:, None]  # (T, B), in sorted order
-            self._padded_row = (np.arange(steps)[:, None] * batch + self.order[None, :])[valid]
-            self._previous_row = (starts[:-2, None] + np.arange(batch)[None, :])[valid[1:]]  # of every row after the first step
+            self.padded_row = (np.arange(steps)[:, None] * batch + self.order[None, :])[valid]
 
     def rows(self, t: int) -> slice:
         """The packed rows of step t."""
@@ -57,28 +59,40 @@ class PackedLayout:
         result[self.order] = batch_rows
         return result
 
-    def pack(self, padded: Array) -> Array:
-        """(T, B, F) -> (N, F), N the number of valid steps."""
-        flat = padded.reshape(self.steps * self.batch, padded.shape[2])
-        return flat if self.order is None else flat.take(self._padded_row, axis=0)
+    def flat(self, padded: Array) -> Array:
+        """(T, B, F) -> (T * B, F): what the methods below take."""
+        return padded.reshape(self.steps * self.batch, padded.shape[2])
 
-    def unpack(self, packed: Array) -> Array:
-        """(N, F) -> (T, B, F), zero past each length."""
-        shape = (self.steps, self.batch, packed.shape[1])
-        if self.order is None:
-            return packed.reshape(shape)
-        flat = np.zeros((self.steps * self.batch, packed.shape[1]), packed.dtype)
-        flat[self._padded_row] = packed
-        return flat.reshape(shape)
+    def rows_of(self, flat: Array, rows: slice, out: Array) -> Array:
+        """These packed rows of (T * B, F): a view without lengths, else a copy in `out`."""
+        return flat[rows] if self.order is None else flat.take(self.padded_row[rows], axis=0, out=out, mode="clip")
 
-    def previous(self, initial: Array, states: Array, rows: slice) -> Array:
-        """The states before the steps in `rows`, from the initial ones (B, H) in the caller's order and every step's (N, H), packed."""
+    def previous(self, initial: Array, flat: Array, rows: slice, out: Array) -> Array:
+        """The states before the steps in `rows` (whole steps), from the initial ones (B, F), sorted, and those after every step.
+
+        A view where it can be, else in `out`.
+        """
         B = self.batch
-        if rows.start < B:  # all of the first step's B rows come first
-            head = self.sort(initial)[rows.start : rows.stop]
-            return np.concatenate([head, self.previous(initial, states, slice(B, rows.stop))]) if rows.stop > B else head
-        before = slice(rows.start - B, rows.stop - B)
-        return states[before] if self.order is None else states.take(self._previous_row[before], axis=0)
+        initial = initial[: max(B - rows.start, 0)]  # all or none: the first step's rows come first
+        earlier = slice(rows.start + len(initial) - B, rows.stop - B)
+        if self.order is None and not len(initial):
+            return flat[earlier]
+        out[: len(initial)] = initial
+        if self.order is None:
+            out[len(initial) :] = flat[earlier]
+        else:
+            flat.take(self.padded_row[rows.start + len(initial) : rows.stop] - B, axis=0, out=out[len(initial) :], mode="clip")
+        return out
+
+    def store(self, block: Array, flat: Array, rows: slice) -> None:
+        """Put these packed rows into (T * B, F); nothing to do for what `rows_of` gave as a view."""
+        if self.order is not None:
+            flat[self.padded_row[rows]] = block
+
+    def result(self, features: int, dtype: Any) -> Array:
+        """(T, B, F), zero past each length, to be filled by `store` and through the views of `rows_of`."""
+        shape = (self.steps, self.batch, features)
+        return np.empty(shape, dtype) if self.order is None else np.zeros(shape, dtype)
 
     def chunks(self, rows: int) -> list[tuple[int, int]]:
         """Ranges of steps [first, last) of at least `rows` packed rows each (but the last), in order of time."""

@@ -19,18 +19,19 @@ a block of steps at a time, then runs dh -> dq -> dz -> dh, then forms the weigh
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, cast
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dense import Product, Scratch, StateProduct, Sums
+from ..dense import Product, Scratch, StateProduct, Sums, borrowed_scratch
 from ..packing import PackedLayout
-from ..pointwise import ACTIVATIONS, Array, sigmoid
+from ..pointwise import ACTIVATIONS, Array, sigmoid_of_tanh
 from ..products import multiply
 from .spec import CfCSpec
 
 Tree = dict[str, Any]
-BLOCK_ROWS = 160  # rows (step and sequence) recomputed at a time: large enough for matrix products, small enough for the cache
+BLOCK_ROWS = 800  # rows (step and sequence) recomputed at a time: enough for products on two threads, few enough to bound the memory
 
 
 def cfc_forward(spec: CfCSpec, arrays: Tree) -> tuple[Array, ...]:
@@ -52,25 +53,31 @@ def cfc_forward(spec: CfCSpec, arrays: Tree) -> tuple[Array, ...]:
         >>> h.shape
         (5, 2, 3)
     """
-    scan = _Scan(spec, arrays)
-    layout, H = scan.layout, arrays["h0"].shape[1]
-    states = np.empty((layout.total, H), arrays["h0"].dtype)
-    h, c = layout.sort(arrays["h0"]), layout.sort(arrays["c0"]) if scan.lstm else None
-    cells = None if c is None else np.empty_like(states)
-    for first, last in layout.chunks(BLOCK_ROWS):
-        start = layout.starts[first]
-        projected, gates = scan.project(slice(start, layout.starts[last]))
-        for t in range(first, last):
-            rows = layout.rows(t)
-            n, local, below = rows.stop - rows.start, slice(rows.start - start, rows.stop - start), None
-            h = h[:n]
-            if scan.lstm is not None and c is not None and cells is not None and gates is not None:
-                h, c = scan.lstm.step(gates[:, local], h, c[:n], out=cells[rows])
-            for stage in scan.stages:
-                inputs = projected[..., local, :] if below is None else stage.project(below)
-                below = stage.step(inputs, h[:, stage.units], rows, out=states[rows, stage.units])
-            h = states[rows]
-    return tuple(layout.unpack(a) for a in (states, cells) if a is not None)
+    with borrowed_scratch(arrays["h0"].dtype) as scratch:
+        scan = _Scan(spec, arrays, scratch)
+        layout, H, dtype = scan.layout, arrays["h0"].shape[1], arrays["h0"].dtype
+        results = [layout.result(H, dtype) for _ in range(2 if scan.lstm else 1)]
+        h, c = layout.sort(arrays["h0"]), layout.sort(arrays["c0"]) if scan.lstm else None
+        for first, last in layout.chunks(BLOCK_ROWS):
+            block = scan.block(first, last)
+            states, *cells = (
+                layout.rows_of(layout.flat(a), block.rows, out=scratch(f"states{k}", block.n, H)) for k, a in enumerate(results)
+            )
+            projected, gates = scan.project(block)
+            for rows in block.steps:
+                h = h[: rows.stop - rows.start]
+                if scan.lstm is not None and c is not None and gates is not None:
+                    h, c = scan.lstm.step(gates[:, rows], h, c[: len(h)], out=cells[0][rows])
+                below = None
+                for stage in scan.stages:
+                    inputs = projected[..., rows, :] if below is None else stage.project(below)
+                    below = stage.step(inputs, h[:, stage.units], block, rows, out=states[rows, stage.units])
+                h = states[rows]
+            h = scratch.copy("h", h)  # the next block overwrites the states of this one
+            c = None if c is None else scratch.copy("c", c)
+            for a, result in zip((states, *cells), results, strict=True):
+                layout.store(a, layout.flat(result), block.rows)
+    return tuple(results)
 
 
 def cfc_backward(spec: CfCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...]) -> Tree:
@@ -85,26 +92,29 @@ def cfc_backward(spec: CfCSpec, arrays: Tree, outputs: tuple[Array, ...], cotang
     Returns:
         The gradient of every floating-point array, as a tree of the same structure, without `lengths` and `dropout`.
     """
-    scan = _Scan(spec, arrays)
-    layout = scan.layout
-    states, *cells = (layout.pack(a) for a in outputs)
-    dy, *dy_c = (layout.pack(a) for a in cotangents)
-    dh, dc = np.zeros_like(arrays["h0"]), np.zeros_like(arrays["h0"])
-
-    for first, last in reversed(layout.chunks(BLOCK_ROWS)):
-        block = slice(layout.starts[first], layout.starts[last])
-        c_prev = layout.previous(arrays["c0"], cells[0], block) if cells else None
-        points = scan.linearise(block, layout.previous(arrays["h0"], states, block), states[block], c_prev)
-        for t in reversed(range(first, last)):
-            rows = layout.rows(t)
-            n = rows.stop - rows.start
-            dh[:n] += dy[rows]
-            if dy_c:
-                dc[:n] += dy_c[0][rows]
-            start = rows.start - block.start
-            scan.pull(points, slice(start, start + n), dh[:n], dc[:n])
-        scan.accumulate(points)
-    return scan.gradients(layout.unsort(dh), layout.unsort(dc))
+    with borrowed_scratch(arrays["h0"].dtype) as scratch:
+        scan = _Scan(spec, arrays, scratch)
+        layout, H = scan.layout, arrays["h0"].shape[1]
+        h0, c0 = layout.sort(arrays["h0"]), layout.sort(arrays["c0"]) if scan.lstm else None
+        flat, flat_dy = [layout.flat(a) for a in outputs], [layout.flat(a) for a in cotangents]
+        dh, dc = np.zeros_like(h0), np.zeros_like(h0)
+        for first, last in reversed(layout.chunks(BLOCK_ROWS)):
+            block = scan.block(first, last)
+            states, *cells = (layout.rows_of(a, block.rows, out=scratch(f"states{k}", block.n, H)) for k, a in enumerate(flat))
+            dy, *dy_c = (layout.rows_of(a, block.rows, out=scratch(f"dy{k}", block.n, H)) for k, a in enumerate(flat_dy))
+            h_prev = layout.previous(h0, flat[0], block.rows, out=scratch("h_prev", block.n, H))
+            memory = None
+            if c0 is not None:
+                memory = (layout.previous(c0, flat[1], block.rows, out=scratch("c_prev", block.n, H)), cells[0])
+            points = scan.linearise(block, h_prev, states, memory)
+            for rows in reversed(block.steps):
+                n = rows.stop - rows.start
+                dh[:n] += dy[rows]
+                if dy_c:
+                    dc[:n] += dy_c[0][rows]
+                scan.pull(points, rows, dh[:n], dc[:n])
+            scan.accumulate(block, points)
+        return scan.gradients(layout.unsort(dh), layout.unsort(dc))
 
 
 class _Slopes(NamedTuple):
@@ -115,32 +125,34 @@ class _Slopes(NamedTuple):
     pure: dict[str, Array]  # (N, H_s) each, by w_tau and A
 
 
-def _gated(q: Array, dt: Array, p: Tree, scratch: Scratch, no_gate: bool, out: Array | None = None) -> _Slopes | None:
-    """Heads q (4, N, H_s), overwritten, to the next state (N, H_s) in `out`; without it to its slopes."""
-    f, g, t_a, t_b = q
-    np.tanh(q[:2], out=q[:2])  # (2)
-    t_interp = np.multiply(t_a, dt, out=scratch("t_interp", *f.shape))
-    t_interp += t_b
-    sigmoid(t_interp)  # (3)
-    if out is None:
-        return _gated_slopes(q, t_interp, dt, scratch, no_gate)
+def _gated_step(q: Array, dt: Array, _: Tree, out: Array, *, no_gate: bool) -> None:
+    """Heads f, g, t_a / 2, t_b / 2 (4, N, H_s), overwritten, to the next state (N, H_s), `out`."""
+    f, g, t, t_b = q
+    t *= dt
+    t += t_b
+    np.tanh(q[:3], out=q[:3])  # (2)
+    sigmoid_of_tanh(t)  # (3)
     if not no_gate:
         g -= f
-    g *= t_interp
+    g *= t
     np.add(f, g, out=out)  # f + g t_interp, or f (1 - t_interp) + g t_interp
-    return None
 
 
-def _gated_slopes(q: Array, t_interp: Array, dt: Array, scratch: Scratch, no_gate: bool) -> _Slopes:
-    f, g, t_a, _ = q
+def _gated_slopes(q: Array, dt: Array, _: Tree, scratch: Scratch, *, no_gate: bool) -> _Slopes:
+    """Heads f, g, t_a / 2, t_b / 2 (4, N, H_s), overwritten, to the slopes of the next state."""
+    f, g, t_a, t = q
     slopes, rest = scratch("slopes", *q.shape), scratch("rest", *f.shape)
     by_f, by_g, by_t_a, slope = slopes
-    np.subtract(1, t_interp, out=rest)
-    np.multiply(rest, t_interp, out=slope)
-    slope *= g if no_gate else np.subtract(g, f, out=by_f)
+    np.tanh(q[:2], out=q[:2])  # (2)
+    t += np.multiply(t_a, dt, out=rest)
+    np.tanh(t, out=t)
+    sigmoid_of_tanh(t)  # (3)
+    np.subtract(1, t, out=rest)
+    np.multiply(rest, t, out=slope)
+    slope *= np.multiply(g, 2, out=by_f) if no_gate else np.multiply(np.subtract(g, f, out=by_f), 2, out=by_f)
     np.multiply(slope, dt, out=by_t_a)
     t_a *= slope  # the slope by dt
-    for of, head, weight in ((by_f, f, None if no_gate else rest), (by_g, g, t_interp)):
+    for of, head, weight in ((by_f, f, None if no_gate else rest), (by_g, g, t)):
         np.multiply(head, head, out=of)
         np.subtract(1, of, out=of)
         if weight is not None:
@@ -148,14 +160,18 @@ def _gated_slopes(q: Array, t_interp: Array, dt: Array, scratch: Scratch, no_gat
     return _Slopes(slopes, t_a, {})
 
 
-def _pure(q: Array, dt: Array, p: Tree, scratch: Scratch, out: Array | None = None) -> _Slopes | None:
-    """Heads q (1, N, H_s) to the next state (N, H_s) in `out`; without it to its slopes."""
+def _pure_step(q: Array, dt: Array, p: Tree, out: Array) -> None:
+    """Heads q (1, N, H_s) to the next state (N, H_s), `out`."""
     (f,), A = q, p["A"]  # (2)
+    decay = np.exp(-dt * (np.abs(p["w_tau"]) + np.abs(f)))  # (3)
+    np.subtract(A, A * decay * f, out=out)
+
+
+def _pure_slopes(q: Array, dt: Array, p: Tree, _: Scratch) -> _Slopes:
+    """Heads q (1, N, H_s) to the slopes of the next state."""
+    (f,), A = q, p["A"]
     rate = np.abs(p["w_tau"]) + np.abs(f)
-    decay = np.exp(-dt * rate)  # (3)
-    if out is not None:
-        np.subtract(A, A * decay * f, out=out)
-        return None
+    decay = np.exp(-dt * rate)
     # |w_tau| has the slope 1 at 0, a subgradient: with 0, w_tau would never leave its initial value
     sign = np.where(p["w_tau"] < 0, -1, 1).astype(q.dtype)
     by_f = -A * decay * (1 - dt * np.abs(f))
@@ -163,55 +179,95 @@ def _pure(q: Array, dt: Array, p: Tree, scratch: Scratch, out: Array | None = No
     return _Slopes(by_f[None], A * decay * f * rate, {"w_tau": by_rate * sign, "A": 1 - decay * f})
 
 
-INTERPOLATIONS: dict[str, Callable[..., _Slopes | None]] = {
-    "default": partial(_gated, no_gate=False),
-    "no_gate": partial(_gated, no_gate=True),
-    "pure": _pure,
+class _Mode(NamedTuple):
+    """How the heads make the next state."""
+
+    step: Callable[..., None]
+    slopes: Callable[..., _Slopes]
+    factors: tuple[float, ...]  # of each head, in its weights
+
+
+# sigma(t) = (1 + tanh(t / 2)) / 2: the half is in the weights of t_a and t_b
+MODES = {
+    "default": _Mode(partial(_gated_step, no_gate=False), partial(_gated_slopes, no_gate=False), (1, 1, 0.5, 0.5)),
+    "no_gate": _Mode(partial(_gated_step, no_gate=True), partial(_gated_slopes, no_gate=True), (1, 1, 0.5, 0.5)),
+    "pure": _Mode(_pure_step, _pure_slopes, (1,)),
 }
+
+
+def _factors(spec: CfCSpec, tree: Tree) -> Tree:
+    """What a stage's weights are multiplied by, so that a step has fewer constants to multiply by; their gradients likewise."""
+    activation, dtype, dense = ACTIVATIONS[spec.activation], tree["w_h"].dtype, tree.get("dense", [])
+    sizes = [len(tree["b"]), *(len(layer["b"]) for layer in dense)]
+    by_product = [np.full((P, 1), activation.inner, dtype) for P in sizes[:-1]]
+    by_product.append(np.repeat(MODES[spec.mode].factors, sizes[-1] // spec.heads)[:, None].astype(dtype))
+    first, *others = by_product
+    outer = dtype.type(activation.outer)
+    return {"w_x": first, "w_h": first, "b": first[:, 0], "dense": [{"w": outer * of, "b": of[:, 0]} for of in others]}
+
+
+def _scaled(tree: Tree, factors: Tree) -> Tree:
+    """A stage's weights times their factors."""
+    dense = [_scaled(layer, of) for layer, of in zip(tree.get("dense", []), factors.get("dense", []), strict=True)]
+    return {name: a if name not in factors else dense if name == "dense" else a * factors[name] for name, a in tree.items()}
+
+
+class _Block(NamedTuple):
+    """Some whole steps, n rows in all."""
+
+    rows: slice  # in the packed order
+    n: int
+    steps: list[slice]  # the rows of each, counted from the block's first
+    x: Array  # (n, I)
+    dt: Array  # (n, 1)
+    dropout: list[Array]  # (n, Z) each
 
 
 class _Stage(StateProduct):
     """One CfC layer of the step."""
 
-    def __init__(self, spec: CfCSpec, index: int, tree: Tree, dropout: list[Array], dt: Array):
+    def __init__(self, spec: CfCSpec, index: int, tree: Tree, scratch: Scratch):
         self.units = slice(*spec.stages[index])
-        self.activation, self.interpolate = ACTIVATIONS[spec.activation], INTERPOLATIONS[spec.mode]
-        self.tree, self.dt, self.dropout = tree, dt, dropout
+        self.activation, self.mode = ACTIVATIONS[spec.activation].function, MODES[spec.mode]
+        self.factors = _factors(spec, tree)
+        self.tree = tree = _scaled(tree, self.factors)
         self.dense = [(layer["w"], layer["b"]) for layer in tree.get("dense", [])]
         depth = len(self.dense)
-        super().__init__(tree, None if depth else spec.heads)
-        self.products = [Product(w, b, spec.heads if k == depth else None) for k, (w, b) in enumerate(self.dense, 1)]
-        self.scratch, self.sums = Scratch(self.w_h.dtype), Sums(self.w_h.dtype)
-        self.d_dt = np.empty((len(dt), 1), self.w_h.dtype)
+        super().__init__(tree, None if depth else spec.heads, scratch)
+        self.products = [
+            Product(w, b, spec.heads if k == depth else None, scratch.part(f"product{k}")) for k, (w, b) in enumerate(self.dense, 1)
+        ]
+        self.scratch, self.sums = scratch, Sums(scratch.part("sums"))
 
-    def heads(self, a: Array, rows: slice, keep: list[tuple[Array, Array]] | None = None) -> Array:
+    def heads(self, a: Array, dropout: list[Array], keep: list[tuple[Array, Array]] | None = None) -> Array:
         """From the first product to the heads (heads, n, H_s); `keep` collects each backbone layer's output and its slope."""
         for k, product in enumerate(self.products):
             slope = None if keep is None else self.scratch(f"slope{k}", *a.shape)
             z = self.activation(a, slope)  # (1)
-            if self.dropout:
-                z *= self.dropout[k][rows]
+            if dropout:
+                z *= dropout[k]
             if keep is not None and slope is not None:
-                if self.dropout:
-                    slope *= self.dropout[k][rows]
+                if dropout:
+                    slope *= dropout[k]
                 keep.append((z, slope))
             a = product(z)  # (2)
         return a
 
-    def step(self, projected: Array, h: Array, rows: slice, out: Array) -> Array:
-        """From the projected input and the state (n, H_s) to the next state, `out`."""
-        self.interpolate(self.heads(self.with_state(projected, h), rows), self.dt[rows], self.tree, self.scratch, out=out)
+    def step(self, projected: Array, h: Array, block: _Block, rows: slice, out: Array) -> Array:
+        """From the projected input and the state (n, H_s) to the next state, `out`, for one step's rows of the block."""
+        dropout = [mask[rows] for mask in block.dropout] if block.dropout else []
+        self.mode.step(self.heads(self.with_state(projected, h), dropout), block.dt[rows], self.tree, out)
         return out
 
-    def linearise(self, u: Array, h: Array, rows: slice) -> "_StagePoint":
+    def linearise(self, u: Array, h: Array, block: _Block) -> "_StagePoint":
         """For a block of steps at once: everything that the pull needs and that does not depend on it."""
         kept: list[tuple[Array, Array]] = []
-        q = self.heads(self.with_state(self.project(u), h), rows, kept)
-        slopes = cast(_Slopes, self.interpolate(q, self.dt[rows], self.tree, self.scratch))
+        q = self.heads(self.with_state(self.project(u), h), block.dropout, kept)
+        slopes = self.mode.slopes(q, block.dt, self.tree, self.scratch)
         sizes = [len(w) for w in (self.w_h, *(w for w, _ in self.dense))]
         d_products = [self.scratch(f"d{k}", len(h), size) for k, size in enumerate(sizes)]
         dh, slope_q = self.scratch("dh", *h.shape), slopes.q.swapaxes(0, 1)
-        return _StagePoint(rows, u, h, kept, slopes, slope_q, dh, d_products, d_products[-1].reshape(slope_q.shape))
+        return _StagePoint(u, h, kept, slopes, slope_q, dh, d_products, d_products[-1].reshape(slope_q.shape))
 
     def pull(self, point: "_StagePoint", local: slice, dh: Array) -> Array:
         """dh -> dq -> dz for one step: from the next state's gradient (n, H_s) to that of the first product (n, P)."""
@@ -223,26 +279,28 @@ class _Stage(StateProduct):
             d *= point.kept[k][1][local]
         return d
 
-    def accumulate(self, point: "_StagePoint") -> None:
-        """Add a block's part of the weights' gradients."""
+    def accumulate(self, point: "_StagePoint") -> Array:
+        """Add a block's part of the weights' gradients; returns the gradient of dt, (n, 1)."""
         self.sums.add_products(("w_x", "w_h"), "b", point.d_products[0], (point.u, point.h))
         for k, ((z, _), d) in enumerate(zip(point.kept, point.d_products[1:], strict=True)):
             self.sums.add_products((f"w{k}",), f"b{k}", d, (z,))
-        np.sum(np.multiply(point.dh, point.slopes.dt, out=point.slopes.dt), axis=1, out=self.d_dt[point.rows, 0])
         for name, slope in point.slopes.pure.items():
             self.sums.add(name, (point.dh * slope).sum(0))
+        by_dt = point.slopes.dt
+        by_dt *= point.dh
+        return by_dt.sum(1, keepdims=True)
 
     def gradients(self) -> Tree:
         """The gradients in the structure of the stage's tree."""
         totals = self.sums.totals
         result: Tree = {name: totals[name] for name in ("w_x", "w_h", "b", "w_tau", "A") if name in totals}
-        return result | {"dense": [{"w": totals[f"w{k}"], "b": totals[f"b{k}"]} for k in range(len(self.dense))]}
+        result["dense"] = [{"w": totals[f"w{k}"], "b": totals[f"b{k}"]} for k in range(len(self.dense))]
+        return _scaled(result, self.factors)
 
 
 class _StagePoint(NamedTuple):
     """A stage at the states of a block of N steps, and what the pull leaves there."""
 
-    rows: slice
     u: Array  # (N, inputs)
     h: Array  # (N, H_s)
     kept: list[tuple[Array, Array]]  # of each backbone layer: z and its slope, (N, Z)
@@ -256,16 +314,20 @@ class _StagePoint(NamedTuple):
 class _MixedMemory(StateProduct):
     """The LSTM step before the stages."""
 
-    def __init__(self, tree: Tree):
-        super().__init__(tree, heads=4)
-        self.sums = Sums(self.w_h.dtype)
+    def __init__(self, tree: Tree, scratch: Scratch):
+        H = tree["w_h"].shape[1]
+        # sigma(a) = (1 + tanh(a / 2)) / 2: the half is in the weights of i, f and o
+        self.factors = np.repeat([1, 0.5, 0.5, 0.5], H).astype(tree["w_h"].dtype)
+        b = tree["b"] + np.repeat([0, 0, 1, 0], H).astype(tree["w_h"].dtype)
+        by_row = self.factors[:, None]
+        super().__init__({"w_x": tree["w_x"] * by_row, "w_h": tree["w_h"] * by_row, "b": b * self.factors}, 4, scratch)
+        self.scratch, self.sums = scratch, Sums(scratch.part("sums"))
 
     def gates(self, projected: Array, h: Array) -> Array:
         """tanh(a), sigma(i), sigma(f + 1), sigma(o): (4, n, H)."""
         gates = self.with_state(projected, h)
-        gates[2] += 1
-        np.tanh(gates[0], out=gates[0])
-        sigmoid(gates[1:])
+        np.tanh(gates, out=gates)
+        sigmoid_of_tanh(gates[1:])
         return gates
 
     def step(self, projected: Array, h: Array, c: Array, out: Array) -> tuple[Array, Array]:
@@ -274,37 +336,45 @@ class _MixedMemory(StateProduct):
         f *= c
         a *= i
         c = np.add(f, a, out=out)
-        o *= np.tanh(c)
+        o *= np.tanh(c, out=a)
         return o, c
 
-    def linearise(self, x: Array, h: Array, c: Array) -> "_MemoryPoint":
+    def linearise(self, x: Array, h: Array, c: Array, c_next: Array) -> "_MemoryPoint":
         """For a block of steps at once: everything that the pull needs and that does not depend on it."""
         a, i, f, o = self.gates(self.project(x), h)
-        tanh_c = np.tanh(c * f + a * i)
-        slope_aif = np.stack([(1 - a * a) * i, a * i * (1 - i), c * f * (1 - f)])
-        return _MemoryPoint(
-            x,
-            h,
-            tanh_c * o,
-            f,
-            o * (1 - tanh_c * tanh_c),
-            slope_aif,
-            tanh_c * o * (1 - o),
-            np.empty_like(x, shape=(len(h), self.w_h.shape[0])),
-        )
+        slopes, tanh_c = self.scratch("slopes", 4, *c.shape), np.tanh(c_next, out=self.scratch("tanh_c", *c.shape))
+        by_a, by_i, by_f, by_o = slopes
+        for of, gate, weight in ((by_i, i, a), (by_f, f, c), (by_o, o, tanh_c)):
+            np.subtract(1, gate, out=of)
+            of *= gate
+            of *= weight
+        slopes[1:] *= 2  # by half the argument of sigma
+        by_a[...] = i
+        a *= a
+        by_a -= np.multiply(a, i, out=a)
+        h_inner = np.multiply(o, tanh_c, out=i)
+        tanh_c *= h_inner
+        o -= tanh_c  # o (1 - tanh(c)^2)
+        d_gates = self.scratch("d_gates", len(h), len(self.w_h))
+        return _MemoryPoint(x, h, h_inner, f, o, slopes[:3].swapaxes(0, 1), by_o, d_gates, d_gates.reshape(len(h), 4, -1))
 
     def pull(self, point: "_MemoryPoint", local: slice, dh: Array, dc: Array) -> None:
         """Gradients of the LSTM's h and c (n, H) -> those of the h and c before it, in place."""
         dc += dh * point.slope_c[local]
-        d, H = point.d_gates[local], dh.shape[1]
-        np.multiply(point.slope_aif[:, local].swapaxes(0, 1), dc[:, None], out=d.reshape(len(d), 4, H)[:, :3])
-        np.multiply(point.slope_o[local], dh, out=d[:, 3 * H :])
-        multiply(d, self.w_h, out=dh)
+        d = point.d_by_gate[local]
+        np.multiply(point.slope_aif[local], dc[:, None], out=d[:, :3])
+        np.multiply(point.slope_o[local], dh, out=d[:, 3])
+        multiply(point.d_gates[local], self.w_h, out=dh)
         dc *= point.f[local]
 
     def accumulate(self, point: "_MemoryPoint") -> None:
         """Add a block's part of the weights' gradient."""
         self.sums.add_products(("w_x", "w_h"), "b", point.d_gates, (point.x, point.h))
+
+    def gradients(self) -> Tree:
+        """The gradients in the structure of the tree."""
+        totals = self.sums.totals
+        return {name: totals[name] * (self.factors if name == "b" else self.factors[:, None]) for name in ("w_x", "w_h", "b")}
 
 
 class _MemoryPoint(NamedTuple):
@@ -315,9 +385,10 @@ class _MemoryPoint(NamedTuple):
     h_inner: Array  # (N, H): after it
     f: Array  # (N, H)
     slope_c: Array  # (N, H): of h_inner, by c
-    slope_aif: Array  # (3, N, H): of c, by the gates
-    slope_o: Array  # (N, H): of h_inner, by o
+    slope_aif: Array  # (N, 3, H): of c, by the gates' products
+    slope_o: Array  # (N, H): of h_inner, by o's
     d_gates: Array  # (N, 4 H): gradients of the gates' products
+    d_by_gate: Array  # (N, 4, H): a view of d_gates
 
 
 class _Points(NamedTuple):
@@ -330,26 +401,32 @@ class _Points(NamedTuple):
 class _Scan:
     """The parts of one scan, over packed rows."""
 
-    def __init__(self, spec: CfCSpec, arrays: Tree):
+    def __init__(self, spec: CfCSpec, arrays: Tree, scratch: Scratch):
         steps, batch = arrays["dt"].shape
-        self.layout = PackedLayout(steps, batch, arrays.get("lengths"))
-        dt, self.x = self.layout.pack(arrays["dt"][:, :, None]), self.layout.pack(arrays["x"])
-        self.dx = np.empty_like(self.x)
-        dropout = [self.layout.pack(mask) for mask in arrays.get("dropout", [])]
-        self.stages = [_Stage(spec, k, tree, dropout, dt) for k, tree in enumerate(arrays["stages"])]
-        self.lstm = _MixedMemory(arrays["lstm"]) if spec.mixed_memory else None
+        self.layout, self.scratch = PackedLayout(steps, batch, arrays.get("lengths")), scratch
+        self.x, self.dt = self.layout.flat(arrays["x"]), self.layout.flat(arrays["dt"][:, :, None])
+        self.dropout = [self.layout.flat(mask) for mask in arrays.get("dropout", [])]
+        self.d = {name: self.layout.flat(self.layout.result(a.shape[1], a.dtype)) for name, a in (("dx", self.x), ("d_dt", self.dt))}
+        self.stages = [_Stage(spec, k, tree, scratch.part(f"stage{k}")) for k, tree in enumerate(arrays["stages"])]
+        self.lstm = _MixedMemory(arrays["lstm"], scratch.part("lstm")) if spec.mixed_memory else None
 
-    def project(self, block: slice) -> tuple[Array, Array | None]:
+    def block(self, first: int, last: int) -> _Block:
+        """The steps [first, last)."""
+        starts = self.layout.starts[first : last + 1]
+        rows, n = slice(starts[0], starts[-1]), starts[-1] - starts[0]
+        given = (("x", self.x), ("dt", self.dt), *((f"dropout{k}", mask) for k, mask in enumerate(self.dropout)))
+        x, dt, *dropout = (self.layout.rows_of(a, rows, out=self.scratch(name, n, a.shape[1])) for name, a in given)
+        return _Block(rows, n, [slice(a - starts[0], b - starts[0]) for a, b in pairwise(starts)], x, dt, dropout)
+
+    def project(self, block: _Block) -> tuple[Array, Array | None]:
         """The inputs' part of a block of steps: of the first stage's product, and of the LSTM's gates."""
-        x = self.x[block]
-        return self.stages[0].project(x), None if self.lstm is None else self.lstm.project(x)
+        return self.stages[0].project(block.x), None if self.lstm is None else self.lstm.project(block.x)
 
-    def linearise(self, block: slice, h: Array, h_next: Array, c: Array | None) -> _Points:
-        """Recompute a block of steps (N rows at once) from the states before (h, c) and after (h_next) them."""
-        x = self.x[block]
-        memory = None if self.lstm is None or c is None else self.lstm.linearise(x, h, c)
+    def linearise(self, block: _Block, h: Array, h_next: Array, cells: tuple[Array, Array] | None) -> _Points:
+        """Recompute a block of steps (N rows at once) from the states before (h) and after (h_next) them, and the cells likewise."""
+        memory = None if self.lstm is None or cells is None else self.lstm.linearise(block.x, h, *cells)
         h_inner = h if memory is None else memory.h_inner
-        inputs = [x, *(h_next[:, stage.units] for stage in self.stages[:-1])]
+        inputs = [block.x, *(h_next[:, stage.units] for stage in self.stages[:-1])]
         points = [stage.linearise(u, h_inner[:, stage.units], block) for stage, u in zip(self.stages, inputs, strict=True)]
         return _Points(points, memory)
 
@@ -364,19 +441,22 @@ class _Scan:
         if self.lstm is not None and points.lstm is not None:
             self.lstm.pull(points.lstm, local, dh, dc)
 
-    def accumulate(self, points: _Points) -> None:
-        """Add a block's part of the weights' gradients."""
+    def accumulate(self, block: _Block, points: _Points) -> None:
+        """Add a block's part of the weights' gradients, and store those of the inputs and the elapsed times."""
+        dx, d_dt = (self.layout.rows_of(a, block.rows, out=self.scratch(name, block.n, a.shape[1])) for name, a in self.d.items())
+        d_dt[...] = 0
         for stage, point in zip(self.stages, points.stages, strict=True):
-            stage.accumulate(point)
-        dx = self.dx[points.stages[0].rows]
+            d_dt += stage.accumulate(point)
         multiply(points.stages[0].d_products[0], self.stages[0].w_x, out=dx)
         if self.lstm is not None and points.lstm is not None:
             self.lstm.accumulate(points.lstm)
             dx += multiply(points.lstm.d_gates, self.lstm.w_x)
+        for d, a in zip((dx, d_dt), self.d.values(), strict=True):
+            self.layout.store(d, a, block.rows)
 
     def gradients(self, dh0: Array, dc0: Array) -> Tree:
         """All gradients, in the structure of the scan's arrays."""
-        dt: Array = np.sum([stage.d_dt for stage in self.stages], axis=0)
-        result: Tree = {"x": self.layout.unpack(self.dx), "dt": self.layout.unpack(dt)[:, :, 0], "h0": dh0}
+        T, B = self.layout.steps, self.layout.batch
+        result: Tree = {"x": self.d["dx"].reshape(T, B, -1), "dt": self.d["d_dt"].reshape(T, B), "h0": dh0}
         result["stages"] = [stage.gradients() for stage in self.stages]
-        return result if self.lstm is None else result | {"c0": dc0, "lstm": self.lstm.sums.totals}
+        return result if self.lstm is None else result | {"c0": dc0, "lstm": self.lstm.gradients()}
