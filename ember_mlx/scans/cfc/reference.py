@@ -109,7 +109,7 @@ def cfc_backward(spec: CfCSpec, arrays: Tree, outputs: tuple[Array, ...], cotang
             points = scan.linearise(block, h_prev, states, memory)
             for rows in reversed(block.steps):
                 n = rows.stop - rows.start
-                dh[:n] += dy[rows]
+                np.add(dh[:n], dy[rows], out=points.dh[rows])
                 if dy_c:
                     dc[:n] += dy_c[0][rows]
                 scan.pull(points, rows, dh[:n], dc[:n])
@@ -259,20 +259,19 @@ class _Stage(StateProduct):
         self.mode.step(self.heads(self.with_state(projected, h), dropout), block.dt[rows], self.tree, out)
         return out
 
-    def linearise(self, u: Array, h: Array, block: _Block) -> "_StagePoint":
-        """For a block of steps at once: everything that the pull needs and that does not depend on it."""
+    def linearise(self, u: Array, h: Array, block: _Block, dh: Array) -> "_StagePoint":
+        """For a block of steps at once: everything that the pull needs and that does not depend on it, beside `dh`, still empty."""
         kept: list[tuple[Array, Array]] = []
         q = self.heads(self.with_state(self.project(u), h), block.dropout, kept)
         slopes = self.mode.slopes(q, block.dt, self.tree, self.scratch)
         sizes = [len(w) for w in (self.w_h, *(w for w, _ in self.dense))]
         d_products = [self.scratch(f"d{k}", len(h), size) for k, size in enumerate(sizes)]
-        dh, slope_q = self.scratch("dh", *h.shape), slopes.q.swapaxes(0, 1)
+        slope_q = slopes.q.swapaxes(0, 1)
         return _StagePoint(u, h, kept, slopes, slope_q, dh, d_products, d_products[-1].reshape(slope_q.shape))
 
-    def pull(self, point: "_StagePoint", local: slice, dh: Array) -> Array:
+    def pull(self, point: "_StagePoint", local: slice) -> Array:
         """dh -> dq -> dz for one step: from the next state's gradient (n, H_s) to that of the first product (n, P)."""
-        point.dh[local] = dh
-        np.multiply(point.slope_q[local], dh[:, None], out=point.d_heads[local])
+        np.multiply(point.slope_q[local], point.dh[local, None], out=point.d_heads[local])
         d = point.d_products[-1][local]
         for k in reversed(range(len(self.dense))):
             d = multiply(d, self.dense[k][0], out=point.d_products[k][local])
@@ -306,7 +305,7 @@ class _StagePoint(NamedTuple):
     kept: list[tuple[Array, Array]]  # of each backbone layer: z and its slope, (N, Z)
     slopes: _Slopes
     slope_q: Array  # (N, heads, H_s): a view of slopes.q
-    dh: Array  # (N, H_s): gradient of the next state
+    dh: Array  # (N, H_s): gradient of the next state, a view of that of all units
     d_products: list[Array]  # gradients of the products' results, first to last
     d_heads: Array  # (N, heads, H_s): a view of the last
 
@@ -394,6 +393,7 @@ class _MemoryPoint(NamedTuple):
 class _Points(NamedTuple):
     """The whole step at the states of a block."""
 
+    dh: Array  # (N, H): gradient of the next state
     stages: list[_StagePoint]
     lstm: _MemoryPoint | None
 
@@ -427,16 +427,19 @@ class _Scan:
         memory = None if self.lstm is None or cells is None else self.lstm.linearise(block.x, h, *cells)
         h_inner = h if memory is None else memory.h_inner
         inputs = [block.x, *(h_next[:, stage.units] for stage in self.stages[:-1])]
-        points = [stage.linearise(u, h_inner[:, stage.units], block) for stage, u in zip(self.stages, inputs, strict=True)]
-        return _Points(points, memory)
+        dh = self.scratch("dh", *h.shape)
+        points = [
+            stage.linearise(u, h_inner[:, stage.units], block, dh[:, stage.units]) for stage, u in zip(self.stages, inputs, strict=True)
+        ]
+        return _Points(dh, points, memory)
 
     def pull(self, points: _Points, local: slice, dh: Array, dc: Array) -> None:
-        """Gradients (n, H) of the states after one step -> of the states before it, in place."""
+        """From the gradient of the state after one step, in `points`, to that of the state before it, `dh` (n, H); dc in place."""
         for k in reversed(range(len(self.stages))):
             stage = self.stages[k]
-            d = stage.pull(points.stages[k], local, dh[:, stage.units])
+            d = stage.pull(points.stages[k], local)
             if k > 0:
-                dh[:, self.stages[k - 1].units] += d @ stage.w_x
+                points.stages[k - 1].dh[local] += d @ stage.w_x
             multiply(d, stage.w_h, out=dh[:, stage.units])
         if self.lstm is not None and points.lstm is not None:
             self.lstm.pull(points.lstm, local, dh, dc)
