@@ -26,3 +26,14 @@ def test_blocks_of_any_size(monkeypatch, variant, lengths):
         blocks = outputs_and_gradients(monkeypatch, rows, spec, arrays)
         for path, expected in whole.items():
             np.testing.assert_allclose(blocks[path], expected, rtol=1e-10, atol=1e-10, err_msg=f"{path}, blocks of {rows} rows")
+
+
+def test_nothing_is_kept_beyond_the_bound(monkeypatch):
+    spec, arrays = cfc_problem("mixed_memory", 9, 4, 6)
+    kept = []
+    reference.cfc_forward(spec, arrays, keep=lambda a: kept.append(a.copy()))
+    assert kept
+    monkeypatch.setattr(reference, "KEPT_BYTES", sum(a.nbytes for a in kept) - 1)
+    kept.clear()
+    reference.cfc_forward(spec, arrays, keep=lambda a: kept.append(a.copy()))
+    assert not kept

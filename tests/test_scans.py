@@ -91,3 +91,16 @@ def test_forms_carry_the_same_equation_tags():
         tags = [set(re.findall(r"(?:#|//) \((\d)\)", text)) for text in texts]
         assert all(found == tags[0] for found in tags)
         assert tags[0]
+
+
+@pytest.mark.parametrize("lengths", [False, True], ids=["full", "lengths"])
+@pytest.mark.parametrize(("name", "variant"), CASES, ids=[f"{n}-{v}" for n, v in CASES])
+def test_what_the_forward_keeps_changes_no_gradient(name, variant, lengths):
+    recurrence = RECURRENCES[name]
+    spec, arrays = recurrence.problem(variant, 7, 3, 5, lengths=lengths)
+    kept = []
+    outputs = recurrence.forward(spec, arrays, keep=lambda a: kept.append(a.copy()))
+    dy = cotangents_for(outputs)
+    with_kept = dict(tree_flatten(recurrence.backward(spec, arrays, outputs, dy, kept)))
+    for path, gradient in tree_flatten(recurrence.backward(spec, arrays, outputs, dy)):
+        assert_close(with_kept[path], gradient, GRADIENT["float64"], path)

@@ -4,15 +4,17 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from .pointwise import Array
-from .products import multiply
+from .products import cut, cut_columns, multiply, outer
 
 Tree = dict[str, Any]
-KEPT_BYTES = 2**26  # of a Scratch that a later scan may use again
+KEPT_BYTES = 2**26  # of what a forward scan keeps for the backward, at most; beyond it the backward recomputes
+SPARE_BYTES = 2**27  # of a Scratch that a later scan may use again
 
 
 class Scratch:
@@ -64,7 +66,7 @@ _spare = threading.local()  # .scratches: of this thread, by dtype, those that n
 
 @contextmanager
 def borrowed_scratch(dtype: np.dtype[Any]) -> Iterator[Scratch]:
-    """A Scratch that the next scan of this thread gets too, unless it has grown above KEPT_BYTES.
+    """A Scratch that the next scan of this thread gets too, unless it has grown above SPARE_BYTES.
 
     What lies in it must not outlive the scan.
     """
@@ -74,7 +76,7 @@ def borrowed_scratch(dtype: np.dtype[Any]) -> Iterator[Scratch]:
     try:
         yield scratch
     finally:
-        if scratch.nbytes() <= KEPT_BYTES:
+        if scratch.nbytes() <= SPARE_BYTES:
             spare.append(scratch)
 
 
@@ -85,23 +87,43 @@ class Product:
         w: (P, K).
         b: (P,), or None for no bias.
         heads: into how many heads to part the P results, or None.
-        scratch: where the results lie.
+        rows: of a step, at most; more are taken for a block of steps.
+        scratch: where what it needs lies.
     """
 
-    def __init__(self, w: Array, b: Array | None, heads: int | None, scratch: Scratch):
+    def __init__(self, w: Array, b: Array | None, heads: int | None, rows: int, scratch: Scratch):
+        self.w, self.heads, self.rows, self.scratch = w, heads, rows, scratch
         self.b = b if heads is None or b is None else b.reshape(heads, 1, -1)
-        # (in, out) in memory: a third faster for the few rows of a step
-        w_T = w.T if heads is None else w.reshape(heads, -1, w.shape[1]).swapaxes(1, 2)
-        self.w_T, self.scratch = scratch("w_T", *w_T.shape), scratch
-        self.w_T[...] = w_T
-        self.heads, self.outputs = w_T.shape[:-2], w_T.shape[-1]
 
-    def __call__(self, u: Array) -> Array:
-        """(n, K) -> (n, P), or (heads, n, H); the next call overwrites it."""
-        a = multiply(u, self.w_T, self.scratch("result", *self.heads, len(u), self.outputs))
+    @cached_property
+    def w_T(self) -> Array:
+        """(K, P), or (heads, K, H): inputs before outputs in memory, a third faster for the few rows of a step."""
+        return self.scratch.copy("w_T", self.w.T if self.heads is None else self.w.reshape(self.heads, -1, self.w.shape[1]).swapaxes(1, 2))
+
+    @cached_property
+    def pieces(self) -> Array:
+        """w_T for the rows of a step."""
+        return cut(self.w_T, self.rows)
+
+    def in_pieces(self, out: Array) -> Array:
+        """A view of a result, as np.matmul fills it from `pieces`."""
+        return out if out.ndim == self.pieces.ndim else cut_columns(out, self.pieces.shape[-3])
+
+    def shape(self, n: int) -> tuple[int, ...]:
+        """Of the result for n rows."""
+        return (n, len(self.w)) if self.heads is None else (self.heads, n, len(self.w) // self.heads)
+
+    def __call__(self, u: Array, out: Array | None = None) -> Array:
+        """(n, K) -> (n, P), or (heads, n, H); without `out` the next call overwrites it."""
+        if out is None:
+            out = self.scratch("result", *self.shape(len(u)))
+        if len(u) <= self.rows:
+            np.matmul(u, self.pieces, out=self.in_pieces(out))
+        else:
+            multiply(u, self.w_T, out)
         if self.b is not None:
-            a += self.b
-        return a
+            out += self.b
+        return out
 
 
 class StateProduct:
@@ -110,19 +132,21 @@ class StateProduct:
     Args:
         tree: w_x (P, I), w_h (P, H), b (P,).
         heads: into how many heads to part the P results, or None.
+        rows: of a step, at most.
         scratch: where the results lie.
     """
 
-    def __init__(self, tree: Tree, heads: int | None, scratch: Scratch):
+    def __init__(self, tree: Tree, heads: int | None, rows: int, scratch: Scratch):
         self.w_x, self.w_h = tree["w_x"], tree["w_h"]
-        self.project = Product(self.w_x, tree["b"], heads, scratch.part("project"))
-        self.of_state = Product(self.w_h, None, heads, scratch.part("of_state"))
+        self.project = Product(self.w_x, tree["b"], heads, rows, scratch.part("project"))
+        self.of_state = Product(self.w_h, None, heads, rows, scratch.part("of_state"))
+        self.to_state = Product(self.w_h.T, None, None, rows, scratch.part("to_state"))  # the backward's
 
-    def with_state(self, projected: Array, h: Array) -> Array:
-        """The whole, from the inputs' part and the state (n, H); the next call overwrites it."""
-        a = self.of_state(h)
-        a += projected
-        return a
+    def with_state(self, projected: Array, h: Array, out: Array) -> Array:
+        """The whole, from the inputs' part and the state (n, H), in `out`."""
+        self.of_state(h, out)
+        out += projected
+        return out
 
 
 class Sums:
@@ -133,7 +157,7 @@ class Sums:
     """
 
     def __init__(self, scratch: Scratch):
-        self.totals: Tree = {}
+        self.totals: dict[str, Array] = {}
         self.scratch = scratch
 
     def add(self, name: str, part: Array) -> None:
@@ -143,8 +167,12 @@ class Sums:
         else:
             self.totals[name] = part.copy()
 
-    def add_products(self, weights: tuple[str, ...], bias: str, d: Array, inputs: tuple[Array, ...]) -> None:
-        """Add to the gradients of a product's weights, one for each of its inputs (N, K), and of its bias, from its results' d (N, P)."""
-        for name, u in zip(weights, inputs, strict=True):
-            self.add(name, multiply(d.T, u, self.scratch("part", d.shape[1], u.shape[1])))
-        self.add(bias, d.sum(0))
+    def add_product(self, name: str, d: Array, u: Array) -> None:
+        """Add to the gradient of a product's weight (P, K) from that of its results, d (N, P), and its inputs, u (N, K)."""
+        self.add(name, outer(d, u, self.scratch("part", d.shape[1], u.shape[1]), self.scratch))
+
+    def add_state_product(self, d: Array, x: Array, h: Array) -> None:
+        """Add to the gradients w_x, w_h and b of a StateProduct from that of its results, d (N, P), and its inputs and states."""
+        self.add_product("w_x", d, x)
+        self.add_product("w_h", d, h)
+        self.add("b", d.sum(0))

@@ -6,7 +6,7 @@ derivatives that the other forms do not have (jvp, second and higher ones).
 """
 
 from collections.abc import Callable, Hashable
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
@@ -18,6 +18,7 @@ from ..kernels.first_use import complaint
 from ..kernels.loader import is_available
 
 Tree = dict[str, Any]
+Results = dict[str, list[mx.array]]  # "outputs", and "kept": what helps the backward
 
 
 class FusedForms(NamedTuple):
@@ -43,8 +44,8 @@ class Recurrence(NamedTuple):
 
     Args:
         name: how messages call it.
-        forward: NumPy: (spec, arrays) -> tuple of outputs.
-        backward: NumPy: (spec, arrays, outputs, cotangents) -> gradients, a tree like the arrays; what it lacks has none.
+        forward: NumPy: (spec, arrays, keep=None) -> tuple of outputs; it may call `keep` with arrays that help the backward.
+        backward: NumPy: (spec, arrays, outputs, cotangents, kept=()) -> gradients, a tree like the arrays; what it lacks has none.
         ops: MLX: (spec, arrays) -> list of outputs.
         variants: names of small problems of every kind.
         problem: (variant, T, B, H, lengths=, seed=, dtype=) -> (spec, arrays), NumPy arrays of such a problem.
@@ -67,7 +68,7 @@ def scan(recurrence: Recurrence, spec: Hashable, arrays: Tree) -> list[mx.array]
     form = _choose(recurrence, spec, arrays, leaves)
     if form == "ops":
         return recurrence.ops(spec, arrays)
-    return _function(recurrence, form, spec, tuple(path for path, _ in flat))(*leaves)
+    return _function(recurrence, form, spec, tuple(path for path, _ in flat))(*leaves)["outputs"]
 
 
 def _choose(recurrence: Recurrence, spec: Hashable, arrays: Tree, leaves: list[mx.array]) -> str:
@@ -113,8 +114,11 @@ def as_mlx(array: np.ndarray) -> mx.array:
 
 
 @lru_cache(maxsize=256)
-def _function(recurrence: Recurrence, form: str, spec: Hashable, paths: tuple[str, ...]) -> Callable[..., list[mx.array]]:
-    """The recurrence in one form as a function of its leaves, with the gradient of that form."""
+def _function(recurrence: Recurrence, form: str, spec: Hashable, paths: tuple[str, ...]) -> Callable[..., Results]:
+    """The recurrence in one form as a function of its leaves, with the gradient of that form.
+
+    No gradient goes through what is kept.
+    """
     run, run_back = _numpy_forms(recurrence) if form == "numpy" else _kernel_forms(recurrence, form)
 
     def tree(leaves: Any) -> Tree:
@@ -127,27 +131,28 @@ def _function(recurrence: Recurrence, form: str, spec: Hashable, paths: tuple[st
         return mx.vjp(ops, leaves, cotangents)[1]
 
     @mx.custom_function
-    def forward(*leaves: mx.array) -> list[mx.array]:
+    def forward(*leaves: mx.array) -> Results:
         return run(spec, tree(leaves))
 
     @mx.custom_function
-    def backward(leaves: list[mx.array], outputs: list[mx.array], cotangents: list[mx.array]) -> list[mx.array]:
-        gradients = dict(tree_flatten(run_back(spec, tree(leaves), outputs, cotangents)))
+    def backward(leaves: list[mx.array], results: Results, cotangents: list[mx.array]) -> list[mx.array]:
+        gradients = dict(tree_flatten(run_back(spec, tree(leaves), results, cotangents)))
         return [gradients[path] if path in gradients else mx.zeros_like(leaf) for path, leaf in zip(paths, leaves, strict=True)]
 
     @forward.vjp
-    def forward_vjp(leaves: Any, cotangents: Any, outputs: Any) -> list[mx.array]:
-        return cast(list[mx.array], backward(list(leaves), list(outputs), list(cotangents)))
+    def forward_vjp(leaves: Any, cotangents: Any, results: Any) -> list[mx.array]:
+        return cast(list[mx.array], backward(list(leaves), results, cotangents["outputs"]))
 
     @forward.jvp
-    def forward_jvp(leaves: Any, tangents: Any) -> list[mx.array]:
-        return _jvp(ops, list(leaves), list(tangents))
+    def forward_jvp(leaves: Any, tangents: Any) -> Results:
+        kept = run(spec, tree(leaves))["kept"]
+        return {"outputs": _jvp(ops, list(leaves), list(tangents)), "kept": [mx.zeros_like(a) for a in kept]}
 
     @backward.vjp
     def backward_vjp(primals: Any, cotangents: Any, _: Any) -> Any:
-        leaves, outputs, dy = primals
+        leaves, results, dy = primals
         _, gradients = mx.vjp(lambda *a: ops_backward(list(a[: len(leaves)]), list(a[len(leaves) :])), [*leaves, *dy], list(cotangents))
-        return gradients[: len(leaves)], [mx.zeros_like(a) for a in outputs], gradients[len(leaves) :]
+        return gradients[: len(leaves)], tree_map(mx.zeros_like, results), gradients[len(leaves) :]
 
     @backward.jvp
     def backward_jvp(primals: Any, tangents: Any) -> list[mx.array]:
@@ -155,25 +160,35 @@ def _function(recurrence: Recurrence, form: str, spec: Hashable, paths: tuple[st
         d_leaves, _, d_dy = tangents
         return _jvp(lambda *a: ops_backward(list(a[: len(leaves)]), list(a[len(leaves) :])), [*leaves, *dy], [*d_leaves, *d_dy])
 
-    return cast(Callable[..., list[mx.array]], forward)
+    return cast(Callable[..., Results], forward)
 
 
-def _numpy_forms(recurrence: Recurrence) -> tuple[Callable[..., list[mx.array]], Callable[..., Tree]]:
+def _numpy_forms(recurrence: Recurrence) -> tuple[Callable[..., Results], Callable[..., Tree]]:
     """The NumPy form, over MLX arrays."""
 
-    def run(spec: Hashable, arrays: Tree) -> list[mx.array]:
-        return [as_mlx(a) for a in recurrence.forward(spec, tree_map(as_numpy, arrays))]
+    def run(spec: Hashable, arrays: Tree) -> Results:
+        kept: list[mx.array] = []
+        outputs = recurrence.forward(spec, tree_map(as_numpy, arrays), keep=lambda a: kept.append(as_mlx(a)))
+        return {"outputs": [as_mlx(a) for a in outputs], "kept": kept}
 
-    def run_back(spec: Hashable, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
-        mx.eval(arrays, outputs, cotangents)
-        kept, dy = (tuple(map(as_numpy, given)) for given in (outputs, cotangents))
-        return tree_map(as_mlx, recurrence.backward(spec, tree_map(as_numpy, arrays), kept, dy))
+    def run_back(spec: Hashable, arrays: Tree, results: Results, cotangents: list[mx.array]) -> Tree:
+        mx.eval(arrays, results, cotangents)
+        outputs, kept, dy = (tuple(map(as_numpy, given)) for given in (results["outputs"], results["kept"], cotangents))
+        return tree_map(as_mlx, recurrence.backward(spec, tree_map(as_numpy, arrays), outputs, dy, kept))
 
     return run, run_back
 
 
-def _kernel_forms(recurrence: Recurrence, kind: str) -> tuple[Callable[..., list[mx.array]], Callable[..., Tree]]:
-    return partial(recurrence.fused.forward, kind), partial(recurrence.fused.backward, kind)
+def _kernel_forms(recurrence: Recurrence, kind: str) -> tuple[Callable[..., Results], Callable[..., Tree]]:
+    """The fused form: its backward recomputes what it needs."""
+
+    def run(spec: Hashable, arrays: Tree) -> Results:
+        return {"outputs": recurrence.fused.forward(kind, spec, arrays), "kept": []}
+
+    def run_back(spec: Hashable, arrays: Tree, results: Results, cotangents: list[mx.array]) -> Tree:
+        return recurrence.fused.backward(kind, spec, arrays, results["outputs"], cotangents)
+
+    return run, run_back
 
 
 def _jvp(function: Callable[..., list[mx.array]], primals: list[mx.array], tangents: list[mx.array | None]) -> list[mx.array]:

@@ -1,5 +1,6 @@
 """Sequences of different lengths, stored without their padding."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -84,13 +85,17 @@ class PackedLayout:
             flat.take(self.padded_row[rows.start + len(initial) : rows.stop] - B, axis=0, out=out[len(initial) :], mode="clip")
         return out
 
+    def room(self, flat: Array, rows: slice, out: Array) -> Array:
+        """Where to write these packed rows of (T * B, F), for `store`: a view without lengths, else `out`."""
+        return flat[rows] if self.order is None else out
+
     def store(self, block: Array, flat: Array, rows: slice) -> None:
-        """Put these packed rows into (T * B, F); nothing to do for what `rows_of` gave as a view."""
+        """Put these packed rows into (T * B, F); nothing to do for what `room` gave as a view."""
         if self.order is not None:
             flat[self.padded_row[rows]] = block
 
     def result(self, features: int, dtype: Any) -> Array:
-        """(T, B, F), zero past each length, to be filled by `store` and through the views of `rows_of`."""
+        """(T, B, F), zero past each length, to be filled through `room` and `store`."""
         shape = (self.steps, self.batch, features)
         return np.empty(shape, dtype) if self.order is None else np.zeros(shape, dtype)
 
@@ -102,3 +107,13 @@ class PackedLayout:
                 result.append((first, t))
                 first = t
         return result
+
+
+def packed_layout(steps: int, batch: int, lengths: NDArray[np.integer] | None = None) -> PackedLayout:
+    """A PackedLayout, the same one for the same lengths: a forward scan and its backward share it."""
+    return _layout(steps, batch, None if lengths is None else lengths.astype(np.int64).tobytes())
+
+
+@lru_cache(maxsize=64)
+def _layout(steps: int, batch: int, lengths: bytes | None) -> PackedLayout:
+    return PackedLayout(steps, batch, None if lengths is None else np.frombuffer(lengths, np.int64))

@@ -49,48 +49,63 @@ def erf(a: Array) -> Array:
     return np.copysign(1 - series * np.exp(-magnitude * magnitude), a)
 
 
-def _tanh(a: Array, slope: Array | None) -> Array:
-    z = np.tanh(a, out=a)
-    if slope is not None:
-        np.multiply(z, z, out=slope)
-        np.subtract(1, slope, out=slope)
-    return z
+def _tanh(a: Array, out: Array) -> Array:
+    return np.tanh(a, out=out)
 
 
-def _relu(a: Array, slope: Array | None) -> Array:
-    if slope is not None:
-        np.greater(a, 0, out=slope, casting="unsafe")
-    return np.maximum(a, 0, out=a)
+def _tanh_slope(z: Array, out: Array) -> Array:
+    return np.subtract(1, np.multiply(z, z, out=out), out=out)
 
 
-def _silu(a: Array, slope: Array | None) -> Array:
+def _relu(a: Array, out: Array) -> Array:
+    return np.maximum(a, 0, out=out)
+
+
+def _relu_slope(z: Array, out: Array) -> Array:
+    return np.greater(z, 0, out=out, casting="unsafe")
+
+
+def _silu(a: Array, out: Array) -> Array:
+    np.multiply(a, HALF[a.dtype], out=out)
+    sigmoid_of_tanh(np.tanh(out, out=out))
+    return np.multiply(a, out, out=out)
+
+
+def _silu_slope(a: Array, out: Array) -> Array:
     s = sigmoid(a.copy())
-    if slope is not None:
-        np.multiply(s, 1 + a * (1 - s), out=slope)
-    a *= s
-    return a
+    return np.multiply(s, 1 + a * (1 - s), out=out)
 
 
-def _gelu(a: Array, slope: Array | None) -> Array:
-    cumulative = 0.5 * (1 + erf(a * a.dtype.type(INV_SQRT_2)))
-    if slope is not None:
-        np.add(cumulative, a * (INV_SQRT_2PI * np.exp(-0.5 * a * a)), out=slope)
-    a *= cumulative
-    return a
+def _cumulative(a: Array) -> Array:
+    """The standard normal distribution's."""
+    return 0.5 * (1 + erf(a * a.dtype.type(INV_SQRT_2)))
+
+
+def _gelu(a: Array, out: Array) -> Array:
+    return np.multiply(a, _cumulative(a), out=out)
+
+
+def _gelu_slope(a: Array, out: Array) -> Array:
+    return np.add(_cumulative(a), a * (INV_SQRT_2PI * np.exp(-0.5 * a * a)), out=out)
 
 
 class Activation(NamedTuple):
-    """outer * function(inner * a): the two constants can go into the weights before and after it."""
+    """z = outer * value(inner * a): the two constants can go into the weights before and after it.
 
-    function: Callable[[Array, Array | None], Array]  # (a, slope): turns a into its value, in place, and fills `slope`, if given
+    Where `in_place` the slope is found from the value, which can take the place of the argument; else from the argument.
+    """
+
+    value: Callable[[Array, Array], Array]  # (argument, out)
+    slope: Callable[[Array, Array], Array]  # (value or argument, out)
+    in_place: bool
     inner: float = 1
     outer: float = 1
 
 
 ACTIVATIONS = {
-    "lecun_tanh": Activation(_tanh, LECUN_INNER, LECUN_OUTER),
-    "tanh": Activation(_tanh),
-    "relu": Activation(_relu),
-    "silu": Activation(_silu),
-    "gelu": Activation(_gelu),
+    "lecun_tanh": Activation(_tanh, _tanh_slope, True, LECUN_INNER, LECUN_OUTER),
+    "tanh": Activation(_tanh, _tanh_slope, True),
+    "relu": Activation(_relu, _relu_slope, True),
+    "silu": Activation(_silu, _silu_slope, False),
+    "gelu": Activation(_gelu, _gelu_slope, False),
 }

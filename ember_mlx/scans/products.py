@@ -2,15 +2,21 @@
 
 OpenBLAS, with which NumPy comes on Linux, puts threads to work above 2^18 multiply-adds. For the products of one step that gains little,
 and where another process has a core these threads wait for each other: a product of 0.02 ms then takes 16 ms (measured). So products of
-moderate size are made in pieces that one thread works on: one call of np.matmul over stacked views.
+moderate size are made in pieces that one thread works on: one call of np.matmul over stacked views. Other libraries (Accelerate, with
+which NumPy comes on macOS) get them whole.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 
 from .pointwise import Array
 
-PIECE = 2**18  # multiply-adds up to which OpenBLAS stays in the calling thread
-LARGE = 2**24  # above this many, threads pay
+WITH_OPENBLAS = "openblas" in str(np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas"))
+LARGE = 2**24  # multiply-adds above which threads pay
+PIECE = 2**18 if WITH_OPENBLAS else LARGE  # those up to which the library stays in the calling thread
+FEWEST_COLUMNS = 8  # of a piece that is cut for several products
+FEWEST_SUMMED = 16  # rows of a piece of a sum of outer products: each piece's sum is written and read again
 FEWEST_ROWS = 8  # of a piece: each piece reads its right-hand side anew
 
 
@@ -35,6 +41,38 @@ def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
     if whole < J:
         multiply(a, b[..., whole:], out[..., whole:])
     return out
+
+
+def outer(d: Array, u: Array, out: Array, room: Callable[..., Array]) -> Array:
+    """sum_n d_n u_n^T: (N, P), (N, K) -> (P, K); `room` gives memory by name and shape."""
+    (N, P), K = d.shape, u.shape[1]
+    rows = PIECE // (P * K)
+    if rows >= N or rows < FEWEST_SUMMED:
+        return multiply(d.T, u, out)
+    whole = N - N % rows
+    by_piece = np.matmul(d[:whole].reshape(-1, rows, P).swapaxes(1, 2), u[:whole].reshape(-1, rows, K), out=room("pieces", N // rows, P, K))
+    by_piece.sum(0, out=out)
+    if whole < N:
+        out += d[whole:].T @ u[whole:]
+    return out
+
+
+def cut(b: Array, rows: int) -> Array:
+    """(..., K, J) -> (..., pieces, K, J / pieces), contiguous: a right-hand side in pieces that one thread works on for up to `rows` rows.
+
+    One piece where J cannot be parted evenly, or where threads pay.
+    """
+    K, J = b.shape[-2:]
+    least, most = -(-rows * K * J // PIECE), J // FEWEST_COLUMNS
+    pieces = next((n for n in range(least, most + 1) if J % n == 0), 1) if rows * K * J <= LARGE else 1
+    return np.ascontiguousarray(cut_columns(b, max(1, pieces)))
+
+
+def cut_columns(a: Array, pieces: int) -> Array:
+    """(..., N, J) -> (..., pieces, N, J / pieces), a view; as it is for one piece."""
+    if pieces == 1:
+        return a
+    return a.reshape(*a.shape[:-1], pieces, a.shape[-1] // pieces).swapaxes(-2, -3)
 
 
 def _columns(a: Array, columns: int) -> Array:

@@ -13,33 +13,36 @@ Both take the arrays of one scan as a tree (T steps, B sequences, H units of all
              dense [{w, b}], the products after the first, the last one giving the heads, absent without backbone;
              w_tau (H_s,), A (H_s,) in pure mode
 
-Only what is sequential is in the loops over T. The backward keeps nothing but the states: it recomputes gates and slopes from them,
-a block of steps at a time, then runs dh -> dq -> dz -> dh, then forms the weights' gradients as products over the block.
+Only what is sequential is in the loops over T. The backward works on a block of steps at a time. It takes what each step left, its trace,
+from the forward, or, where that would be too large, computes it anew for all steps of the block from the states; makes the slopes of it;
+runs dh -> dq -> dz -> dh; and forms the weights' gradients as products over the block.
 """
 
-from collections.abc import Callable
-from functools import partial
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dense import Product, Scratch, StateProduct, Sums, borrowed_scratch
-from ..packing import PackedLayout
-from ..pointwise import ACTIVATIONS, Array, sigmoid_of_tanh
+from ..dense import KEPT_BYTES, Product, Scratch, StateProduct, Sums, borrowed_scratch
+from ..packing import packed_layout
+from ..pointwise import ACTIVATIONS, HALF, Array, sigmoid_of_tanh
 from ..products import multiply
 from .spec import CfCSpec
 
 Tree = dict[str, Any]
-BLOCK_ROWS = 800  # rows (step and sequence) recomputed at a time: enough for products on two threads, few enough to bound the memory
+Keep = Callable[[Array], None]
+BLOCK_ROWS = 800  # rows (step and sequence) of a block: enough for products on two threads, few enough to bound the memory
 
 
-def cfc_forward(spec: CfCSpec, arrays: Tree) -> tuple[Array, ...]:
+def cfc_forward(spec: CfCSpec, arrays: Tree, keep: Keep | None = None) -> tuple[Array, ...]:
     """Run a CfC scan over T steps.
 
     Args:
         spec: the static part.
         arrays: the tree above, float32 or float64.
+        keep: called with each array that spares the backward a recomputation; it must copy. Not called where these are too large.
 
     Returns:
         (h,) of shape (T, B, H), zero past each length; with mixed memory (h, c), c the cell, likewise.
@@ -58,29 +61,35 @@ def cfc_forward(spec: CfCSpec, arrays: Tree) -> tuple[Array, ...]:
         layout, H, dtype = scan.layout, arrays["h0"].shape[1], arrays["h0"].dtype
         results = [layout.result(H, dtype) for _ in range(2 if scan.lstm else 1)]
         h, c = layout.sort(arrays["h0"]), layout.sort(arrays["c0"]) if scan.lstm else None
+        kept = [] if keep is None else scan.room_to_keep()
         for first, last in layout.chunks(BLOCK_ROWS):
-            block = scan.block(first, last)
-            states, *cells = (
-                layout.rows_of(layout.flat(a), block.rows, out=scratch(f"states{k}", block.n, H)) for k, a in enumerate(results)
-            )
-            projected, gates = scan.project(block)
+            block = scan.block(first, last, kept)
+            states, *cells = (layout.room(layout.flat(a), block.rows, scratch(f"states{k}", block.n, H)) for k, a in enumerate(results))
+            projected, projected_gates = scan.project(block)
+            stages = [(stage, _Rows(stage, block, trace)) for stage, trace in zip(scan.stages, block.traces, strict=True)]
             for rows in block.steps:
                 h = h[: rows.stop - rows.start]
-                if scan.lstm is not None and c is not None and gates is not None:
-                    h, c = scan.lstm.step(gates[:, rows], h, c[: len(h)], out=cells[0][rows])
-                below = None
-                for stage in scan.stages:
+                if scan.lstm is not None and c is not None and projected_gates is not None and block.gates is not None:
+                    h, c = scan.lstm.step(projected_gates[:, rows], h, c[: len(h)], block.gates[:, rows], out=cells[0][rows])
+                below, after = None, states[rows]
+                for stage, at in stages:
                     inputs = projected[..., rows, :] if below is None else stage.project(below)
-                    below = stage.step(inputs, h[:, stage.units], block, rows, out=states[rows, stage.units])
-                h = states[rows]
+                    at.run(rows, inputs, h[:, stage.units])
+                    below = after[:, stage.units]
+                    at.heads.next(rows, out=below)
+                h = after
             h = scratch.copy("h", h)  # the next block overwrites the states of this one
             c = None if c is None else scratch.copy("c", c)
             for a, result in zip((states, *cells), results, strict=True):
                 layout.store(a, layout.flat(result), block.rows)
+        for a in kept:
+            keep(a)  # type: ignore[misc]  # kept is empty without it
     return tuple(results)
 
 
-def cfc_backward(spec: CfCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...]) -> Tree:
+def cfc_backward(
+    spec: CfCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...], kept: Sequence[Array] = ()
+) -> Tree:
     """Pull the outputs' gradients back through a CfC scan.
 
     Args:
@@ -88,6 +97,7 @@ def cfc_backward(spec: CfCSpec, arrays: Tree, outputs: tuple[Array, ...], cotang
         arrays: what `cfc_forward` took.
         outputs: what it returned.
         cotangents: the gradient of each output, same shapes.
+        kept: what it gave to its `keep`, or nothing.
 
     Returns:
         The gradient of every floating-point array, as a tree of the same structure, without `lengths` and `dropout`.
@@ -99,14 +109,14 @@ def cfc_backward(spec: CfCSpec, arrays: Tree, outputs: tuple[Array, ...], cotang
         flat, flat_dy = [layout.flat(a) for a in outputs], [layout.flat(a) for a in cotangents]
         dh, dc = np.zeros_like(h0), np.zeros_like(h0)
         for first, last in reversed(layout.chunks(BLOCK_ROWS)):
-            block = scan.block(first, last)
+            block = scan.block(first, last, kept)
             states, *cells = (layout.rows_of(a, block.rows, out=scratch(f"states{k}", block.n, H)) for k, a in enumerate(flat))
             dy, *dy_c = (layout.rows_of(a, block.rows, out=scratch(f"dy{k}", block.n, H)) for k, a in enumerate(flat_dy))
             h_prev = layout.previous(h0, flat[0], block.rows, out=scratch("h_prev", block.n, H))
             memory = None
             if c0 is not None:
                 memory = (layout.previous(c0, flat[1], block.rows, out=scratch("c_prev", block.n, H)), cells[0])
-            points = scan.linearise(block, h_prev, states, memory)
+            points = scan.linearise(block, h_prev, states, memory, traced=bool(kept))
             for rows in reversed(block.steps):
                 n = rows.stop - rows.start
                 np.add(dh[:n], dy[rows], out=points.dh[rows])
@@ -120,96 +130,126 @@ def cfc_backward(spec: CfCSpec, arrays: Tree, outputs: tuple[Array, ...], cotang
 class _Slopes(NamedTuple):
     """The derivatives of the next state of each unit, for a block of N steps."""
 
-    q: Array  # (heads, N, H_s), by the heads
+    q: Array  # (heads, N, H_s), by the heads, in the order of the mode
     dt: Array  # (N, H_s), by the elapsed time
     pure: dict[str, Array]  # (N, H_s) each, by w_tau and A
 
 
-def _gated_step(q: Array, dt: Array, _: Tree, out: Array, *, no_gate: bool) -> None:
-    """Heads f, g, t_a / 2, t_b / 2 (4, N, H_s), overwritten, to the next state (N, H_s), `out`."""
-    f, g, t, t_b = q
-    t *= dt
-    t += t_b
-    np.tanh(q[:3], out=q[:3])  # (2)
-    sigmoid_of_tanh(t)  # (3)
-    if not no_gate:
-        g -= f
-    g *= t
-    np.add(f, g, out=out)  # f + g t_interp, or f (1 - t_interp) + g t_interp
+class _Gated:
+    """The heads f, g, t_b / 2, t_a / 2 of N rows in the modes default and no_gate, and what is made of them.
+
+    sigma(t) = (1 + tanh(t / 2)) / 2: the half is in the weights of t_a and t_b. f, g and t lie side by side for one call of tanh.
+
+    Args:
+        q: (4, N, H_s).
+        dt: (N, 1).
+        spec: the static part.
+        tree: the stage's.
+        scratch: where results lie.
+    """
+
+    order = (0, 1, 3, 2)  # of the heads, for each its place in the weights
+    factors = (1, 1, 0.5, 0.5)  # of each head, in its weights
+
+    def __init__(self, q: Array, dt: Array, spec: CfCSpec, tree: Tree, scratch: Scratch):
+        self.q, self.dt, self.no_gate, self.scratch = q, dt, spec.mode == "no_gate", scratch
+        self.tanhs, (self.f, self.g, self.t, self.t_a) = q[:3], q
+        self.half, self.rest = HALF[q.dtype], scratch("rest", *self.f.shape)
+
+    def gate(self, rows: slice) -> None:
+        """f, g, t_b / 2, t_a / 2 to tanh(f), tanh(g), t_interp, t_a / 2, in place."""
+        t, half, tanhs, rest = self.t[rows], self.half, self.tanhs[:, rows], self.rest
+        t += np.multiply(self.t_a[rows], self.dt[rows], out=rest[: len(t)])
+        np.tanh(tanhs, out=tanhs)  # (2)
+        t *= half
+        t += half  # (3)
+
+    def next(self, rows: slice, out: Array) -> None:
+        """What `gate` made to the next state (n, H_s), `out`."""
+        f, g, t = self.f[rows], self.g[rows], self.t[rows]
+        np.multiply(g if self.no_gate else np.subtract(g, f, out=self.rest[: len(f)]), t, out=out)
+        out += f  # f + g t_interp, or f (1 - t_interp) + g t_interp
+
+    def slopes(self) -> _Slopes:
+        """What `gate` made to the slopes of the next state."""
+        f, g, t, rest, no_gate = self.f, self.g, self.t, self.rest, self.no_gate
+        slopes = self.scratch("slopes", *self.q.shape)
+        by_f, by_g, slope, by_t_a = slopes
+        np.subtract(1, t, out=rest)
+        np.multiply(rest, t, out=slope)
+        slope *= np.multiply(g, 2, out=by_f) if no_gate else np.multiply(np.subtract(g, f, out=by_f), 2, out=by_f)
+        np.multiply(slope, self.dt, out=by_t_a)
+        for of, head, weight in ((by_f, f, None if no_gate else rest), (by_g, g, t)):
+            np.multiply(head, head, out=of)
+            np.subtract(1, of, out=of)
+            if weight is not None:
+                of *= weight
+        return _Slopes(slopes, np.multiply(slope, self.t_a, out=rest), {})
 
 
-def _gated_slopes(q: Array, dt: Array, _: Tree, scratch: Scratch, *, no_gate: bool) -> _Slopes:
-    """Heads f, g, t_a / 2, t_b / 2 (4, N, H_s), overwritten, to the slopes of the next state."""
-    f, g, t_a, t = q
-    slopes, rest = scratch("slopes", *q.shape), scratch("rest", *f.shape)
-    by_f, by_g, by_t_a, slope = slopes
-    np.tanh(q[:2], out=q[:2])  # (2)
-    t += np.multiply(t_a, dt, out=rest)
-    np.tanh(t, out=t)
-    sigmoid_of_tanh(t)  # (3)
-    np.subtract(1, t, out=rest)
-    np.multiply(rest, t, out=slope)
-    slope *= np.multiply(g, 2, out=by_f) if no_gate else np.multiply(np.subtract(g, f, out=by_f), 2, out=by_f)
-    np.multiply(slope, dt, out=by_t_a)
-    t_a *= slope  # the slope by dt
-    for of, head, weight in ((by_f, f, None if no_gate else rest), (by_g, g, t)):
-        np.multiply(head, head, out=of)
-        np.subtract(1, of, out=of)
-        if weight is not None:
-            of *= weight
-    return _Slopes(slopes, t_a, {})
+class _Pure:
+    """The head f of N rows in the mode pure, as `_Gated`."""
+
+    order, factors = (0,), (1,)
+
+    def __init__(self, q: Array, dt: Array, spec: CfCSpec, tree: Tree, scratch: Scratch):
+        (self.f,), self.dt, self.w_tau, self.A = q, dt, tree["w_tau"], tree["A"]  # (2)
+
+    def gate(self, rows: slice) -> None:
+        """Nothing is worth keeping."""
+
+    def next(self, rows: slice, out: Array) -> None:
+        """f to the next state (n, H_s), `out`."""
+        f, dt, A = self.f[rows], self.dt[rows], self.A
+        decay = np.exp(-dt * (np.abs(self.w_tau) + np.abs(f)))  # (3)
+        np.subtract(A, A * decay * f, out=out)
+
+    def slopes(self) -> _Slopes:
+        """f to the slopes of the next state."""
+        f, dt, A = self.f, self.dt, self.A
+        rate = np.abs(self.w_tau) + np.abs(f)
+        decay = np.exp(-dt * rate)
+        # |w_tau| has the slope 1 at 0, a subgradient: with 0, w_tau would never leave its initial value
+        sign = np.where(self.w_tau < 0, -1, 1).astype(f.dtype)
+        by_f = -A * decay * (1 - dt * np.abs(f))
+        by_rate = A * decay * f * dt
+        return _Slopes(by_f[None], A * decay * f * rate, {"w_tau": by_rate * sign, "A": 1 - decay * f})
 
 
-def _pure_step(q: Array, dt: Array, p: Tree, out: Array) -> None:
-    """Heads q (1, N, H_s) to the next state (N, H_s), `out`."""
-    (f,), A = q, p["A"]  # (2)
-    decay = np.exp(-dt * (np.abs(p["w_tau"]) + np.abs(f)))  # (3)
-    np.subtract(A, A * decay * f, out=out)
+MODES: dict[str, type[_Gated] | type[_Pure]] = {"default": _Gated, "no_gate": _Gated, "pure": _Pure}
 
 
-def _pure_slopes(q: Array, dt: Array, p: Tree, _: Scratch) -> _Slopes:
-    """Heads q (1, N, H_s) to the slopes of the next state."""
-    (f,), A = q, p["A"]
-    rate = np.abs(p["w_tau"]) + np.abs(f)
-    decay = np.exp(-dt * rate)
-    # |w_tau| has the slope 1 at 0, a subgradient: with 0, w_tau would never leave its initial value
-    sign = np.where(p["w_tau"] < 0, -1, 1).astype(q.dtype)
-    by_f = -A * decay * (1 - dt * np.abs(f))
-    by_rate = A * decay * f * dt
-    return _Slopes(by_f[None], A * decay * f * rate, {"w_tau": by_rate * sign, "A": 1 - decay * f})
+class _Weights:
+    """The weights as the steps use them: times factors that spare each step some constants, the heads in the order of the mode.
 
+    Args:
+        spec: the static part.
+        tree: a stage's.
+    """
 
-class _Mode(NamedTuple):
-    """How the heads make the next state."""
+    def __init__(self, spec: CfCSpec, tree: Tree):
+        activation, mode, dtype = ACTIVATIONS[spec.activation], MODES[spec.mode], tree["w_h"].dtype
+        dense = tree.get("dense", [])
+        sizes = [len(tree["b"]), *(len(layer["b"]) for layer in dense)]
+        units = sizes[-1] // spec.heads
+        self.order = np.concatenate([np.arange(units) + k * units for k in mode.order])
+        self.factors = [np.full(P, activation.inner, dtype) for P in sizes[:-1]]
+        self.factors.append(np.repeat(mode.factors, units).astype(dtype))
+        self.outer = dtype.type(activation.outer)
+        self.first = {name: self._scaled(tree[name], 0) for name in ("w_x", "w_h", "b")}
+        # [w b], since their inputs end with a 1: a product with a column more costs less than adding the bias
+        self.dense = [self._scaled(np.column_stack([self.outer * p["w"], p["b"]]), k) for k, p in enumerate(dense, 1)]
 
-    step: Callable[..., None]
-    slopes: Callable[..., _Slopes]
-    factors: tuple[float, ...]  # of each head, in its weights
+    def gradients(self, totals: Tree) -> Tree:
+        """From the gradients of the weights here, `first`'s by name and `dense`'s by number, to those of the stage's tree."""
+        dense = [self._scaled(totals[f"dense{k}"], k) for k in range(1, len(self.factors))]
+        result: Tree = {name: self._scaled(totals[name], 0) for name in self.first}
+        return result | {"dense": [{"w": self.outer * d[:, :-1], "b": d[:, -1]} for d in dense]}
 
-
-# sigma(t) = (1 + tanh(t / 2)) / 2: the half is in the weights of t_a and t_b
-MODES = {
-    "default": _Mode(partial(_gated_step, no_gate=False), partial(_gated_slopes, no_gate=False), (1, 1, 0.5, 0.5)),
-    "no_gate": _Mode(partial(_gated_step, no_gate=True), partial(_gated_slopes, no_gate=True), (1, 1, 0.5, 0.5)),
-    "pure": _Mode(_pure_step, _pure_slopes, (1,)),
-}
-
-
-def _factors(spec: CfCSpec, tree: Tree) -> Tree:
-    """What a stage's weights are multiplied by, so that a step has fewer constants to multiply by; their gradients likewise."""
-    activation, dtype, dense = ACTIVATIONS[spec.activation], tree["w_h"].dtype, tree.get("dense", [])
-    sizes = [len(tree["b"]), *(len(layer["b"]) for layer in dense)]
-    by_product = [np.full((P, 1), activation.inner, dtype) for P in sizes[:-1]]
-    by_product.append(np.repeat(MODES[spec.mode].factors, sizes[-1] // spec.heads)[:, None].astype(dtype))
-    first, *others = by_product
-    outer = dtype.type(activation.outer)
-    return {"w_x": first, "w_h": first, "b": first[:, 0], "dense": [{"w": outer * of, "b": of[:, 0]} for of in others]}
-
-
-def _scaled(tree: Tree, factors: Tree) -> Tree:
-    """A stage's weights times their factors."""
-    dense = [_scaled(layer, of) for layer, of in zip(tree.get("dense", []), factors.get("dense", []), strict=True)]
-    return {name: a if name not in factors else dense if name == "dense" else a * factors[name] for name, a in tree.items()}
+    def _scaled(self, a: Array, k: int) -> Array:
+        """Rows (P, ...) of product k, or their gradients: the order is its own inverse, and the factors act alike."""
+        scaled = a * self.factors[k].reshape(-1, *[1] * (a.ndim - 1))
+        return scaled[self.order] if k == len(self.factors) - 1 else scaled
 
 
 class _Block(NamedTuple):
@@ -221,68 +261,60 @@ class _Block(NamedTuple):
     x: Array  # (n, I)
     dt: Array  # (n, 1)
     dropout: list[Array]  # (n, Z) each
+    gates: Array | None  # (4, n, H): the trace of the LSTM, if there is one
+    traces: list[list[Array]]  # of each stage, see _Stage.trace_shapes
 
 
 class _Stage(StateProduct):
     """One CfC layer of the step."""
 
-    def __init__(self, spec: CfCSpec, index: int, tree: Tree, scratch: Scratch):
+    def __init__(self, spec: CfCSpec, index: int, tree: Tree, rows: int, scratch: Scratch):
         self.units = slice(*spec.stages[index])
-        self.activation, self.mode = ACTIVATIONS[spec.activation].function, MODES[spec.mode]
-        self.factors = _factors(spec, tree)
-        self.tree = tree = _scaled(tree, self.factors)
-        self.dense = [(layer["w"], layer["b"]) for layer in tree.get("dense", [])]
-        depth = len(self.dense)
-        super().__init__(tree, None if depth else spec.heads, scratch)
-        self.products = [
-            Product(w, b, spec.heads if k == depth else None, scratch.part(f"product{k}")) for k, (w, b) in enumerate(self.dense, 1)
-        ]
+        self.spec, self.activation = spec, ACTIVATIONS[spec.activation]
+        self.tree, self.weights = tree, _Weights(spec, tree)
+        depth = len(self.weights.dense)
+        super().__init__(self.weights.first, None if depth else spec.heads, rows, scratch)
+        self.products, self.products_back = [], []
+        for k, w in enumerate(self.weights.dense, 1):
+            self.products.append(Product(w, None, spec.heads if k == depth else None, rows, scratch.part(f"product{k}")))
+            self.products_back.append(Product(w[:, :-1].T, None, None, rows, scratch.part(f"back{k}")))
         self.scratch, self.sums = scratch, Sums(scratch.part("sums"))
 
-    def heads(self, a: Array, dropout: list[Array], keep: list[tuple[Array, Array]] | None = None) -> Array:
-        """From the first product to the heads (heads, n, H_s); `keep` collects each backbone layer's output and its slope."""
-        for k, product in enumerate(self.products):
-            slope = None if keep is None else self.scratch(f"slope{k}", *a.shape)
-            z = self.activation(a, slope)  # (1)
-            if dropout:
-                z *= dropout[k]
-            if keep is not None and slope is not None:
-                if dropout:
-                    slope *= dropout[k]
-                keep.append((z, slope))
-            a = product(z)  # (2)
-        return a
+    def trace_shapes(self, n: int) -> list[tuple[int, ...]]:
+        """What n rows leave: of each backbone layer what its slope is found from, and a 1; then the heads, as `gate` made them."""
+        shapes = [self.of_state.shape(n), *(product.shape(n) for product in self.products)]
+        return [*((n, Z + 1) for _, Z in shapes[:-1]), shapes[-1]]
 
-    def step(self, projected: Array, h: Array, block: _Block, rows: slice, out: Array) -> Array:
-        """From the projected input and the state (n, H_s) to the next state, `out`, for one step's rows of the block."""
-        dropout = [mask[rows] for mask in block.dropout] if block.dropout else []
-        self.mode.step(self.heads(self.with_state(projected, h), dropout), block.dt[rows], self.tree, out)
-        return out
-
-    def linearise(self, u: Array, h: Array, block: _Block, dh: Array) -> "_StagePoint":
+    def linearise(self, u: Array, h: Array, block: _Block, trace: list[Array], dh: Array, traced: bool) -> "_StagePoint":
         """For a block of steps at once: everything that the pull needs and that does not depend on it, beside `dh`, still empty."""
-        kept: list[tuple[Array, Array]] = []
-        q = self.heads(self.with_state(self.project(u), h), block.dropout, kept)
-        slopes = self.mode.slopes(q, block.dt, self.tree, self.scratch)
-        sizes = [len(w) for w in (self.w_h, *(w for w, _ in self.dense))]
+        at = _Rows(self, block, trace)
+        if not traced:
+            at.run(at.every, self.project(u), h)
+        z = [at.fed(k, at.every) for k in range(len(at.layers))]
+        slopes_z = [self.activation.slope(a, self.scratch(f"slope{k}", *a.shape)) for k, a in enumerate(at.values)]
+        for slope, mask in zip(slopes_z, block.dropout, strict=False):
+            slope *= mask
+        slopes = at.heads.slopes()
+        sizes = [len(w) for w in (self.w_h, *self.weights.dense)]
         d_products = [self.scratch(f"d{k}", len(h), size) for k, size in enumerate(sizes)]
         slope_q = slopes.q.swapaxes(0, 1)
-        return _StagePoint(u, h, kept, slopes, slope_q, dh, d_products, d_products[-1].reshape(slope_q.shape))
+        back = list(zip(self.products_back, d_products, slopes_z, strict=False))
+        return _StagePoint(u, h, z, slopes, slope_q, dh, d_products, d_products[-1].reshape(slope_q.shape), back[::-1])
 
     def pull(self, point: "_StagePoint", local: slice) -> Array:
         """dh -> dq -> dz for one step: from the next state's gradient (n, H_s) to that of the first product (n, P)."""
         np.multiply(point.slope_q[local], point.dh[local, None], out=point.d_heads[local])
         d = point.d_products[-1][local]
-        for k in reversed(range(len(self.dense))):
-            d = multiply(d, self.dense[k][0], out=point.d_products[k][local])
-            d *= point.kept[k][1][local]
+        for product, d_product, slope in point.back:
+            d = product(d, out=d_product[local])
+            d *= slope[local]
         return d
 
     def accumulate(self, point: "_StagePoint") -> Array:
         """Add a block's part of the weights' gradients; returns the gradient of dt, (n, 1)."""
-        self.sums.add_products(("w_x", "w_h"), "b", point.d_products[0], (point.u, point.h))
-        for k, ((z, _), d) in enumerate(zip(point.kept, point.d_products[1:], strict=True)):
-            self.sums.add_products((f"w{k}",), f"b{k}", d, (z,))
+        self.sums.add_state_product(point.d_products[0], point.u, point.h)
+        for k, (z, d) in enumerate(zip(point.z, point.d_products[1:], strict=True), 1):
+            self.sums.add_product(f"dense{k}", d, z)
         for name, slope in point.slopes.pure.items():
             self.sums.add(name, (point.dh * slope).sum(0))
         by_dt = point.slopes.dt
@@ -292,9 +324,63 @@ class _Stage(StateProduct):
     def gradients(self) -> Tree:
         """The gradients in the structure of the stage's tree."""
         totals = self.sums.totals
-        result: Tree = {name: totals[name] for name in ("w_x", "w_h", "b", "w_tau", "A") if name in totals}
-        result["dense"] = [{"w": totals[f"w{k}"], "b": totals[f"b{k}"]} for k in range(len(self.dense))]
-        return _scaled(result, self.factors)
+        return self.weights.gradients(totals) | {name: totals[name] for name in ("w_tau", "A") if name in totals}
+
+
+class _Rows:
+    """A stage at the rows of a block, to be run through.
+
+    Args:
+        stage: the stage.
+        block: the block.
+        trace: the stage's for these rows.
+    """
+
+    def __init__(self, stage: _Stage, block: _Block, trace: list[Array]):
+        *self.layers, q = trace  # (N, Z + 1) each, of the backbone's layers, and (heads, N, H_s)
+        self.every, self.dropout, self.activation, self.scratch = slice(0, block.n), block.dropout, stage.activation, stage.scratch
+        self.plain = self.activation.in_place and not self.dropout  # whether a layer's trace is what it gives to the next product
+        self.values = [layer[:, :-1] for layer in self.layers]  # without the 1
+        self.heads = MODES[stage.spec.mode](q, block.dt, stage.spec, stage.tree, stage.scratch)
+        self.products, self.results = [stage.of_state, *stage.products], [*self.values, q]
+
+    @cached_property
+    def in_pieces(self) -> list[tuple[Array, Array]]:
+        """Of each product for a step: the weights in pieces, and the view of its results that they fill."""
+        return [(product.pieces, product.in_pieces(result)) for product, result in zip(self.products, self.results, strict=True)]
+
+    def run(self, rows: slice, projected: Array, h: Array) -> None:
+        """From the projected input and the state (n, H_s) to the trace, for the rows of a step, or for `every` one."""
+        u, last = h, len(self.layers)
+        for k, result in enumerate(self.results):
+            if rows is self.every:
+                self.products[k](u, out=result)  # (2)
+            else:
+                pieces, out = self.in_pieces[k]
+                np.matmul(u, pieces, out=out[..., rows, :])  # (2)
+            a = result[..., rows, :]
+            if k == 0:
+                a += projected
+            if k < last:
+                if self.activation.in_place:
+                    self.activation.value(a, a)  # (1)
+                u = self.layers[k][rows] if self.plain else self.fed(k, rows)
+        self.heads.gate(rows)
+
+    def fed(self, k: int, rows: slice) -> Array:
+        """From the trace of backbone layer k to what it gives to the next product."""
+        layer = self.layers[k][rows]
+        if self.plain:
+            return layer
+        z = self.scratch(f"fed{k}", *layer.shape)
+        z[:, -1] = 1
+        if self.activation.in_place:
+            z[:, :-1] = layer[:, :-1]
+        else:
+            self.activation.value(layer[:, :-1], z[:, :-1])
+        if self.dropout:
+            z[:, :-1] *= self.dropout[k][rows]
+        return z
 
 
 class _StagePoint(NamedTuple):
@@ -302,45 +388,47 @@ class _StagePoint(NamedTuple):
 
     u: Array  # (N, inputs)
     h: Array  # (N, H_s)
-    kept: list[tuple[Array, Array]]  # of each backbone layer: z and its slope, (N, Z)
+    z: list[Array]  # (N, Z + 1): what each backbone layer gives to the next product
     slopes: _Slopes
     slope_q: Array  # (N, heads, H_s): a view of slopes.q
     dh: Array  # (N, H_s): gradient of the next state, a view of that of all units
     d_products: list[Array]  # gradients of the products' results, first to last
     d_heads: Array  # (N, heads, H_s): a view of the last
+    back: list[tuple[Product, Array, Array]]  # of each backbone layer, last to first: the product to it, (N, Z), the slope
 
 
 class _MixedMemory(StateProduct):
     """The LSTM step before the stages."""
 
-    def __init__(self, tree: Tree, scratch: Scratch):
+    def __init__(self, tree: Tree, rows: int, scratch: Scratch):
         H = tree["w_h"].shape[1]
         # sigma(a) = (1 + tanh(a / 2)) / 2: the half is in the weights of i, f and o
         self.factors = np.repeat([1, 0.5, 0.5, 0.5], H).astype(tree["w_h"].dtype)
         b = tree["b"] + np.repeat([0, 0, 1, 0], H).astype(tree["w_h"].dtype)
         by_row = self.factors[:, None]
-        super().__init__({"w_x": tree["w_x"] * by_row, "w_h": tree["w_h"] * by_row, "b": b * self.factors}, 4, scratch)
+        super().__init__({"w_x": tree["w_x"] * by_row, "w_h": tree["w_h"] * by_row, "b": b * self.factors}, 4, rows, scratch)
         self.scratch, self.sums = scratch, Sums(scratch.part("sums"))
 
-    def gates(self, projected: Array, h: Array) -> Array:
-        """tanh(a), sigma(i), sigma(f + 1), sigma(o): (4, n, H)."""
-        gates = self.with_state(projected, h)
-        np.tanh(gates, out=gates)
-        sigmoid_of_tanh(gates[1:])
-        return gates
+    def gates(self, projected: Array, h: Array, trace: Array) -> Array:
+        """tanh(a), sigma(i), sigma(f + 1), sigma(o): (4, n, H), in `trace`."""
+        self.with_state(projected, h, out=trace)
+        np.tanh(trace, out=trace)
+        sigmoid_of_tanh(trace[1:])
+        return trace
 
-    def step(self, projected: Array, h: Array, c: Array, out: Array) -> tuple[Array, Array]:
+    def step(self, projected: Array, h: Array, c: Array, trace: Array, out: Array) -> tuple[Array, Array]:
         """(h, c) (n, H) each -> the same after the LSTM step, c in `out`."""
-        a, i, f, o = self.gates(projected, h)
-        f *= c
-        a *= i
-        c = np.add(f, a, out=out)
-        o *= np.tanh(c, out=a)
-        return o, c
+        a, i, f, o = self.gates(projected, h, trace)
+        rest = np.multiply(a, i, out=self.scratch("temporary", *a.shape))
+        c = np.multiply(f, c, out=out)
+        c += rest
+        np.tanh(c, out=rest)
+        rest *= o
+        return rest, c
 
-    def linearise(self, x: Array, h: Array, c: Array, c_next: Array) -> "_MemoryPoint":
+    def linearise(self, x: Array, h: Array, c: Array, c_next: Array, trace: Array, traced: bool) -> "_MemoryPoint":
         """For a block of steps at once: everything that the pull needs and that does not depend on it."""
-        a, i, f, o = self.gates(self.project(x), h)
+        a, i, f, o = trace if traced else self.gates(self.project(x), h, trace)
         slopes, tanh_c = self.scratch("slopes", 4, *c.shape), np.tanh(c_next, out=self.scratch("tanh_c", *c.shape))
         by_a, by_i, by_f, by_o = slopes
         for of, gate, weight in ((by_i, i, a), (by_f, f, c), (by_o, o, tanh_c)):
@@ -348,14 +436,14 @@ class _MixedMemory(StateProduct):
             of *= gate
             of *= weight
         slopes[1:] *= 2  # by half the argument of sigma
-        by_a[...] = i
-        a *= a
-        by_a -= np.multiply(a, i, out=a)
-        h_inner = np.multiply(o, tanh_c, out=i)
+        np.multiply(a, a, out=by_a)
+        np.subtract(1, by_a, out=by_a)
+        by_a *= i
+        h_inner = np.multiply(o, tanh_c, out=self.scratch("h_inner", *c.shape))
         tanh_c *= h_inner
-        o -= tanh_c  # o (1 - tanh(c)^2)
+        slope_c = np.subtract(o, tanh_c, out=tanh_c)  # o (1 - tanh(c)^2)
         d_gates = self.scratch("d_gates", len(h), len(self.w_h))
-        return _MemoryPoint(x, h, h_inner, f, o, slopes[:3].swapaxes(0, 1), by_o, d_gates, d_gates.reshape(len(h), 4, -1))
+        return _MemoryPoint(x, h, h_inner, f, slope_c, slopes[:3].swapaxes(0, 1), by_o, d_gates, d_gates.reshape(len(h), 4, -1))
 
     def pull(self, point: "_MemoryPoint", local: slice, dh: Array, dc: Array) -> None:
         """Gradients of the LSTM's h and c (n, H) -> those of the h and c before it, in place."""
@@ -363,12 +451,12 @@ class _MixedMemory(StateProduct):
         d = point.d_by_gate[local]
         np.multiply(point.slope_aif[local], dc[:, None], out=d[:, :3])
         np.multiply(point.slope_o[local], dh, out=d[:, 3])
-        multiply(point.d_gates[local], self.w_h, out=dh)
+        self.to_state(point.d_gates[local], out=dh)
         dc *= point.f[local]
 
     def accumulate(self, point: "_MemoryPoint") -> None:
         """Add a block's part of the weights' gradient."""
-        self.sums.add_products(("w_x", "w_h"), "b", point.d_gates, (point.x, point.h))
+        self.sums.add_state_product(point.d_gates, point.x, point.h)
 
     def gradients(self) -> Tree:
         """The gradients in the structure of the tree."""
@@ -403,33 +491,62 @@ class _Scan:
 
     def __init__(self, spec: CfCSpec, arrays: Tree, scratch: Scratch):
         steps, batch = arrays["dt"].shape
-        self.layout, self.scratch = PackedLayout(steps, batch, arrays.get("lengths")), scratch
+        self.layout, self.scratch = packed_layout(steps, batch, arrays.get("lengths")), scratch
         self.x, self.dt = self.layout.flat(arrays["x"]), self.layout.flat(arrays["dt"][:, :, None])
         self.dropout = [self.layout.flat(mask) for mask in arrays.get("dropout", [])]
-        self.d = {name: self.layout.flat(self.layout.result(a.shape[1], a.dtype)) for name, a in (("dx", self.x), ("d_dt", self.dt))}
-        self.stages = [_Stage(spec, k, tree, scratch.part(f"stage{k}")) for k, tree in enumerate(arrays["stages"])]
-        self.lstm = _MixedMemory(arrays["lstm"], scratch.part("lstm")) if spec.mixed_memory else None
+        self.stages = [_Stage(spec, k, tree, batch, scratch.part(f"stage{k}")) for k, tree in enumerate(arrays["stages"])]
+        self.lstm = _MixedMemory(arrays["lstm"], batch, scratch.part("lstm")) if spec.mixed_memory else None
 
-    def block(self, first: int, last: int) -> _Block:
-        """The steps [first, last)."""
+    @cached_property
+    def d(self) -> dict[str, Array]:
+        """Where the gradients of the inputs and the elapsed times go."""
+        layout = self.layout
+        return {name: layout.flat(layout.result(a.shape[1], a.dtype)) for name, a in (("dx", self.x), ("d_dt", self.dt))}
+
+    def room(self, name: str, n: int) -> list[Array]:
+        """Arrays for the traces of n rows of all parts: of the LSTM its gates, then the stages'."""
+        result = [] if self.lstm is None else [self.scratch(f"{name} gates", *self.lstm.of_state.shape(n))]
+        for k, stage in enumerate(self.stages):
+            *layers, heads = (self.scratch(f"{name} {k} {i}", *shape) for i, shape in enumerate(stage.trace_shapes(n)))
+            for layer in layers:
+                layer[:, -1] = 1
+            result += [*layers, heads]
+        return result
+
+    def room_to_keep(self) -> list[Array]:
+        """Arrays for the traces of all steps, or none where they would be too large."""
+        row_bytes = sum(a.nbytes for a in self.room("row", 1))
+        return self.room("kept", self.layout.total) if row_bytes * self.layout.total <= KEPT_BYTES else []
+
+    def block(self, first: int, last: int, kept: Sequence[Array]) -> _Block:
+        """The steps [first, last), their traces in `kept` where there is such, else in memory of their own."""
         starts = self.layout.starts[first : last + 1]
         rows, n = slice(starts[0], starts[-1]), starts[-1] - starts[0]
         given = (("x", self.x), ("dt", self.dt), *((f"dropout{k}", mask) for k, mask in enumerate(self.dropout)))
         x, dt, *dropout = (self.layout.rows_of(a, rows, out=self.scratch(name, n, a.shape[1])) for name, a in given)
-        return _Block(rows, n, [slice(a - starts[0], b - starts[0]) for a, b in pairwise(starts)], x, dt, dropout)
+        steps = [slice(a - starts[0], b - starts[0]) for a, b in pairwise(starts)]
+        traces = iter([a[..., rows, :] for a in kept] if kept else self.room("trace", n))
+        gates = None if self.lstm is None else next(traces)
+        return _Block(rows, n, steps, x, dt, dropout, gates, [list(islice(traces, len(stage.products) + 1)) for stage in self.stages])
 
     def project(self, block: _Block) -> tuple[Array, Array | None]:
         """The inputs' part of a block of steps: of the first stage's product, and of the LSTM's gates."""
         return self.stages[0].project(block.x), None if self.lstm is None else self.lstm.project(block.x)
 
-    def linearise(self, block: _Block, h: Array, h_next: Array, cells: tuple[Array, Array] | None) -> _Points:
-        """Recompute a block of steps (N rows at once) from the states before (h) and after (h_next) them, and the cells likewise."""
-        memory = None if self.lstm is None or cells is None else self.lstm.linearise(block.x, h, *cells)
+    def linearise(self, block: _Block, h: Array, h_next: Array, cells: tuple[Array, Array] | None, traced: bool) -> _Points:
+        """What the pull needs of a block of steps (N rows at once), from the states before (h) and after (h_next) them, the cells likewise.
+
+        The block's traces are there (`traced`), or made here.
+        """
+        memory = None
+        if self.lstm is not None and cells is not None and block.gates is not None:
+            memory = self.lstm.linearise(block.x, h, *cells, block.gates, traced)
         h_inner = h if memory is None else memory.h_inner
         inputs = [block.x, *(h_next[:, stage.units] for stage in self.stages[:-1])]
         dh = self.scratch("dh", *h.shape)
         points = [
-            stage.linearise(u, h_inner[:, stage.units], block, dh[:, stage.units]) for stage, u in zip(self.stages, inputs, strict=True)
+            stage.linearise(u, h_inner[:, stage.units], block, trace, dh[:, stage.units], traced)
+            for stage, u, trace in zip(self.stages, inputs, block.traces, strict=True)
         ]
         return _Points(dh, points, memory)
 
@@ -440,13 +557,13 @@ class _Scan:
             d = stage.pull(points.stages[k], local)
             if k > 0:
                 points.stages[k - 1].dh[local] += d @ stage.w_x
-            multiply(d, stage.w_h, out=dh[:, stage.units])
+            stage.to_state(d, out=dh[:, stage.units])
         if self.lstm is not None and points.lstm is not None:
             self.lstm.pull(points.lstm, local, dh, dc)
 
     def accumulate(self, block: _Block, points: _Points) -> None:
         """Add a block's part of the weights' gradients, and store those of the inputs and the elapsed times."""
-        dx, d_dt = (self.layout.rows_of(a, block.rows, out=self.scratch(name, block.n, a.shape[1])) for name, a in self.d.items())
+        dx, d_dt = (self.layout.room(a, block.rows, self.scratch(name, block.n, a.shape[1])) for name, a in self.d.items())
         d_dt[...] = 0
         for stage, point in zip(self.stages, points.stages, strict=True):
             d_dt += stage.accumulate(point)
