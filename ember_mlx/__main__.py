@@ -46,7 +46,7 @@ def _machine(kind: str | None) -> list[str]:
         f"system    {platform.platform()}",
         f"device    {mx.default_device()}, {', '.join(f'{name} {value}' for name, value in info.items())}",
         f"backend   {current_backend()}; kernels: {kind or 'none, the CPU runs NumPy scans'}",
-        f"tiles     {current_family(kind)}" if kind else f"text      {source_folder().name}/",
+        f"tiles     {current_family()}" if kind else f"text      {source_folder().name}/",
     ]
 
 
