@@ -12,8 +12,9 @@ enum Mode { DEFAULT = 0, NO_GATE = 1, PURE = 2 };
 // The sizes of one variant; SPLIT is 4, 8, 16 or 32. DEPTH backbone layers of Z units (Z = H where DEPTH is 0), HEADS linear heads a unit.
 // MEMORY: an LSTM step comes first, and the CfC step works on its h.
 // SLOTS: the units in the order in which groups of lanes take them, stage by stage, with gaps; H where there is one stage.
+// RESIDENT: weights are in registers, those of the LSTM with GATES_RESIDENT.
 // WINDOW: units whose values a stage reads, its own and its neighbour's, where DEPTH is 0. FIRST: units of the first stage.
-template <int H_, int Z_, int DEPTH_, int MODE_, int ACTIVATION_, bool MEMORY_, int STAGES_, int SLOTS_, int WINDOW_, int FIRST_, int THREADS_, int ROWS_, int SPLIT_, bool RESIDENT_, typename WEIGHT>
+template <int H_, int Z_, int DEPTH_, int MODE_, int ACTIVATION_, bool MEMORY_, int STAGES_, int SLOTS_, int WINDOW_, int FIRST_, int THREADS_, int ROWS_, int SPLIT_, bool RESIDENT_, bool GATES_RESIDENT_, typename WEIGHT>
 struct CfC {
   enum {
     H = H_, Z = Z_, DEPTH = DEPTH_, MODE = MODE_, ACTIVATION = ACTIVATION_, MEMORY = MEMORY_, STAGES = STAGES_, SLOTS = SLOTS_,
@@ -25,14 +26,15 @@ struct CfC {
     LAYER_BUFFERS = DEPTH_ > 1 ? 2 : DEPTH_,
     SPLIT = SPLIT_,
     GROUPS = THREADS_ / SPLIT_,
-    BLOCKS = (SLOTS_ + GROUPS - 1) / GROUPS  // how often the groups of lanes take the next units
+    BLOCKS = (SLOTS_ + GROUPS - 1) / GROUPS,  // how often the groups of lanes take the next units
+    UNROLL = RESIDENT_ ? int(BLOCKS) : 1
   };
   typedef WEIGHT Weight;
   typedef Product<H_, Z_, SPLIT_, OUTPUTS, THREADS_, RESIDENT_, WEIGHT> First;
   typedef Product<Z_, Z_, SPLIT_, OUTPUTS, THREADS_, false, WEIGHT> Middle;
   typedef Product<(DEPTH_ > 0 ? Z_ : WINDOW_), HEADS * SLOTS_, SPLIT_, HEADS, THREADS_, RESIDENT_, WEIGHT> Heads;
-  typedef Product<H_, 4 * SLOTS_, SPLIT_, 4, THREADS_, RESIDENT_, WEIGHT> Gates;
-  typedef Product<4 * H_, SLOTS_, SPLIT_, 1, THREADS_, RESIDENT_, WEIGHT> GatesBack;
+  typedef Product<H_, 4 * SLOTS_, SPLIT_, 4, THREADS_, GATES_RESIDENT_, WEIGHT> Gates;
+  typedef Product<4 * H_, SLOTS_, SPLIT_, 1, THREADS_, GATES_RESIDENT_, WEIGHT> GatesBack;
   // the same backward: from the heads' gradients to z's, and on to h's
   typedef Product<HEADS * H_, Z_, SPLIT_, OUTPUTS, THREADS_, RESIDENT_, WEIGHT> HeadsBack;
   typedef Product<Z_, Z_, SPLIT_, OUTPUTS, THREADS_, false, WEIGHT> MiddleBack;
@@ -101,6 +103,7 @@ inline void load_rows(thread Rows<ROWS>& rows, device const int* lengths, int B,
   rows.B = B;
   rows.row0 = row0;
   rows.steps = 0;
+#pragma unroll
   for (int r = 0; r < ROWS; r++) {
     rows.length[r] = row0 + r < B ? lengths[row0 + r] : 0;
     rows.steps = rows.length[r] > rows.steps ? rows.length[r] : rows.steps;
@@ -109,7 +112,7 @@ inline void load_rows(thread Rows<ROWS>& rows, device const int* lengths, int B,
 
 template <int ROWS>
 inline bool valid(thread const Rows<ROWS>& rows, int t, int r) {
-  return t >= 0 && t < rows.length[r];
+  return unsigned(t) < unsigned(rows.length[r]);  // no step before the first either
 }
 
 // The place of row r at step t in an array (T, B).
@@ -164,6 +167,7 @@ inline void backbone_layer(
     int j = result_of(product, block);
     bool mine = product.primary && j < C::Z;
     float here[C::ROWS];
+#pragma unroll
     for (int r = 0; r < C::ROWS; r++) {
       int i = block * C::ROWS + r;
       here[r] = AHEAD ? waits[AHEAD ? i : 0] : mine && valid(rows, t, r) ? float(added[r * width + j]) : 0.0f;
@@ -171,6 +175,7 @@ inline void backbone_layer(
     }
     float sums[C::ROWS * C::OUTPUTS];
     run_product<C::ROWS>(product, in, block, sums);
+#pragma unroll
     for (int r = 0; r < C::ROWS; r++) {
       if (!mine || !valid(rows, t, r)) continue;
       float value = activate<C::ACTIVATION>(sums[r * C::OUTPUTS] + here[r]);  // (1)
@@ -192,11 +197,12 @@ inline void memory_step(
     threadgroup float* windows, threadgroup float* c, device const IO* x_gates, thread float* waits, device float* c_out, int t,
     thread const Rows<C::ROWS>& rows) {
   typedef typename C::Gates Gates;
-#pragma unroll Gates::UNROLL
-  for (int block = 0; block < Gates::BLOCKS; block++) {
+#pragma unroll C::UNROLL
+  for (int block = 0; block < C::BLOCKS; block++) {
     Slot slot = slot_of<C>(slots, gates.group, block);
     int u = slot.unit, gate = gates.owned;
     float here[C::ROWS];
+#pragma unroll
     for (int r = 0; r < C::ROWS; r++) {
       int i = C::RESIDENT ? block * C::ROWS + r : 0;
       here[r] = C::RESIDENT ? waits[i] : added_to_gate<C>(x_gates, slot, gate, t, r, rows);
@@ -204,6 +210,7 @@ inline void memory_step(
     }
     float sums[C::ROWS * 4];
     run_product<C::ROWS>(gates, h, block, sums);
+#pragma unroll
     for (int r = 0; r < C::ROWS; r++) {
       float q = sums[r * 4] + here[r];
       float value = gate == 0 ? fast_tanh(q) : fast_sigmoid(gate == 2 ? q + 1.0f : q);
@@ -222,13 +229,19 @@ inline void memory_step(
   }
 }
 
-// What a head adds to its product: the inputs' part, or the bias where they came in earlier.
+// Whether the inputs came in earlier than at the heads of a unit, which then add a bias, the same at every step.
+template <typename C>
+inline bool has_bias(Slot slot) {
+  return C::DEPTH > 0 || slot.stage > 0;
+}
+
+// What a head adds to its product: the inputs' part, or the bias.
 template <typename C, typename IO>
 inline float added_to_head(
     device const IO* x_proj, device const float* b_heads, Slot slot, int head, int t, int r, thread const Rows<C::ROWS>& rows) {
-  if (slot.unit < 0 || !valid(rows, t, r)) return 0.0f;
-  if (C::DEPTH > 0 || slot.stage > 0) return b_heads[head * C::H + slot.unit];
-  return float(x_proj[(place(rows, t, r) * C::HEADS + head) * C::FIRST + slot.own]);
+  if (slot.unit < 0) return 0.0f;
+  if (has_bias<C>(slot)) return b_heads[head * C::H + slot.unit];
+  return valid(rows, t, r) ? float(x_proj[(place(rows, t, r) * C::HEADS + head) * C::FIRST + slot.own]) : 0.0f;
 }
 
 inline float elapsed(device const float* dt, int at, bool is_valid) { return is_valid ? dt[at] : 0.0f; }
@@ -252,21 +265,23 @@ inline void heads_step(
     device const float* b_heads, device const float* pure, device const float* dt, thread float* waits, thread float* dt_waits,
     device float* y, int tick, thread const Rows<C::ROWS>& rows) {
   typedef typename C::Heads Heads;
-#pragma unroll Heads::UNROLL
-  for (int block = 0; block < Heads::BLOCKS; block++) {
+#pragma unroll C::UNROLL
+  for (int block = 0; block < C::BLOCKS; block++) {
     Slot slot = slot_of<C>(slots, heads.group, block);
     if (C::STAGES > 1 && stage >= 0 && slot.stage != stage) continue;  // the same for all lanes of a simdgroup
     int u = slot.unit, head = heads.owned, t = C::PIPELINED ? tick - slot.stage : tick;
     float added[C::ROWS], passed[C::ROWS];
+#pragma unroll
     for (int r = 0; r < C::ROWS; r++) {
       int i = C::RESIDENT ? block * C::ROWS + r : 0;
       added[r] = C::RESIDENT ? waits[i] : added_to_head<C>(x_proj, b_heads, slot, head, t, r, rows);
       passed[r] = C::RESIDENT ? dt_waits[i] : elapsed(dt, place(rows, t, r), valid(rows, t, r));
-      if (C::RESIDENT) waits[i] = added_to_head<C>(x_proj, b_heads, slot, head, t + 1, r, rows);
+      if (C::RESIDENT && !has_bias<C>(slot)) waits[i] = added_to_head<C>(x_proj, b_heads, slot, head, t + 1, r, rows);
       if (C::RESIDENT) dt_waits[i] = elapsed(dt, place(rows, t + 1, r), valid(rows, t + 1, r));
     }
     float sums[C::ROWS * C::HEADS];
     run_product<C::ROWS>(heads, in + (C::STAGES > 1 ? slot.stage * C::ROWS * Heads::ROW4 : 0), block, sums);
+#pragma unroll
     for (int r = 0; r < C::ROWS; r++) {
       float w_tau = C::MODE == PURE && u >= 0 ? pure[u] : 0.0f, A = C::MODE == PURE && u >= 0 ? pure[C::H + u] : 0.0f;
       float value = interpolate<C::MODE, Heads::COPIES>(sums[r * C::HEADS] + added[r], head, passed[r], w_tau, A);
@@ -305,6 +320,7 @@ inline void cfc_forward(
     int group_index, int thread_index, threadgroup float4* scratch) {
   enum { WINDOWS = C::STAGES * C::ROWS * C::WINDOW_ROW };
   int T = dims[0];
+  bool has_dropout = dims[2] != 0;
   threadgroup float* buffers = (threadgroup float*)scratch;                       // (STATE_BUFFERS, STAGES, ROWS, WINDOW_ROW)
   threadgroup float* layers = buffers + C::STATE_BUFFERS * WINDOWS;               // (LAYER_BUFFERS, ROWS, Z_ROW)
   threadgroup float* states = layers + C::LAYER_BUFFERS * C::ROWS * C::Z_ROW;     // (ROWS, H_ROW), with MEMORY
@@ -322,7 +338,7 @@ inline void cfc_forward(
   load_product(heads, w_heads, thread_index);
   Slots<C::SLOTS_KEPT> slots;
   load_slots<C>(slots, slot_table, heads.group);
-  for (int block = 0; block < C::Heads::BLOCKS; block++) {
+  for (int block = 0; block < C::BLOCKS; block++) {
     Slot slot = read_slot<C>(slot_table, heads.group, block);
     for (int r = 0; r < C::ROWS && rows.row0 + r < rows.B && heads.part == 0 && slot.unit >= 0; r++) {
       int at = (rows.row0 + r) * C::H + slot.unit;
@@ -358,7 +374,7 @@ inline void cfc_forward(
     }
     for (int layer = 0; layer < C::DEPTH; layer++) {
       threadgroup const float4* in = (threadgroup const float4*)z;
-      device const float* factors = dims[2] ? dropout + (layer * T * rows.B + at) * C::Z : 0;
+      device const float* factors = has_dropout ? dropout + (layer * T * rows.B + at) * C::Z : 0;
       z = layers + (layer % 2) * C::ROWS * C::Z_ROW;
       if (layer == 0) {
         backbone_layer<C, bool(C::RESIDENT)>(first, in, z, x_proj + at * C::Z, rows.B * C::Z, int(C::Z), z_waits, factors, tick, rows);
@@ -422,6 +438,7 @@ inline void enter_step(
     thread const float* sums, Slot slot, int part, int block, int t, threadgroup float* windows, device const IO* dy,
     device const float* slope_q, thread Entering<C::UNIT_VALUES>& entering, device float* dh, thread const Rows<C::ROWS>& rows) {
   int head = head_of<C>(part);
+#pragma unroll
   for (int r = 0; r < C::ROWS; r++) {
     int i = C::RESIDENT ? block * C::ROWS + r : 0;
     float arriving = C::RESIDENT ? entering.dy[i] : gradient_at<C>(dy, slot, t, r, rows);
@@ -445,6 +462,7 @@ inline void layer_back(
     int j = result_of(product, block);
     bool mine = product.primary && j < C::Z;
     float slope[C::ROWS];
+#pragma unroll
     for (int r = 0; r < C::ROWS; r++) {
       int i = block * C::ROWS + r, at = r * C::Z + j;
       slope[r] = AHEAD ? waits[AHEAD ? i : 0] : mine && valid(rows, t, r) ? slopes[at] : 0.0f;
@@ -452,6 +470,7 @@ inline void layer_back(
     }
     float sums[C::ROWS * C::OUTPUTS];
     run_product<C::ROWS>(product, in, block, sums);
+#pragma unroll
     for (int r = 0; r < C::ROWS; r++) {
       if (!mine || rows.row0 + r >= rows.B) continue;
       float value = valid(rows, t, r) ? sums[r * C::OUTPUTS] * slope[r] : 0.0f;
@@ -470,11 +489,12 @@ inline void memory_step_back(
     int t, thread const Rows<C::ROWS>& rows) {
   enum { COPIES = C::SPLIT / 4 };
   int gate = first.part / COPIES;
-#pragma unroll C::FirstBack::UNROLL
-  for (int block = 0; block < C::FirstBack::BLOCKS; block++) {
+#pragma unroll C::UNROLL
+  for (int block = 0; block < C::BLOCKS; block++) {
     Slot slot = slot_of<C>(slots, first.group, block);
     int u = slot.unit;
     float by_gate[C::ROWS], by_c[C::ROWS], f[C::ROWS], arriving[C::ROWS], sums[C::ROWS];
+#pragma unroll
     for (int r = 0; r < C::ROWS; r++) {  // on their way while the product is made
       bool now = u >= 0 && valid(rows, t, r);
       int at = place(rows, t, r);
@@ -485,6 +505,7 @@ inline void memory_step_back(
       arriving[r] = now ? dy_c[at * C::H + u] : 0.0f;
     }
     run_product<C::ROWS>(first, in + (C::STAGES > 1 ? slot.stage * C::ROWS * C::FirstBack::ROW4 : 0), block, sums);
+#pragma unroll
     for (int r = 0; r < C::ROWS; r++) {
       if (u < 0 || rows.row0 + r >= rows.B || first.part % COPIES != 0) continue;
       int i = (r * 4 + gate) * C::H + u;
@@ -566,8 +587,8 @@ inline void cfc_backward(
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   // the last tick enters with what comes from beyond; each tick's last product enters the one before it
-#pragma unroll FirstBack::UNROLL
-  for (int block = 0; block < FirstBack::BLOCKS; block++) {
+#pragma unroll C::UNROLL
+  for (int block = 0; block < C::BLOCKS; block++) {
     Slot slot = slot_of<C>(slots, first.group, block);
     if (ticks == 0 || (COUPLED && slot.stage != LAST)) continue;
     float sums[C::ROWS];
@@ -582,8 +603,8 @@ inline void cfc_backward(
     threadgroup float* windows_before = buffers + ((tick + 1) % C::STATE_BUFFERS) * WINDOWS;
     threadgroup float* d = windows;
     for (int stage = LAST - 1; stage >= 0 && COUPLED; stage--) {
-#pragma unroll FirstBack::UNROLL
-      for (int block = 0; block < FirstBack::BLOCKS; block++) {
+#pragma unroll C::UNROLL
+      for (int block = 0; block < C::BLOCKS; block++) {
         Slot slot = slot_of<C>(slots, above.group, block);
         if (slot.stage != stage) continue;  // the same for all lanes of a simdgroup
         float sums[C::ROWS];
@@ -610,8 +631,8 @@ inline void cfc_backward(
       memory_step_back<C>(first, slots, (threadgroup const float4*)d, slopes_gates, dy_c, dc, d_gates, d_gates_out, tick, rows);
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
-#pragma unroll FirstBack::UNROLL
-    for (int block = 0; block < FirstBack::BLOCKS; block++) {
+#pragma unroll C::UNROLL
+    for (int block = 0; block < C::BLOCKS; block++) {
       Slot slot = slot_of<C>(slots, first.group, block);
       float sums[C::ROWS];
       if (C::MEMORY) {

@@ -18,6 +18,7 @@ class Tile(NamedTuple):
         split: neighbouring lanes that share the inputs of a product.
         resident: whether each thread keeps its weights in registers for the whole sequence, or reads them at every step.
         half: whether weights stay in the parameters' half precision, where they have it: two in a register.
+        gates_resident: with `resident`, whether that holds for the LSTM of a mixed memory too.
     """
 
     threads: int
@@ -25,6 +26,7 @@ class Tile(NamedTuple):
     split: int
     resident: bool
     half: bool = False
+    gates_resident: bool = True
 
 
 class Family(NamedTuple):

@@ -23,7 +23,7 @@ Tree = dict[str, Any]
 BLOCK_STEPS = 256  # steps whose slopes are in memory at a time
 POINTWISE_THREADS = 256
 FILES = ("pointwise.metal", "product.metal", "cfc.metal")
-SIZES = "CfC<H, Z, DEPTH, MODE, ACTIVATION, MEMORY, STAGES, SLOTS, WINDOW, FIRST, THREADS, ROWS, SPLIT, RESIDENT, WEIGHT>"
+SIZES = "CfC<H, Z, DEPTH, MODE, ACTIVATION, MEMORY, STAGES, SLOTS, WINDOW, FIRST, THREADS, ROWS, SPLIT, RESIDENT, GATES_RESIDENT, WEIGHT>"
 FORWARD = KernelText(
     "cfc_forward",
     SIZES,
@@ -50,13 +50,18 @@ GATE_SLOPES = KernelText("cfc_gate_slopes", "H, THREADS", FILES, ("q", "c", "dim
 
 
 def choose_tile(family: Family, spec: CfCSpec, Z: int, depth: int, batch: int, half: bool) -> Tile:
-    """Weights in registers if they fit there, in half precision if only then; else read at every step, for several sequences."""
+    """Weights in registers if they fit there, in half precision if only then; else read at every step, for several sequences.
+
+    In float32 an LSTM's weights are the first that are left out.
+    """
     split = 8 if spec.mode != "pure" else 4
     one = Variant(spec, Z, depth, Tile(family.threads, 1, split, True))
-    weights, row_bytes = max(one.lane_weights(False), one.lane_weights(True)), one.threadgroup_bytes
-    resident = weights <= family.register_floats * (2 if half else 1)
-    rows = rows_for(family, batch, row_bytes, resident)
-    return Tile(family.threads, rows, split, resident, half and not (resident and weights <= family.register_floats))
+    step, gates, most = one.step_weights, one.gate_weights, family.register_floats
+    in_half = half and step + gates > most
+    most = 2 * most if in_half else most
+    resident = step <= most
+    rows = rows_for(family, batch, one.threadgroup_bytes, resident)
+    return Tile(family.threads, rows, split, resident, in_half, step + gates <= most)
 
 
 def variant_of(kind: str, spec: CfCSpec, arrays: Tree) -> Variant:

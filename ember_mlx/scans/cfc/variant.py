@@ -97,17 +97,17 @@ class Variant(NamedTuple):
         """From the gates' gradients to the state's."""
         return self._shape(self.slots, 4 * self.H, 1)
 
-    def products(self, backward: bool) -> list[ProductShape]:
-        """All products of a step whose weights a lane may keep."""
-        memory = self.spec.mixed_memory
-        if backward:
-            above = [self.first_back] if memory and len(self.sizes) > 1 else []
-            return [self.first_back, *above, *([self.heads_back] if self.depth else []), *([self.gates_back] if memory else [])]
-        return [self.heads, *([self.first] if self.depth else []), *([self.gates] if memory else [])]
+    @property
+    def step_weights(self) -> int:
+        """Weights of one lane in the products of a CfC step, in the greedier direction; further backbone layers are always streamed."""
+        above = self.first_back.floats if self.spec.mixed_memory and len(self.sizes) > 1 else 0
+        dense = (self.first.floats, self.heads_back.floats) if self.depth else (0, 0)
+        return max(self.heads.floats + dense[0], self.first_back.floats + above + dense[1])
 
-    def lane_weights(self, backward: bool) -> int:
-        """Weights of one lane, in all products of a step."""
-        return sum(product.floats for product in self.products(backward))
+    @property
+    def gate_weights(self) -> int:
+        """Weights of one lane in the LSTM's product."""
+        return max(self.gates.floats, self.gates_back.floats) if self.spec.mixed_memory else 0
 
     @property
     def threadgroup_bytes(self) -> int:
@@ -133,6 +133,7 @@ class Variant(NamedTuple):
             *{"ACTIVATION": list(ACTIVATIONS).index(self.spec.activation), "MEMORY": self.spec.mixed_memory}.items(),
             *{"STAGES": len(self.sizes), "SLOTS": self.slots, "WINDOW": self.window(backward), "FIRST": self.sizes[0]}.items(),
             *{"THREADS": self.tile.threads, "ROWS": self.tile.rows, "SPLIT": self.tile.split, "RESIDENT": self.tile.resident}.items(),
+            *{"GATES_RESIDENT": self.tile.resident and self.tile.gates_resident}.items(),
             *{"WEIGHT": self.weight, "IO": self.io, "SCRATCH": self.scratch(backward)}.items(),
         ]
 
