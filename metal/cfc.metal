@@ -748,3 +748,52 @@ inline void cfc_gate_slopes(
   by[4 * H] = o * (1.0f - tanh_c * tanh_c);
   by[5 * H] = f;
 }
+
+// One step by itself, where a scan in one launch would not pay: the products are made outside, one thread has one unit of one sequence.
+
+// (2), (3): the next state, and y; past a sequence's length the state stays and y is 0.
+template <int MODE, int H, int THREADS>
+inline void cfc_next(
+    device const float* q,      // (B, HEADS, H)
+    device const float* dt,     // (B)
+    device const float* pure,   // (2, H)
+    device const float* h,      // (B, H)
+    device const int* lengths,  // (B)
+    device const int* dims,     // B, the step
+    device float* h_next, device float* y,  // (B, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int i = group_index * THREADS + thread_index;
+  if (i >= dims[0] * H) return;
+  int b = i / H, u = i % H;
+  float value;
+  if (MODE == PURE) {
+    value = next_pure_state(q[i], dt[b], pure[u], pure[H + u]);
+  } else {
+    device const float* heads = q + b * 4 * H + u;
+    value = next_state<MODE>(fast_tanh(heads[0]), fast_tanh(heads[H]), fast_sigmoid(heads[2 * H] * dt[b] + heads[3 * H]));
+  }
+  bool now = dims[1] < lengths[b];
+  h_next[i] = now ? value : h[i];
+  y[i] = now ? value : 0.0f;
+}
+
+// The LSTM's h, its next c, and what is kept of c.
+template <int H, int THREADS>
+inline void cfc_memory_next(
+    device const float* q,      // (B, 4, H)
+    device const float* c,      // (B, H)
+    device const int* lengths,  // (B)
+    device const int* dims,     // B, the step
+    device float* h_inner, device float* c_next, device float* c_out,  // (B, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int index = group_index * THREADS + thread_index;
+  if (index >= dims[0] * H) return;
+  int b = index / H;
+  device const float* gates = q + b * 4 * H + index % H;
+  float a = fast_tanh(gates[0]), i = fast_sigmoid(gates[H]), f = fast_sigmoid(gates[2 * H] + 1.0f), o = fast_sigmoid(gates[3 * H]);
+  float value = c[index] * f + a * i;
+  bool now = dims[1] < lengths[b];
+  h_inner[index] = fast_tanh(value) * o;
+  c_next[index] = now ? value : c[index];
+  c_out[index] = now ? value : 0.0f;
+}

@@ -14,7 +14,7 @@ class Tile(NamedTuple):
 
     Args:
         threads: of a threadgroup.
-        rows: sequences that a threadgroup takes together; a weight that it reads serves all of them.
+        rows: sequences that a threadgroup takes together; a weight that it reads serves all of them. 0: each step has launches of its own.
         split: neighbouring lanes that share the inputs of a product.
         resident: whether each thread keeps its weights in registers for the whole sequence, or reads them at every step.
         half: whether weights stay in the parameters' half precision, where they have it: two in a register.
@@ -57,13 +57,13 @@ class Family(NamedTuple):
 
 FAMILIES = (
     # 208 KB of registers a core and about 96 live values a thread at 256 threads: half of them for weights; 32 bytes a cycle from L2
-    Family("applegpu_g13", 256, 48, 2, 4, 8, 41e3, 5, "reasoned"),
-    Family("applegpu_g14", 256, 48, 2, 4, 8, 45e3, 5, "reasoned"),
+    Family("applegpu_g13", 256, 48, 2, 4, 8, 41e3, 8, "reasoned"),
+    Family("applegpu_g14", 256, 48, 2, 4, 8, 45e3, 8, "reasoned"),
     # from the M3 on registers and threadgroup memory share one pool; the older limits are kept as the safe ones
-    Family("applegpu", 256, 48, 2, 4, 8, 45e3, 5, "reasoned"),
+    Family("applegpu", 256, 48, 2, 4, 8, 45e3, 8, "reasoned"),
     # 65,536 registers an SM: 255 a thread at 256 threads; 64 bytes a cycle from L2
-    Family("sm_90", 256, 176, 2, 4, 132, 110e3, 3, "reasoned"),
-    Family("", 256, 48, 2, 4, 8, 41e3, 5, "reasoned"),
+    Family("sm_90", 256, 176, 2, 4, 132, 110e3, 8, "reasoned"),
+    Family("", 256, 48, 2, 4, 8, 41e3, 8, "reasoned"),
 )
 
 
@@ -87,10 +87,20 @@ def rows_for(family: Family, batch: int, row_bytes: int, resident: bool) -> int:
     return min(most, max(1, -(-batch // family.cores)), THREADGROUP_BYTES // row_bytes)
 
 
-def steps_apart(family: Family, weight_bytes: int, launches: int) -> bool:
+def steps_apart(family: Family, batch: int, rows: int, streamed_bytes: int, launches: int) -> bool:
     """Whether a step is faster as matrix products and pointwise launches of its own than inside one launch for the whole sequence.
 
-    Inside one launch every threadgroup reads the weights at every step, at the rate of one core; a product of its own reads them with all
-    cores together, and costs its launch.
+    Inside one launch every threadgroup reads the weights that are not in registers at every step, at the rate of one core; a product of its
+    own reads them with all cores together, and costs its launch.
+
+    Args:
+        family: of the GPU.
+        batch: sequences.
+        rows: of them, that a threadgroup takes; 0: none.
+        streamed_bytes: of weights that a threadgroup reads in a step.
+        launches: that a step of its own takes.
     """
-    return weight_bytes / family.stream_rate > launches * family.launch_time
+    if rows == 0:
+        return True
+    waves = -(-batch // (rows * family.cores))
+    return waves * streamed_bytes / family.stream_rate > launches * family.launch_time

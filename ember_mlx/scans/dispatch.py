@@ -143,7 +143,8 @@ def _function(recurrence: Recurrence, form: str, spec: Hashable, paths: tuple[st
     def backward(leaves: list[mx.array], outputs: list[mx.array], cotangents: list[mx.array]) -> list[mx.array]:
         gradients = dict(tree_flatten(run_back(spec, tree(leaves), outputs, cotangents)))
         return [
-            gradients[path].astype(leaf.dtype) if path in gradients else mx.zeros_like(leaf) for path, leaf in zip(paths, leaves, strict=True)
+            gradients[path].astype(leaf.dtype) if path in gradients else mx.zeros_like(leaf)
+            for path, leaf in zip(paths, leaves, strict=True)
         ]
 
     @forward.vjp

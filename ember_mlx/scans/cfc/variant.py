@@ -109,6 +109,11 @@ class Variant(NamedTuple):
         """Weights of one lane in the LSTM's product."""
         return max(self.gates.floats, self.gates_back.floats) if self.spec.mixed_memory else 0
 
+    def streamed_weights(self, resident: bool, gates_resident: bool) -> int:
+        """Weights that a threadgroup reads in a step."""
+        streamed = (0 if resident else self.step_weights) + (0 if resident and gates_resident else self.gate_weights)
+        return self.tile.threads * (streamed + max(self.depth - 1, 0) * self.middle.floats)
+
     @property
     def threadgroup_bytes(self) -> int:
         """Threadgroup memory of a group."""
@@ -144,7 +149,7 @@ class Variant(NamedTuple):
 
 @lru_cache(maxsize=64)
 def unit_order(stages: tuple[tuple[int, int], ...], tile: Tile) -> tuple[int, ...]:
-    """The unit in each slot, stage by stage; -1: none. A simdgroup has units of one stage only, so that it can sit out the others' phases."""
+    """The unit in each slot, stage by stage; -1: none. A simdgroup has units of one stage only: it can sit out the others' phases."""
     together = SIMD // tile.split
     order: list[int] = []
     for start, stop in stages:
