@@ -14,7 +14,7 @@ from mlx.utils import tree_map
 
 from . import __version__
 from .backend import current_backend, gpu_kind
-from .kernels.first_use import FORWARD_ERROR, GRADIENT_ERROR, check
+from .kernels.first_use import check, works
 from .kernels.loader import is_available, source_folder
 from .kernels.tiles import current_family
 from .scans.registry import RECURRENCES
@@ -46,7 +46,7 @@ def _machine(kind: str | None) -> list[str]:
         f"system    {platform.platform()}",
         f"device    {mx.default_device()}, {', '.join(f'{name} {value}' for name, value in info.items())}",
         f"backend   {current_backend()}; kernels: {kind or 'none, the CPU runs NumPy scans'}",
-        f"tiles     {current_family(kind)}" if kind else f"text      {source_folder().name}/",
+        f"tiles     {current_family()}" if kind else f"text      {source_folder().name}/",
     ]
 
 
@@ -79,7 +79,7 @@ def _check_one(kind: str, name: str, variant: str) -> tuple[str, bool]:
         times = _timed(kind, recurrence, variant)
     except (RuntimeError, ValueError) as error:
         return f"{label:<32}{'':>45}   FAILED: {error}", False
-    ok = forward <= FORWARD_ERROR and gradients <= GRADIENT_ERROR
+    ok = works((forward, gradients))
     milliseconds = "".join(f"{t:>9.2f} ms" for t in times)
     return f"{label:<32}{forward:>10.1e}{gradients:>11.1e}{milliseconds}   {'works' if ok else 'WRONG'}", ok
 

@@ -1,389 +1,799 @@
 // CfC, equations (1) to (3): ROWS sequences by one threadgroup, all their steps, forward and backward.
 // Arrays are time-major. The products with the inputs x come before the forward scan; the gates' slopes, which follow from the stored
-// states, come before the backward scan, and the weights' gradients after it.
+// states (the kernels at the end), come before the backward scan, and the weights' gradients after it.
+//
+// On a layered map a step is a chain of STAGES without backbone, each fed by the new state of the one before it. One threadgroup runs all of
+// them as a pipeline: at tick s stage k works on step s - k, so that its inputs, its own last state and the state that the stage below it
+// made one tick ago, are all there, and one phase computes every stage. An LSTM before the stages (MEMORY) needs the last stage's state first:
+// then the stages of a step run one after another.
 
 enum Mode { DEFAULT = 0, NO_GATE = 1, PURE = 2 };
 
 // The sizes of one variant; SPLIT is 4, 8, 16 or 32. DEPTH backbone layers of Z units (Z = H where DEPTH is 0), HEADS linear heads a unit.
 // MEMORY: an LSTM step comes first, and the CfC step works on its h.
-template <int H_, int Z_, int DEPTH_, int MODE_, int ACTIVATION_, bool MEMORY_, int THREADS_, int ROWS_, int SPLIT_, bool RESIDENT_>
+// SLOTS: the units in the order in which groups of lanes take them, stage by stage, with gaps; H where there is one stage.
+// RESIDENT: weights are in registers, those of the LSTM with GATES_RESIDENT.
+// WINDOW: units whose values a stage reads, its own and its neighbour's, where DEPTH is 0. FIRST: units of the first stage.
+template <int H_, int Z_, int DEPTH_, int MODE_, int ACTIVATION_, bool MEMORY_, int STAGES_, int SLOTS_, int WINDOW_, int FIRST_, int THREADS_, int ROWS_, int SPLIT_, bool RESIDENT_, bool GATES_RESIDENT_, typename WEIGHT>
 struct CfC {
   enum {
-    H = H_, Z = Z_, DEPTH = DEPTH_, MODE = MODE_, ACTIVATION = ACTIVATION_, MEMORY = MEMORY_, THREADS = THREADS_, ROWS = ROWS_,
+    H = H_, Z = Z_, DEPTH = DEPTH_, MODE = MODE_, ACTIVATION = ACTIVATION_, MEMORY = MEMORY_, STAGES = STAGES_, SLOTS = SLOTS_,
+    FIRST = FIRST_, THREADS = THREADS_, ROWS = ROWS_, RESIDENT = RESIDENT_,
     HEADS = MODE_ == PURE ? 1 : 4,
     OUTPUTS = 4,
+    PIPELINED = STAGES_ > 1 && !MEMORY_,
     STATE_BUFFERS = DEPTH_ > 0 || MEMORY_ ? 1 : 2,  // with nothing between, a step writes its result beside what others still read
-    LAYER_BUFFERS = DEPTH_ > 1 ? 2 : DEPTH_
+    LAYER_BUFFERS = DEPTH_ > 1 ? 2 : DEPTH_,
+    SPLIT = SPLIT_,
+    GROUPS = THREADS_ / SPLIT_,
+    BLOCKS = (SLOTS_ + GROUPS - 1) / GROUPS,  // how often the groups of lanes take the next units
+    UNROLL = RESIDENT_ ? int(BLOCKS) : 1
   };
-  typedef Product<H_, Z_, SPLIT_, OUTPUTS, THREADS_, RESIDENT_> First;
-  typedef Product<Z_, Z_, SPLIT_, OUTPUTS, THREADS_, false> Middle;
-  typedef Product<Z_, HEADS * H_, SPLIT_, HEADS, THREADS_, RESIDENT_> Heads;
-  typedef Product<H_, 4 * H_, SPLIT_, 4, THREADS_, RESIDENT_> Gates;
-  typedef Product<4 * H_, H_, SPLIT_, 1, THREADS_, RESIDENT_> GatesBack;
+  typedef WEIGHT Weight;
+  typedef Product<H_, Z_, SPLIT_, OUTPUTS, THREADS_, RESIDENT_, WEIGHT> First;
+  typedef Product<Z_, Z_, SPLIT_, OUTPUTS, THREADS_, false, WEIGHT> Middle;
+  typedef Product<(DEPTH_ > 0 ? Z_ : WINDOW_), HEADS * SLOTS_, SPLIT_, HEADS, THREADS_, RESIDENT_, WEIGHT> Heads;
+  typedef Product<H_, 4 * SLOTS_, SPLIT_, 4, THREADS_, GATES_RESIDENT_, WEIGHT> Gates;
+  typedef Product<4 * H_, SLOTS_, SPLIT_, 1, THREADS_, GATES_RESIDENT_, WEIGHT> GatesBack;
   // the same backward: from the heads' gradients to z's, and on to h's
-  typedef Product<HEADS * H_, Z_, SPLIT_, OUTPUTS, THREADS_, RESIDENT_> HeadsBack;
-  typedef Product<Z_, Z_, SPLIT_, OUTPUTS, THREADS_, false> MiddleBack;
-  typedef Product<(DEPTH_ > 0 ? Z_ : HEADS * H_), H_, SPLIT_, 1, THREADS_, RESIDENT_> FirstBack;
+  typedef Product<HEADS * H_, Z_, SPLIT_, OUTPUTS, THREADS_, RESIDENT_, WEIGHT> HeadsBack;
+  typedef Product<Z_, Z_, SPLIT_, OUTPUTS, THREADS_, false, WEIGHT> MiddleBack;
+  typedef Product<(DEPTH_ > 0 ? Z_ : HEADS * WINDOW_), SLOTS_, SPLIT_, 1, THREADS_, RESIDENT_, WEIGHT> FirstBack;
+  enum {
+    // floats of a row: of the states, of what a stage or the first layer reads, of a layer; backward of the heads' gradients and the gates'
+    H_ROW = 4 * First::ROW4, WINDOW_ROW = DEPTH_ > 0 ? 4 * First::ROW4 : 4 * Heads::ROW4, Z_ROW = 4 * Heads::ROW4,
+    Q_ROW = DEPTH_ > 0 ? 4 * HeadsBack::ROW4 : 4 * FirstBack::ROW4, Z_ROW_BACK = 4 * FirstBack::ROW4, GATES_ROW = 4 * GatesBack::ROW4,
+    // numbers that wait in registers: for each block and row
+    UNIT_VALUES = RESIDENT_ ? BLOCKS * ROWS_ : 1, SLOTS_KEPT = RESIDENT_ ? int(BLOCKS) : 1,
+    Z_VALUES = RESIDENT_ ? First::BLOCKS * ROWS_ : 1, Z_VALUES_BACK = RESIDENT_ ? HeadsBack::BLOCKS * ROWS_ : 1
+  };
 };
 
-// (3): the next state of a unit. Its lanes hold the heads f, g, t_a, t_b, COPIES lanes each; the lanes of f return the state.
+// A unit as a group of lanes has it: which it is (-1: none), its stage, and where its values lie in the window of its own stage and, if
+// another one reads them, of that (else -1).
+struct Slot {
+  int unit, stage, own, other;
+};
+
+template <int COUNT>
+struct Slots {
+  Slot kept[COUNT];
+  device const int* table;
+};
+
+template <typename C>
+inline Slot read_slot(device const int* table, int group, int block) {
+  Slot slot;
+  int index = block * C::GROUPS + group;
+  if (C::STAGES == 1) {
+    slot.unit = slot.own = index < C::H ? index : -1;
+    slot.stage = 0;
+    slot.other = -1;
+  } else {
+    slot.unit = table[4 * index];
+    slot.stage = table[4 * index + 1];
+    slot.own = table[4 * index + 2];
+    slot.other = table[4 * index + 3];
+  }
+  return slot;
+}
+
+template <typename C>
+inline void load_slots(thread Slots<C::SLOTS_KEPT>& slots, device const int* table, int group) {
+  slots.table = table;
+#pragma unroll
+  for (int block = 0; block < C::SLOTS_KEPT; block++) slots.kept[block] = read_slot<C>(table, group, block);
+}
+
+template <typename C>
+inline Slot slot_of(thread const Slots<C::SLOTS_KEPT>& slots, int group, int block) {
+  if (C::RESIDENT) return slots.kept[C::RESIDENT ? block : 0];
+  return read_slot<C>(slots.table, group, block);
+}
+
+// The sequences of a group: row r is number row0 + r of B, and has length[r] steps; the longest has `steps`.
+template <int ROWS>
+struct Rows {
+  int B, row0, steps;
+  int length[ROWS];
+};
+
+template <int ROWS>
+inline void load_rows(thread Rows<ROWS>& rows, device const int* lengths, int B, int row0) {
+  rows.B = B;
+  rows.row0 = row0;
+  rows.steps = 0;
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) {
+    rows.length[r] = row0 + r < B ? lengths[row0 + r] : 0;
+    rows.steps = rows.length[r] > rows.steps ? rows.length[r] : rows.steps;
+  }
+}
+
+template <int ROWS>
+inline bool valid(thread const Rows<ROWS>& rows, int t, int r) {
+  return unsigned(t) < unsigned(rows.length[r]);  // no step before the first either
+}
+
+// The place of row r at step t in an array (T, B).
+template <int ROWS>
+inline int place(thread const Rows<ROWS>& rows, int t, int r) {
+  return t * rows.B + rows.row0 + r;
+}
+
+// The group's rows of values (T, B, width) are 0 from step t on.
+template <int THREADS, int ROWS>
+inline void clear_rest(device float* values, int t, int T, int width, thread const Rows<ROWS>& rows, int thread_index) {
+  for (; t < T; t++) {
+    for (int r = 0; r < ROWS && rows.row0 + r < rows.B; r++) {
+      for (int j = thread_index; j < width; j += THREADS) values[place(rows, t, r) * width + j] = 0.0f;
+    }
+  }
+}
+
+// (3): the next state of a unit, from tanh f, tanh g and t_interp; in pure mode from f.
+template <int MODE>
+inline float next_state(float f, float g, float t_interp) {
+  return MODE == NO_GATE ? f + g * t_interp : f * (1.0f - t_interp) + g * t_interp;
+}
+inline float next_pure_state(float f, float dt, float w_tau, float A) {
+  return A - A * fast::exp(-dt * (fabs(w_tau) + fabs(f))) * f;
+}
+
+// The same where the lanes of a unit hold the heads f, g, t_a, t_b, COPIES lanes each; the lanes of f return the state.
 template <int MODE, int COPIES>
 inline float interpolate(float q, int head, float dt, float w_tau, float A) {
-  if (MODE == PURE) {
-    float f = q;  // (2)
-    float rate = fabs(w_tau) + fabs(f);
-    return A - A * exp(-dt * rate) * f;  // (3)
-  }
+  if (MODE == PURE) return next_pure_state(q, dt, w_tau, A);
   float other = simd_shuffle_xor(q, COPIES);  // f with g, t_a with t_b
   float t_argument = head == 2 ? q * dt + other : other * dt + q;
   float value = head < 2 ? fast_tanh(q) : fast_sigmoid(t_argument);  // (2)
   float f = value;
   float g = simd_shuffle_xor(value, COPIES);
-  float t_interp = simd_shuffle_xor(value, 2 * COPIES);  // (3)
-  return MODE == NO_GATE ? f + g * t_interp : f * (1.0f - t_interp) + g * t_interp;
+  float t_interp = simd_shuffle_xor(value, 2 * COPIES);
+  return next_state<MODE>(f, g, t_interp);
 }
 
-// How many steps each row of this group has; returns the most.
-template <int ROWS>
-inline int read_lengths(device const int* lengths, int row0, int B, thread int* length) {
-  int most = 0;
-  for (int r = 0; r < ROWS; r++) {
-    length[r] = row0 + r < B ? lengths[row0 + r] : 0;
-    most = length[r] > most ? length[r] : most;
-  }
-  return most;
-}
+// What a step needs from device memory is read one step before where weights are in registers (then `waits` holds it), so that the memory's
+// latency passes beside the arithmetic; else just before a product, whose weights take longer to come.
 
-// Rows (B, width) of step t from there on are 0 to the end of the sequence.
-template <int ROWS, int THREADS, typename IO>
-inline void clear_rest(device IO* values, int t, int T, int B, int width, int row0, int thread_index) {
-  for (; t < T; t++) {
-    for (int r = 0; r < ROWS && row0 + r < B; r++) {
-      for (int j = thread_index; j < width; j += THREADS) values[(t * B + row0 + r) * width + j] = IO(0.0f);
-    }
-  }
-}
-
-// (1): one backbone layer of one step, z = activation(W in + added), times the dropout factors if there are any
-template <typename C, typename P, typename IO>
+// (1): one backbone layer of step t, z = activation(W in + added), times the dropout factors if there are any. Row r adds
+// added[r * width], in the step after it added[stride + r * width].
+template <typename C, bool AHEAD, typename P, typename IO>
 inline void backbone_layer(
-    thread const P& product, threadgroup const float4* in, threadgroup float* z, int z_width,
-    device const IO* added, int added_width, device const float* dropout, int t, thread const int* length) {
+    thread const P& product, threadgroup const float4* in, threadgroup float* z, device const IO* added, int stride, int width,
+    thread float* waits, device const float* dropout, int t, thread const Rows<C::ROWS>& rows) {
+#pragma unroll P::UNROLL
   for (int block = 0; block < P::BLOCKS; block++) {
+    int j = result_of(product, block);
+    bool mine = product.primary && j < C::Z;
+    float here[C::ROWS];
+#pragma unroll
+    for (int r = 0; r < C::ROWS; r++) {
+      int i = block * C::ROWS + r;
+      here[r] = AHEAD ? waits[AHEAD ? i : 0] : mine && valid(rows, t, r) ? float(added[r * width + j]) : 0.0f;
+      if (AHEAD) waits[i] = mine && valid(rows, t + 1, r) ? float(added[stride + r * width + j]) : 0.0f;
+    }
     float sums[C::ROWS * C::OUTPUTS];
     run_product<C::ROWS>(product, in, block, sums);
-    int j = result_of(product, block);
-    if (!product.primary || j >= C::Z) continue;
+#pragma unroll
     for (int r = 0; r < C::ROWS; r++) {
-      if (t >= length[r]) continue;
-      float value = activate<C::ACTIVATION>(sums[r * C::OUTPUTS] + float(added[r * added_width + j]));  // (1)
-      z[r * z_width + j] = dropout ? value * dropout[r * C::Z + j] : value;
+      if (!mine || !valid(rows, t, r)) continue;
+      float value = activate<C::ACTIVATION>(sums[r * C::OUTPUTS] + here[r]);  // (1)
+      z[r * C::Z_ROW + j] = dropout ? value * dropout[r * C::Z + j] : value;
     }
   }
 }
 
-// The LSTM step: gates a, i, f, o from h and x_proj; h_inner and c are its results.
+// What a gate of the LSTM adds to its product: the inputs' part.
+template <typename C, typename IO>
+inline float added_to_gate(device const IO* x_gates, Slot slot, int gate, int t, int r, thread const Rows<C::ROWS>& rows) {
+  return slot.unit >= 0 && valid(rows, t, r) ? float(x_gates[(place(rows, t, r) * 4 + gate) * C::H + slot.unit]) : 0.0f;
+}
+
+// The LSTM's part of step t: gates a, i, f, o from h and x_gates. Its h goes into the windows of the stages, c stays.
 template <typename C, typename IO>
 inline void memory_step(
-    thread const typename C::Gates& gates, threadgroup const float4* h, int h_width, threadgroup float* h_inner, threadgroup float* c,
-    device const IO* x_proj, device IO* c_out, int t, int row0, int B, thread const int* length) {
+    thread const typename C::Gates& gates, thread const Slots<C::SLOTS_KEPT>& slots, threadgroup const float4* h,
+    threadgroup float* windows, threadgroup float* c, device const IO* x_gates, thread float* waits, device float* c_out, int t,
+    thread const Rows<C::ROWS>& rows) {
   typedef typename C::Gates Gates;
-  for (int block = 0; block < Gates::BLOCKS; block++) {
+#pragma unroll C::UNROLL
+  for (int block = 0; block < C::BLOCKS; block++) {
+    Slot slot = slot_of<C>(slots, gates.group, block);
+    int u = slot.unit, gate = gates.owned;
+    float here[C::ROWS];
+#pragma unroll
+    for (int r = 0; r < C::ROWS; r++) {
+      int i = C::RESIDENT ? block * C::ROWS + r : 0;
+      here[r] = C::RESIDENT ? waits[i] : added_to_gate<C>(x_gates, slot, gate, t, r, rows);
+      if (C::RESIDENT) waits[i] = added_to_gate<C>(x_gates, slot, gate, t + 1, r, rows);
+    }
     float sums[C::ROWS * 4];
     run_product<C::ROWS>(gates, h, block, sums);
-    int u = unit_of(gates, block), gate = gates.owned;
+#pragma unroll
     for (int r = 0; r < C::ROWS; r++) {
-      bool valid = u < C::H && t < length[r];
-      float q = sums[r * 4] + (valid ? float(x_proj[(r * 4 + gate) * C::H + u]) : 0.0f);
+      float q = sums[r * 4] + here[r];
       float value = gate == 0 ? fast_tanh(q) : fast_sigmoid(gate == 2 ? q + 1.0f : q);
       float a = value;
       float i = simd_shuffle_xor(value, int(Gates::COPIES));
       float f = simd_shuffle_xor(value, 2 * int(Gates::COPIES));
       float o = simd_shuffle_xor(value, 3 * int(Gates::COPIES));
-      if (u >= C::H || gate != 0 || !gates.primary || row0 + r >= B) continue;
+      if (u < 0 || gate != 0 || !gates.primary || rows.row0 + r >= rows.B) continue;
       float c_next = c[r * C::H + u] * f + a * i;
-      if (valid) {
+      if (valid(rows, t, r)) {
         c[r * C::H + u] = c_next;
-        h_inner[r * h_width + u] = fast_tanh(c_next) * o;
+        windows[(slot.stage * C::ROWS + r) * C::WINDOW_ROW + slot.own] = fast_tanh(c_next) * o;
       }
-      c_out[r * C::H + u] = IO(valid ? c_next : 0.0f);
+      c_out[place(rows, t, r) * C::H + u] = valid(rows, t, r) ? c_next : 0.0f;
+    }
+  }
+}
+
+// Whether the inputs came in earlier than at the heads of a unit, which then add a bias, the same at every step.
+template <typename C>
+inline bool has_bias(Slot slot) {
+  return C::DEPTH > 0 || slot.stage > 0;
+}
+
+// What a head adds to its product: the inputs' part, or the bias.
+template <typename C, typename IO>
+inline float added_to_head(
+    device const IO* x_proj, device const float* b_heads, Slot slot, int head, int t, int r, thread const Rows<C::ROWS>& rows) {
+  if (slot.unit < 0) return 0.0f;
+  if (has_bias<C>(slot)) return b_heads[head * C::H + slot.unit];
+  return valid(rows, t, r) ? float(x_proj[(place(rows, t, r) * C::HEADS + head) * C::FIRST + slot.own]) : 0.0f;
+}
+
+inline float elapsed(device const float* dt, int at, bool is_valid) { return is_valid ? dt[at] : 0.0f; }
+
+// Where a unit's new value goes: into the window of its own stage, with MEMORY among the states instead, and into that of the stage above.
+template <typename C>
+inline void put_state(threadgroup float* windows, threadgroup float* states, Slot slot, int r, float value) {
+  if (C::MEMORY) {
+    states[r * C::H_ROW + slot.unit] = value;
+  } else {
+    windows[(slot.stage * C::ROWS + r) * C::WINDOW_ROW + slot.own] = value;
+  }
+  if (C::STAGES > 1 && slot.other >= 0) windows[((slot.stage + 1) * C::ROWS + r) * C::WINDOW_ROW + slot.other] = value;
+}
+
+// The heads and the new states y of the units of one stage; stage -1: of all units. `in`: the windows, or the last backbone layer.
+template <typename C, typename IO>
+inline void heads_step(
+    thread const typename C::Heads& heads, thread const Slots<C::SLOTS_KEPT>& slots, int stage, threadgroup const float4* in,
+    threadgroup float* windows, threadgroup float* next_windows, threadgroup float* states, device const IO* x_proj,
+    device const float* b_heads, device const float* pure, device const float* dt, thread float* waits, thread float* dt_waits,
+    device float* y, int tick, thread const Rows<C::ROWS>& rows) {
+  typedef typename C::Heads Heads;
+#pragma unroll C::UNROLL
+  for (int block = 0; block < C::BLOCKS; block++) {
+    Slot slot = slot_of<C>(slots, heads.group, block);
+    if (C::STAGES > 1 && stage >= 0 && slot.stage != stage) continue;  // the same for all lanes of a simdgroup
+    int u = slot.unit, head = heads.owned, t = C::PIPELINED ? tick - slot.stage : tick;
+    float added[C::ROWS], passed[C::ROWS];
+#pragma unroll
+    for (int r = 0; r < C::ROWS; r++) {
+      int i = C::RESIDENT ? block * C::ROWS + r : 0;
+      added[r] = C::RESIDENT ? waits[i] : added_to_head<C>(x_proj, b_heads, slot, head, t, r, rows);
+      passed[r] = C::RESIDENT ? dt_waits[i] : elapsed(dt, place(rows, t, r), valid(rows, t, r));
+      if (C::RESIDENT && !has_bias<C>(slot)) waits[i] = added_to_head<C>(x_proj, b_heads, slot, head, t + 1, r, rows);
+      if (C::RESIDENT) dt_waits[i] = elapsed(dt, place(rows, t + 1, r), valid(rows, t + 1, r));
+    }
+    float sums[C::ROWS * C::HEADS];
+    run_product<C::ROWS>(heads, in + (C::STAGES > 1 ? slot.stage * C::ROWS * Heads::ROW4 : 0), block, sums);
+#pragma unroll
+    for (int r = 0; r < C::ROWS; r++) {
+      float w_tau = C::MODE == PURE && u >= 0 ? pure[u] : 0.0f, A = C::MODE == PURE && u >= 0 ? pure[C::H + u] : 0.0f;
+      float value = interpolate<C::MODE, Heads::COPIES>(sums[r * C::HEADS] + added[r], head, passed[r], w_tau, A);
+      if (u < 0 || head != 0 || !heads.primary || rows.row0 + r >= rows.B) continue;
+      bool now = valid(rows, t, r);
+      if (now) {
+        put_state<C>(next_windows, states, slot, r, value);
+      } else if (C::STATE_BUFFERS == 2) {
+        put_state<C>(next_windows, states, slot, r, windows[(slot.stage * C::ROWS + r) * C::WINDOW_ROW + slot.own]);
+      }
+      if (t >= 0 && t < rows.steps) y[place(rows, t, r) * C::H + u] = now ? value : 0.0f;
     }
   }
 }
 
 template <typename C, typename IO>
 inline void cfc_forward(
-    device const IO* x_proj,        // (T, B, Z), or (T, B, HEADS H) where DEPTH is 0
-    device const float* w_first,    // packed (Z, H)
-    device const float* w_middle,   // DEPTH - 1 times packed (Z, Z)
-    device const float* b_middle,   // (DEPTH - 1, Z)
-    device const float* w_heads,    // packed (HEADS H, Z)
-    device const float* b_heads,    // (HEADS H)
-    device const float* pure,       // (2, H): w_tau, A
-    device const float* dropout,    // (DEPTH, T, B, Z)
-    device const float* dt,         // (T, B)
-    device const float* h0,         // (B, H)
-    device const IO* x_gates,       // (T, B, 4 H) and the next two with MEMORY
-    device const float* w_gates,    // packed (4 H, H)
-    device const float* c0,         // (B, H)
-    device const int* lengths,      // (B)
-    device const int* dims,         // T, B, whether there is dropout
-    device IO* y,                   // (T, B, H)
-    device IO* c_out,               // (T, B, H), one element without MEMORY
+    device const IO* x_proj,                      // (T, B, Z), or (T, B, HEADS FIRST) where DEPTH is 0
+    device const typename C::Weight* w_first,     // packed (Z, H)
+    device const typename C::Weight* w_middle,    // DEPTH - 1 times packed (Z, Z)
+    device const float* b_middle,                 // (DEPTH - 1, Z)
+    device const typename C::Weight* w_heads,     // packed (HEADS SLOTS, Z or WINDOW)
+    device const float* b_heads,                  // (HEADS, H)
+    device const float* pure,                     // (2, H): w_tau, A
+    device const float* dropout,                  // (DEPTH, T, B, Z)
+    device const float* dt,                       // (T, B)
+    device const float* h0,                       // (B, H)
+    device const IO* x_gates,                     // (T, B, 4 H) and the next two with MEMORY
+    device const typename C::Weight* w_gates,     // packed (4 SLOTS, H)
+    device const float* c0,                       // (B, H)
+    device const int* slot_table,                 // (SLOTS, 4) where there are several stages
+    device const int* lengths,                    // (B)
+    device const int* dims,                       // T, B, whether there is dropout
+    device float* y,                              // (T, B, H)
+    device float* c_out,                          // (T, B, H), one element without MEMORY
     int group_index, int thread_index, threadgroup float4* scratch) {
-  typedef typename C::First First;
-  typedef typename C::Middle Middle;
-  typedef typename C::Heads Heads;
-  typedef typename C::Gates Gates;
-  enum { H_ROW = 4 * (C::DEPTH > 0 ? int(First::ROW4) : int(Heads::ROW4)), Z_ROW = 4 * Heads::ROW4 };
-  int T = dims[0], B = dims[1], row0 = group_index * C::ROWS;
-  threadgroup float* states = (threadgroup float*)scratch;                        // (STATE_BUFFERS, ROWS, H_ROW)
-  threadgroup float* layers = states + C::STATE_BUFFERS * C::ROWS * H_ROW;        // (LAYER_BUFFERS, ROWS, Z_ROW)
-  threadgroup float* inner = layers + C::LAYER_BUFFERS * C::ROWS * Z_ROW;         // (ROWS, H_ROW), with MEMORY
-  threadgroup float* c = inner + C::ROWS * H_ROW;                                 // (ROWS, H), with MEMORY
-  fill(states, C::ROWS * (C::STATE_BUFFERS * H_ROW + C::LAYER_BUFFERS * Z_ROW + (C::MEMORY ? H_ROW : 0)), thread_index, C::THREADS, 0.0f);
+  enum { WINDOWS = C::STAGES * C::ROWS * C::WINDOW_ROW };
+  int T = dims[0];
+  bool has_dropout = dims[2] != 0;
+  threadgroup float* buffers = (threadgroup float*)scratch;                       // (STATE_BUFFERS, STAGES, ROWS, WINDOW_ROW)
+  threadgroup float* layers = buffers + C::STATE_BUFFERS * WINDOWS;               // (LAYER_BUFFERS, ROWS, Z_ROW)
+  threadgroup float* states = layers + C::LAYER_BUFFERS * C::ROWS * C::Z_ROW;     // (ROWS, H_ROW), with MEMORY
+  threadgroup float* c = states + C::ROWS * C::H_ROW;                             // (ROWS, H), with MEMORY
+  fill(buffers, C::STATE_BUFFERS * WINDOWS + C::ROWS * (C::LAYER_BUFFERS * C::Z_ROW + (C::MEMORY ? C::H_ROW : 0)), thread_index, C::THREADS, 0.0f);
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
-  int length[C::ROWS];
-  int steps = read_lengths<C::ROWS>(lengths, row0, B, length);
-  for (int r = 0; r < C::ROWS && row0 + r < B; r++) {
-    for (int u = thread_index; u < C::H; u += C::THREADS) {
-      states[r * H_ROW + u] = h0[(row0 + r) * C::H + u];
-      if (C::MEMORY) c[r * C::H + u] = c0[(row0 + r) * C::H + u];
-    }
-  }
-  First first;
-  Heads heads;
-  Gates gates;
+  Rows<C::ROWS> rows;
+  load_rows(rows, lengths, dims[1], group_index * C::ROWS);
+  typename C::First first;
+  typename C::Heads heads;
+  typename C::Gates gates;
   if (C::MEMORY) load_product(gates, w_gates, thread_index);
   if (C::DEPTH > 0) load_product(first, w_first, thread_index);
   load_product(heads, w_heads, thread_index);
+  Slots<C::SLOTS_KEPT> slots;
+  load_slots<C>(slots, slot_table, heads.group);
+  for (int block = 0; block < C::BLOCKS; block++) {
+    Slot slot = read_slot<C>(slot_table, heads.group, block);
+    for (int r = 0; r < C::ROWS && rows.row0 + r < rows.B && heads.part == 0 && slot.unit >= 0; r++) {
+      int at = (rows.row0 + r) * C::H + slot.unit;
+      put_state<C>(buffers, states, slot, r, h0[at]);
+      if (C::MEMORY) c[r * C::H + slot.unit] = c0[at];
+    }
+  }
+  float z_waits[C::Z_VALUES], waits[C::UNIT_VALUES], dt_waits[C::UNIT_VALUES], gate_waits[C::UNIT_VALUES];
+#pragma unroll
+  for (int i = 0; i < C::UNIT_VALUES && C::RESIDENT; i++) {
+    Slot slot = slots.kept[i / C::ROWS];
+    int r = i % C::ROWS, t = C::PIPELINED ? -slot.stage : 0;
+    waits[i] = added_to_head<C>(x_proj, b_heads, slot, heads.owned, t, r, rows);
+    dt_waits[i] = elapsed(dt, place(rows, t, r), valid(rows, t, r));
+    if (C::MEMORY) gate_waits[i] = added_to_gate<C>(x_gates, slot, gates.owned, t, r, rows);
+  }
+#pragma unroll
+  for (int i = 0; i < C::Z_VALUES && C::RESIDENT && C::DEPTH > 0; i++) {
+    int j = result_of(first, i / C::ROWS), r = i % C::ROWS;
+    z_waits[i] = first.primary && j < C::Z && valid(rows, 0, r) ? float(x_proj[place(rows, 0, r) * C::Z + j]) : 0.0f;
+  }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
-  for (int t = 0; t < steps; t++) {
-    int step = t * B + row0;
-    threadgroup float* h = states + (t % C::STATE_BUFFERS) * C::ROWS * H_ROW;
-    threadgroup float* h_next = states + ((t + 1) % C::STATE_BUFFERS) * C::ROWS * H_ROW;
-    threadgroup float* z = h;
+  int ticks = rows.steps > 0 && C::PIPELINED ? rows.steps + C::STAGES - 1 : rows.steps;
+  for (int tick = 0; tick < ticks; tick++) {
+    threadgroup float* windows = buffers + (tick % C::STATE_BUFFERS) * WINDOWS;
+    threadgroup float* next_windows = buffers + ((tick + 1) % C::STATE_BUFFERS) * WINDOWS;
+    threadgroup float* z = windows;
+    int at = place(rows, tick, 0);
     if (C::MEMORY) {
-      memory_step<C>(gates, (threadgroup const float4*)h, int(H_ROW), inner, c, x_gates + step * 4 * C::H, c_out + step * C::H, t, row0, B, length);
-      z = inner;
+      memory_step<C>(gates, slots, (threadgroup const float4*)states, windows, c, x_gates, gate_waits, c_out, tick, rows);
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
     for (int layer = 0; layer < C::DEPTH; layer++) {
       threadgroup const float4* in = (threadgroup const float4*)z;
-      device const float* factors = dims[2] ? dropout + (layer * T * B + step) * C::Z : 0;
-      z = layers + (layer % 2) * C::ROWS * Z_ROW;
+      device const float* factors = has_dropout ? dropout + (layer * T * rows.B + at) * C::Z : 0;
+      z = layers + (layer % 2) * C::ROWS * C::Z_ROW;
       if (layer == 0) {
-        backbone_layer<C>(first, in, z, int(Z_ROW), x_proj + step * C::Z, int(C::Z), factors, t, length);
+        backbone_layer<C, bool(C::RESIDENT)>(first, in, z, x_proj + at * C::Z, rows.B * C::Z, int(C::Z), z_waits, factors, tick, rows);
       } else {
-        Middle middle;
-        load_product(middle, w_middle + (layer - 1) * 4 * Middle::FLOAT4S * C::THREADS, thread_index);
-        backbone_layer<C>(middle, in, z, int(Z_ROW), b_middle + (layer - 1) * C::Z, 0, factors, t, length);
+        typename C::Middle middle;
+        load_product(middle, w_middle + (layer - 1) * 4 * C::Middle::FLOAT4S * C::THREADS, thread_index);
+        backbone_layer<C, false>(middle, in, z, b_middle + (layer - 1) * C::Z, 0, 0, z_waits, factors, tick, rows);
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
-    for (int block = 0; block < Heads::BLOCKS; block++) {
-      float sums[C::ROWS * C::HEADS];
-      run_product<C::ROWS>(heads, (threadgroup const float4*)z, block, sums);
-      int u = unit_of(heads, block), head = heads.owned;
-      bool exists = u < C::H;
-      for (int r = 0; r < C::ROWS; r++) {
-        bool valid = exists && t < length[r];
-        float q = sums[r * C::HEADS];
-        if (valid) q += C::DEPTH > 0 ? b_heads[head * C::H + u] : float(x_proj[(step + r) * C::HEADS * C::H + head * C::H + u]);
-        float w_tau = C::MODE == PURE && exists ? pure[u] : 0.0f, A = C::MODE == PURE && exists ? pure[C::H + u] : 0.0f;
-        float next = interpolate<C::MODE, Heads::COPIES>(q, head, valid ? dt[step + r] : 0.0f, w_tau, A);
-        if (!exists || head != 0 || !heads.primary || row0 + r >= B) continue;
-        h_next[r * H_ROW + u] = valid ? next : h[r * H_ROW + u];
-        y[(step + r) * C::H + u] = IO(valid ? next : 0.0f);
-      }
+    for (int stage = 0; stage < (C::MEMORY ? int(C::STAGES) : 1); stage++) {
+      heads_step<C>(
+          heads, slots, C::MEMORY ? stage : -1, (threadgroup const float4*)z, windows, next_windows, states, x_proj, b_heads, pure, dt,
+          waits, dt_waits, y, tick, rows);
+      threadgroup_barrier(mem_flags::mem_threadgroup);
     }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
   }
-  clear_rest<C::ROWS, C::THREADS>(y, steps, T, B, int(C::H), row0, thread_index);
+  clear_rest<C::THREADS>(y, rows.steps, T, int(C::H), rows, thread_index);
   if (C::MEMORY) {
-    clear_rest<C::ROWS, C::THREADS>(c_out, steps, T, B, int(C::H), row0, thread_index);
+    clear_rest<C::THREADS>(c_out, rows.steps, T, int(C::H), rows, thread_index);
   } else if (group_index == 0 && thread_index == 0) {
-    c_out[0] = IO(0.0f);
+    c_out[0] = 0.0f;
   }
 }
 
-// The gradient of a unit's state at a step (numbered t B + row): kept, and turned into those of the unit's heads.
+// The gradient of a unit's state at step t, turned into those of its heads: `slope` is that of the lane's own head.
 template <typename C>
-inline void enter_step(float dh, int u, int part, int step, device const float* slope_q, threadgroup float* dq, device float* dh_out) {
-  enum { COPIES = C::FirstBack::COPIES / C::HEADS };
-  int head = part / COPIES;
-  if (part % COPIES != 0) return;
-  dq[head * C::H + u] = dh * slope_q[(step * C::HEADS + head) * C::H + u];
-  if (head == 0) dh_out[step * C::H + u] = dh;
+inline void put_heads(threadgroup float* windows, Slot slot, int head, int r, float d) {
+  windows[(slot.stage * C::ROWS + r) * C::Q_ROW + slot.own * C::HEADS + head] = d;
+  if (C::STAGES > 1 && slot.other >= 0) windows[((slot.stage - 1) * C::ROWS + r) * C::Q_ROW + slot.other * C::HEADS + head] = d;
 }
 
-// From the gradients of a layer's results to those of the products of the layer below it, one step.
-template <typename C, typename P>
+// A unit's lanes as the backward scan has them: which head each works on; the first of those that share one writes.
+template <typename C>
+inline int head_of(int part) {
+  return part / (C::SPLIT / C::HEADS);
+}
+template <typename C>
+inline bool writes_head(int part) {
+  return part % (C::SPLIT / C::HEADS) == 0;
+}
+
+template <typename C, typename IO>
+inline float gradient_at(device const IO* dy, Slot slot, int t, int r, thread const Rows<C::ROWS>& rows) {
+  return slot.unit >= 0 && valid(rows, t, r) ? float(dy[place(rows, t, r) * C::H + slot.unit]) : 0.0f;
+}
+template <typename C>
+inline float slope_at(device const float* slope_q, Slot slot, int head, int t, int r, thread const Rows<C::ROWS>& rows) {
+  return slot.unit >= 0 && valid(rows, t, r) ? slope_q[(place(rows, t, r) * C::HEADS + head) * C::H + slot.unit] : 0.0f;
+}
+
+// What enters a step backward, for one block of units: the gradients dy and the heads' slopes of that step, read ahead.
+template <int COUNT>
+struct Entering {
+  float dy[COUNT], slope[COUNT];
+};
+
+// The gradients of the states of one block of units at step t, `sums` from above it and dy: kept in dh, and made those of the heads in `windows`.
+template <typename C, typename IO>
+inline void enter_step(
+    thread const float* sums, Slot slot, int part, int block, int t, threadgroup float* windows, device const IO* dy,
+    device const float* slope_q, thread Entering<C::UNIT_VALUES>& entering, device float* dh, thread const Rows<C::ROWS>& rows) {
+  int head = head_of<C>(part);
+#pragma unroll
+  for (int r = 0; r < C::ROWS; r++) {
+    int i = C::RESIDENT ? block * C::ROWS + r : 0;
+    float arriving = C::RESIDENT ? entering.dy[i] : gradient_at<C>(dy, slot, t, r, rows);
+    float slope = C::RESIDENT ? entering.slope[i] : slope_at<C>(slope_q, slot, head, t, r, rows);
+    if (C::RESIDENT) entering.dy[i] = gradient_at<C>(dy, slot, t - 1, r, rows);
+    if (C::RESIDENT) entering.slope[i] = slope_at<C>(slope_q, slot, head, t - 1, r, rows);
+    if (slot.unit < 0 || rows.row0 + r >= rows.B || !writes_head<C>(part)) continue;
+    float d = valid(rows, t, r) ? sums[r] + arriving : 0.0f;
+    put_heads<C>(windows, slot, head, r, d * slope);
+    if (head == 0 && t >= 0 && t < rows.steps) dh[place(rows, t, r) * C::H + slot.unit] = d;
+  }
+}
+
+// From the gradients of a layer's results to those of the products of the layer below it, step t. `waits` as in the forward scan.
+template <typename C, bool AHEAD, typename P>
 inline void layer_back(
-    thread const P& product, threadgroup const float4* in, threadgroup float* dz, int z_width,
-    device const float* slopes, device float* dz_out, int t, int row0, int B, thread const int* length) {
+    thread const P& product, threadgroup const float4* in, threadgroup float* dz, device const float* slopes, thread float* waits,
+    device float* dz_out, int t, thread const Rows<C::ROWS>& rows) {
+#pragma unroll P::UNROLL
   for (int block = 0; block < P::BLOCKS; block++) {
+    int j = result_of(product, block);
+    bool mine = product.primary && j < C::Z;
+    float slope[C::ROWS];
+#pragma unroll
+    for (int r = 0; r < C::ROWS; r++) {
+      int i = block * C::ROWS + r, at = r * C::Z + j;
+      slope[r] = AHEAD ? waits[AHEAD ? i : 0] : mine && valid(rows, t, r) ? slopes[at] : 0.0f;
+      if (AHEAD) waits[i] = mine && valid(rows, t - 1, r) ? slopes[at - rows.B * C::Z] : 0.0f;
+    }
     float sums[C::ROWS * C::OUTPUTS];
     run_product<C::ROWS>(product, in, block, sums);
-    int j = result_of(product, block);
-    if (!product.primary || j >= C::Z) continue;
-    for (int r = 0; r < C::ROWS && row0 + r < B; r++) {
-      float value = t < length[r] ? sums[r * C::OUTPUTS] * slopes[r * C::Z + j] : 0.0f;
-      dz[r * z_width + j] = value;
+#pragma unroll
+    for (int r = 0; r < C::ROWS; r++) {
+      if (!mine || rows.row0 + r >= rows.B) continue;
+      float value = valid(rows, t, r) ? sums[r * C::OUTPUTS] * slope[r] : 0.0f;
+      dz[r * C::Z_ROW_BACK + j] = value;
       dz_out[r * C::Z + j] = value;
     }
   }
 }
 
-// The last product of a step: the gradient of the state before it, which enters the step before.
-template <typename C, typename P, typename IO>
-inline void leave_step(
-    thread const P& product, threadgroup const float4* in, int t, int row0, int B, thread const int* length, device const IO* dy,
-    device const float* slope_q, threadgroup float* dq, int q_width, device float* dh, device float* dh0) {
-  for (int block = 0; block < P::BLOCKS; block++) {
-    float sums[C::ROWS];
-    run_product<C::ROWS>(product, in, block, sums);
-    int u = unit_of(product, block);
-    for (int r = 0; r < C::ROWS && row0 + r < B && u < C::H; r++) {
-      int before = (t - 1) * B + row0 + r;
-      if (t == 0) {
-        if (product.part == 0) dh0[(row0 + r) * C::H + u] = sums[r];
-      } else {
-        float arriving = t - 1 < length[r] ? sums[r] + float(dy[before * C::H + u]) : 0.0f;
-        enter_step<C>(arriving, u, product.part, before, slope_q, dq + r * q_width, dh);
-      }
+// The LSTM's part of step t: from the gradient of its h, the result of `first`, and the one of c that arrives, to those of its gates and of the
+// c before. slopes (T, B, 6, H): of c by a, i, f; of h by o and by c; and sigma(f + 1). Each gate's lanes keep their own copy of dc.
+template <typename C>
+inline void memory_step_back(
+    thread const typename C::FirstBack& first, thread const Slots<C::SLOTS_KEPT>& slots, threadgroup const float4* in,
+    device const float* slopes, device const float* dy_c, threadgroup float* dc, threadgroup float* d_gates, device float* d_gates_out,
+    int t, thread const Rows<C::ROWS>& rows) {
+  enum { COPIES = C::SPLIT / 4 };
+  int gate = first.part / COPIES;
+#pragma unroll C::UNROLL
+  for (int block = 0; block < C::BLOCKS; block++) {
+    Slot slot = slot_of<C>(slots, first.group, block);
+    int u = slot.unit;
+    float by_gate[C::ROWS], by_c[C::ROWS], f[C::ROWS], arriving[C::ROWS], sums[C::ROWS];
+#pragma unroll
+    for (int r = 0; r < C::ROWS; r++) {  // on their way while the product is made
+      bool now = u >= 0 && valid(rows, t, r);
+      int at = place(rows, t, r);
+      device const float* here = slopes + at * 6 * C::H + u;
+      by_gate[r] = now ? here[gate * C::H] : 0.0f;
+      by_c[r] = now ? here[4 * C::H] : 0.0f;
+      f[r] = now ? here[5 * C::H] : 0.0f;
+      arriving[r] = now ? dy_c[at * C::H + u] : 0.0f;
+    }
+    run_product<C::ROWS>(first, in + (C::STAGES > 1 ? slot.stage * C::ROWS * C::FirstBack::ROW4 : 0), block, sums);
+#pragma unroll
+    for (int r = 0; r < C::ROWS; r++) {
+      if (u < 0 || rows.row0 + r >= rows.B || first.part % COPIES != 0) continue;
+      int i = (r * 4 + gate) * C::H + u;
+      float dc_here = dc[i] + arriving[r] + sums[r] * by_c[r];
+      float d = valid(rows, t, r) ? (gate < 3 ? dc_here : sums[r]) * by_gate[r] : 0.0f;
+      d_gates[r * C::GATES_ROW + gate * C::H + u] = d;
+      d_gates_out[(place(rows, t, r) * 4 + gate) * C::H + u] = d;
+      if (valid(rows, t, r)) dc[i] = dc_here * f[r];
     }
   }
 }
 
-// From the gradient of the LSTM's h of a unit, and the one of c that arrives, to those of its gates and of the c before.
-template <typename C>
-inline void memory_back(
-    float dh_inner, int u, int part, device const float* slopes, float dy_c, threadgroup float* dc, threadgroup float* d_gates,
-    device float* d_gates_out) {
-  enum { COPIES = C::FirstBack::COPIES / 4 };
-  int gate = part / COPIES;
-  if (part % COPIES != 0) return;
-  // slopes (6, H): of c by a, i, f; of h by o and by c; and sigma(f + 1)
-  float dc_here = dc[gate * C::H + u] + dy_c + dh_inner * slopes[4 * C::H + u];
-  float d = gate < 3 ? dc_here * slopes[gate * C::H + u] : dh_inner * slopes[3 * C::H + u];
-  d_gates[gate * C::H + u] = d;
-  d_gates_out[gate * C::H + u] = d;
-  dc[gate * C::H + u] = dc_here * slopes[5 * C::H + u];  // each lane of a unit keeps its own copy
-}
-
-// The backward scan: only what is sequential, dh -> dq -> dz -> dh.
+// The backward scan: only what is sequential, dh -> dq -> dz -> dh. A pipeline of stages runs from its last tick to its first.
 template <typename C, typename IO>
 inline void cfc_backward(
-    device const IO* dy,              // (T, B, H)
-    device const float* carry,        // (B, H): the gradient of the last state from beyond these steps
-    device const float* slope_q,      // (T, B, HEADS, H): slopes of the next state by the heads
-    device const float* slopes,       // (DEPTH, T, B, Z): slopes of the activations
-    device const float* w_heads,      // packed transposes of the forward's weights
-    device const float* w_middle,
-    device const float* w_first,
-    device const IO* dy_c,            // (T, B, H) and the next three with MEMORY
-    device const float* carry_c,      // (B, H)
-    device const float* slopes_gates, // (T, B, 6, H), see memory_back
-    device const float* w_gates,      // packed (H, 4 H)
-    device const int* lengths,        // (B)
-    device const int* dims,           // T, B
-    device float* dh,                 // (T, B, H): whole gradient of each state
-    device float* dz,                 // (DEPTH, T, B, Z): of the backbone's products
-    device float* dh0,                // (B, H)
-    device float* d_gates_out,        // (T, B, 4, H) and the next with MEMORY, else one element each
-    device float* dc0,                // (B, H)
+    device const IO* dy,                          // (T, B, H)
+    device const float* carry,                    // (B, H): the gradient of the last state from beyond these steps
+    device const float* slope_q,                  // (T, B, HEADS, H): slopes of the next state by the heads
+    device const float* slopes,                   // (DEPTH, T, B, Z): slopes of the activations
+    device const typename C::Weight* w_heads,     // packed transposes of the forward's weights
+    device const typename C::Weight* w_middle,
+    device const typename C::Weight* w_first,
+    device const float* dy_c,                     // (T, B, H) and the next four with MEMORY
+    device const float* carry_c,                  // (B, H)
+    device const float* slopes_gates,             // (T, B, 6, H), see memory_back
+    device const typename C::Weight* w_gates,     // packed (SLOTS, 4 H)
+    device const typename C::Weight* w_above,     // packed (SLOTS, HEADS WINDOW): from the heads of the stage above, with several stages
+    device const int* slot_table,                 // (SLOTS, 4) where there are several stages
+    device const int* lengths,                    // (B)
+    device const int* dims,                       // T, B
+    device float* dh,                             // (T, B, H): whole gradient of each state
+    device float* dz,                             // (DEPTH, T, B, Z): of the backbone's products
+    device float* dh0,                            // (B, H)
+    device float* d_gates_out,                    // (T, B, 4, H) and the next with MEMORY, else one element each
+    device float* dc0,                            // (B, H)
     int group_index, int thread_index, threadgroup float4* scratch) {
-  typedef typename C::HeadsBack HeadsBack;
-  typedef typename C::MiddleBack MiddleBack;
   typedef typename C::FirstBack FirstBack;
   typedef typename C::GatesBack GatesBack;
-  enum { GATES_ROW = 4 * GatesBack::ROW4, Q_ROW = 4 * (C::DEPTH > 0 ? int(HeadsBack::ROW4) : int(FirstBack::ROW4)), Z_ROW = 4 * FirstBack::ROW4 };
-  int T = dims[0], B = dims[1], row0 = group_index * C::ROWS;
-  threadgroup float* heads_d = (threadgroup float*)scratch;                       // dq, (STATE_BUFFERS, ROWS, Q_ROW)
-  threadgroup float* layers = heads_d + C::STATE_BUFFERS * C::ROWS * Q_ROW;       // dz, (LAYER_BUFFERS, ROWS, Z_ROW)
-  threadgroup float* d_gates = layers + C::LAYER_BUFFERS * C::ROWS * Z_ROW;        // (ROWS, GATES_ROW), with MEMORY
-  threadgroup float* dc = d_gates + C::ROWS * GATES_ROW;                          // (ROWS, 4, H), with MEMORY
-  fill(heads_d, C::ROWS * (C::STATE_BUFFERS * Q_ROW + C::LAYER_BUFFERS * Z_ROW + (C::MEMORY ? GATES_ROW : 0)), thread_index, C::THREADS, 0.0f);
+  enum { WINDOWS = C::STAGES * C::ROWS * C::Q_ROW, LAST = C::STAGES - 1, COUPLED = C::MEMORY && C::STAGES > 1 };
+  int T = dims[0];
+  threadgroup float* buffers = (threadgroup float*)scratch;                       // dq, (STATE_BUFFERS, STAGES, ROWS, Q_ROW)
+  threadgroup float* layers = buffers + C::STATE_BUFFERS * WINDOWS;               // dz, (LAYER_BUFFERS, ROWS, Z_ROW_BACK)
+  threadgroup float* d_gates = layers + C::LAYER_BUFFERS * C::ROWS * C::Z_ROW_BACK;  // (ROWS, GATES_ROW), with MEMORY
+  threadgroup float* dc = d_gates + C::ROWS * C::GATES_ROW;                       // (ROWS, 4, H), with MEMORY
+  threadgroup float* waiting = dc + C::ROWS * 4 * C::H;                           // dh of lower stages, (ROWS, H), where COUPLED
+  fill(buffers, C::STATE_BUFFERS * WINDOWS + C::ROWS * (C::LAYER_BUFFERS * C::Z_ROW_BACK + (C::MEMORY ? C::GATES_ROW : 0)), thread_index, C::THREADS, 0.0f);
 
-  int length[C::ROWS];
-  int steps = read_lengths<C::ROWS>(lengths, row0, B, length);
-  HeadsBack heads;
-  FirstBack first;
+  Rows<C::ROWS> rows;
+  load_rows(rows, lengths, dims[1], group_index * C::ROWS);
+  typename C::HeadsBack heads;
+  FirstBack first, above;
   GatesBack gates;
-  if (C::MEMORY) load_product(gates, w_gates, thread_index);
-  for (int r = 0; r < C::ROWS && row0 + r < B && C::MEMORY; r++) {
-    for (int i = thread_index; i < 4 * C::H; i += C::THREADS) dc[r * 4 * C::H + i] = carry_c[(row0 + r) * C::H + i % C::H];
+  for (int r = 0; r < C::ROWS && rows.row0 + r < rows.B && C::MEMORY; r++) {
+    for (int i = thread_index; i < 4 * C::H; i += C::THREADS) dc[r * 4 * C::H + i] = carry_c[(rows.row0 + r) * C::H + i % C::H];
+    for (int i = thread_index; i < C::H && COUPLED; i += C::THREADS) waiting[r * C::H + i] = carry[(rows.row0 + r) * C::H + i];
   }
+  if (C::MEMORY) load_product(gates, w_gates, thread_index);
   if (C::DEPTH > 0) load_product(heads, w_heads, thread_index);
   load_product(first, w_first, thread_index);
-  threadgroup_barrier(mem_flags::mem_threadgroup);
+  if (COUPLED) load_product(above, w_above, thread_index);
+  Slots<C::SLOTS_KEPT> slots;
+  load_slots<C>(slots, slot_table, first.group);
 
-  for (int block = 0; block < FirstBack::BLOCKS && steps > 0; block++) {
-    int u = unit_of(first, block), t = steps - 1;
-    for (int r = 0; r < C::ROWS && row0 + r < B && u < C::H; r++) {
-      int step = t * B + row0 + r;
-      float arriving = t < length[r] ? float(dy[step * C::H + u]) + carry[(row0 + r) * C::H + u] : 0.0f;
-      threadgroup float* dq = heads_d + (t % C::STATE_BUFFERS) * C::ROWS * Q_ROW;
-      enter_step<C>(arriving, u, first.part, step, slope_q, dq + r * Q_ROW, dh);
-    }
+  int ticks = rows.steps > 0 && C::PIPELINED ? rows.steps + LAST : rows.steps;
+  Entering<C::UNIT_VALUES> entering;
+  float z_waits[C::Z_VALUES_BACK];
+#pragma unroll
+  for (int i = 0; i < C::UNIT_VALUES && C::RESIDENT; i++) {
+    Slot slot = slots.kept[i / C::ROWS];
+    int r = i % C::ROWS, t = ticks - 1 - (C::PIPELINED ? slot.stage : 0);
+    entering.dy[i] = gradient_at<C>(dy, slot, t, r, rows);
+    entering.slope[i] = slope_at<C>(slope_q, slot, head_of<C>(first.part), t, r, rows);
+  }
+#pragma unroll
+  for (int i = 0; i < C::Z_VALUES_BACK && C::RESIDENT && C::DEPTH > 0; i++) {
+    int j = result_of(heads, i / C::ROWS), r = i % C::ROWS, t = rows.steps - 1;
+    z_waits[i] = heads.primary && j < C::Z && valid(rows, t, r) ? slopes[(((C::DEPTH - 1) * T + t) * rows.B + rows.row0 + r) * C::Z + j] : 0.0f;
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
-  for (int t = steps - 1; t >= 0; t--) {
-    threadgroup float* d = heads_d + (t % C::STATE_BUFFERS) * C::ROWS * Q_ROW;
-    threadgroup float* dq_before = heads_d + ((t + 1) % C::STATE_BUFFERS) * C::ROWS * Q_ROW;
+  // the last tick enters with what comes from beyond; each tick's last product enters the one before it
+#pragma unroll C::UNROLL
+  for (int block = 0; block < C::BLOCKS; block++) {
+    Slot slot = slot_of<C>(slots, first.group, block);
+    if (ticks == 0 || (COUPLED && slot.stage != LAST)) continue;
+    float sums[C::ROWS];
+    for (int r = 0; r < C::ROWS; r++) sums[r] = slot.unit >= 0 && rows.row0 + r < rows.B ? carry[(rows.row0 + r) * C::H + slot.unit] : 0.0f;
+    int t = ticks - 1 - (C::PIPELINED ? slot.stage : 0);
+    enter_step<C>(sums, slot, first.part, block, t, buffers + ((ticks - 1) % C::STATE_BUFFERS) * WINDOWS, dy, slope_q, entering, dh, rows);
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+
+  for (int tick = ticks - 1; tick >= 0; tick--) {
+    threadgroup float* windows = buffers + (tick % C::STATE_BUFFERS) * WINDOWS;
+    threadgroup float* windows_before = buffers + ((tick + 1) % C::STATE_BUFFERS) * WINDOWS;
+    threadgroup float* d = windows;
+    for (int stage = LAST - 1; stage >= 0 && COUPLED; stage--) {
+#pragma unroll C::UNROLL
+      for (int block = 0; block < C::BLOCKS; block++) {
+        Slot slot = slot_of<C>(slots, above.group, block);
+        if (slot.stage != stage) continue;  // the same for all lanes of a simdgroup
+        float sums[C::ROWS];
+        run_product<C::ROWS>(above, (threadgroup const float4*)windows + (stage + 1) * C::ROWS * FirstBack::ROW4, block, sums);
+        for (int r = 0; r < C::ROWS; r++) sums[r] += slot.unit >= 0 && rows.row0 + r < rows.B ? waiting[r * C::H + slot.unit] : 0.0f;
+        enter_step<C>(sums, slot, above.part, block, tick, windows, dy, slope_q, entering, dh, rows);
+      }
+      threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
     for (int layer = C::DEPTH - 1; layer >= 0; layer--) {
       threadgroup const float4* in = (threadgroup const float4*)d;
-      int offset = ((layer * T + t) * B + row0) * C::Z;
-      d = layers + (layer % 2) * C::ROWS * Z_ROW;
+      int offset = (layer * T * rows.B + place(rows, tick, 0)) * C::Z;
+      d = layers + (layer % 2) * C::ROWS * C::Z_ROW_BACK;
       if (layer == C::DEPTH - 1) {
-        layer_back<C>(heads, in, d, int(Z_ROW), slopes + offset, dz + offset, t, row0, B, length);
+        layer_back<C, bool(C::RESIDENT)>(heads, in, d, slopes + offset, z_waits, dz + offset, tick, rows);
       } else {
-        MiddleBack middle;
-        load_product(middle, w_middle + layer * 4 * MiddleBack::FLOAT4S * C::THREADS, thread_index);
-        layer_back<C>(middle, in, d, int(Z_ROW), slopes + offset, dz + offset, t, row0, B, length);
+        typename C::MiddleBack middle;
+        load_product(middle, w_middle + layer * 4 * C::MiddleBack::FLOAT4S * C::THREADS, thread_index);
+        layer_back<C, false>(middle, in, d, slopes + offset, z_waits, dz + offset, tick, rows);
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
     if (C::MEMORY) {
-      for (int block = 0; block < FirstBack::BLOCKS; block++) {
-        float sums[C::ROWS];
-        run_product<C::ROWS>(first, (threadgroup const float4*)d, block, sums);
-        int u = unit_of(first, block);
-        for (int r = 0; r < C::ROWS && row0 + r < B && u < C::H; r++) {
-          int step = t * B + row0 + r;
-          if (t < length[r]) {
-            memory_back<C>(
-                sums[r], u, first.part, slopes_gates + step * 6 * C::H, float(dy_c[step * C::H + u]), dc + r * 4 * C::H,
-                d_gates + r * GATES_ROW, d_gates_out + step * 4 * C::H);
-          } else if (first.part == 0) {
-            for (int gate = 0; gate < 4; gate++) d_gates_out[(step * 4 + gate) * C::H + u] = 0.0f;
-          }
-        }
-      }
+      memory_step_back<C>(first, slots, (threadgroup const float4*)d, slopes_gates, dy_c, dc, d_gates, d_gates_out, tick, rows);
       threadgroup_barrier(mem_flags::mem_threadgroup);
-      leave_step<C>(gates, (threadgroup const float4*)d_gates, t, row0, B, length, dy, slope_q, dq_before, int(Q_ROW), dh, dh0);
-    } else {
-      leave_step<C>(first, (threadgroup const float4*)d, t, row0, B, length, dy, slope_q, dq_before, int(Q_ROW), dh, dh0);
+    }
+#pragma unroll C::UNROLL
+    for (int block = 0; block < C::BLOCKS; block++) {
+      Slot slot = slot_of<C>(slots, first.group, block);
+      float sums[C::ROWS];
+      if (C::MEMORY) {
+        run_product<C::ROWS>(gates, (threadgroup const float4*)d_gates, block, sums);
+      } else {
+        run_product<C::ROWS>(first, (threadgroup const float4*)d + (C::STAGES > 1 ? slot.stage * C::ROWS * FirstBack::ROW4 : 0), block, sums);
+      }
+      int t = tick - 1 - (C::PIPELINED ? slot.stage : 0);
+      for (int r = 0; r < C::ROWS && slot.unit >= 0 && first.part == 0; r++) {
+        if (t == -1 && rows.row0 + r < rows.B) dh0[(rows.row0 + r) * C::H + slot.unit] = sums[r];
+        if (COUPLED && rows.row0 + r < rows.B) waiting[r * C::H + slot.unit] = sums[r];
+      }
+      for (int r = 0; r < C::ROWS && C::PIPELINED && slot.unit >= 0 && t == rows.steps - 1 && rows.row0 + r < rows.B; r++) {
+        sums[r] += carry[(rows.row0 + r) * C::H + slot.unit];
+      }
+      if (COUPLED && slot.stage != LAST) continue;
+      enter_step<C>(sums, slot, first.part, block, t, windows_before, dy, slope_q, entering, dh, rows);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
   }
-  clear_rest<C::ROWS, C::THREADS>(dh, steps, T, B, int(C::H), row0, thread_index);
+  clear_rest<C::THREADS>(dh, rows.steps, T, int(C::H), rows, thread_index);
   for (int layer = 0; layer < C::DEPTH; layer++) {
-    clear_rest<C::ROWS, C::THREADS>(dz + layer * T * B * C::Z, steps, T, B, int(C::Z), row0, thread_index);
+    clear_rest<C::THREADS>(dz + layer * T * rows.B * C::Z, rows.steps, T, int(C::Z), rows, thread_index);
   }
   if (C::DEPTH == 0 && group_index == 0 && thread_index == 0) dz[0] = 0.0f;  // of one element then
-  if (steps == 0) clear_rest<C::ROWS, C::THREADS>(dh0, 0, 1, B, int(C::H), row0, thread_index);
+  if (rows.steps == 0) clear_rest<C::THREADS>(dh0, 0, 1, int(C::H), rows, thread_index);
   if (C::MEMORY) {
-    clear_rest<C::ROWS, C::THREADS>(d_gates_out, steps, T, B, 4 * C::H, row0, thread_index);
-    for (int r = 0; r < C::ROWS && row0 + r < B; r++) {
-      for (int u = thread_index; u < C::H; u += C::THREADS) dc0[(row0 + r) * C::H + u] = dc[r * 4 * C::H + u];
+    clear_rest<C::THREADS>(d_gates_out, rows.steps, T, 4 * C::H, rows, thread_index);
+    for (int r = 0; r < C::ROWS && rows.row0 + r < rows.B; r++) {
+      for (int u = thread_index; u < C::H; u += C::THREADS) dc0[(rows.row0 + r) * C::H + u] = dc[r * 4 * C::H + u];
     }
   } else if (group_index == 0 && thread_index == 0) {
     d_gates_out[0] = 0.0f;
     dc0[0] = 0.0f;
   }
+}
+
+// What precedes the backward scan, for all steps at once: one thread for each value of N rows (step and sequence).
+
+// (1): z = activation(a) times the dropout factor, and its slope.
+template <int ACTIVATION, int THREADS>
+inline void cfc_activate(
+    device const float* a,        // (N, Z)
+    device const float* dropout,  // (N, Z)
+    device const int* dims,       // N Z, whether there is dropout
+    device float* z, device float* slope,
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int i = group_index * THREADS + thread_index;
+  if (i >= dims[0]) return;
+  float value = activate<ACTIVATION>(a[i]), factor = dims[1] ? dropout[i] : 1.0f;
+  z[i] = value * factor;
+  slope[i] = activation_slope<ACTIVATION>(a[i], value) * factor;
+}
+
+// The slopes of the next state by the heads' products q, by dt, and in pure mode by w_tau and A; compare `interpolate`.
+template <int MODE, int H, int THREADS>
+inline void cfc_slopes(
+    device const float* q,      // (N, HEADS, H)
+    device const float* dt,     // (N)
+    device const float* pure,   // (2, H)
+    device const int* dims,     // N
+    device float* by_q,         // (N, HEADS, H)
+    device float* by_dt,        // (N, H)
+    device float* by_w_tau,     // (N, H) and the next in pure mode, else one element each
+    device float* by_A,
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int i = group_index * THREADS + thread_index;
+  if (i >= dims[0] * H) return;
+  int n = i / H, u = i % H;
+  float passed = dt[n];
+  if (MODE == PURE) {
+    float f = q[i], w_tau = pure[u], A = pure[H + u];
+    float rate = fabs(w_tau) + fabs(f), decay = fast::exp(-passed * rate);
+    by_q[i] = -A * decay * (1.0f - passed * fabs(f));
+    by_dt[i] = A * decay * f * rate;
+    by_w_tau[i] = A * decay * f * passed * (w_tau < 0.0f ? -1.0f : 1.0f);
+    by_A[i] = 1.0f - decay * f;
+    return;
+  }
+  device const float* heads = q + n * 4 * H + u;
+  device float* by_head = by_q + n * 4 * H + u;
+  float f = fast_tanh(heads[0]), g = fast_tanh(heads[H]), t_a = heads[2 * H];
+  float t_interp = fast_sigmoid(t_a * passed + heads[3 * H]);
+  float slope = (MODE == NO_GATE ? g : g - f) * t_interp * (1.0f - t_interp);
+  by_head[0] = (1.0f - f * f) * (MODE == NO_GATE ? 1.0f : 1.0f - t_interp);
+  by_head[H] = (1.0f - g * g) * t_interp;
+  by_head[2 * H] = slope * passed;
+  by_head[3 * H] = slope;
+  by_dt[i] = slope * t_a;
+  if (i == 0) by_w_tau[0] = by_A[0] = 0.0f;
+}
+
+// The LSTM's h, and the slopes that `memory_step_back` takes; compare `memory_step`.
+template <int H, int THREADS>
+inline void cfc_gate_slopes(
+    device const float* q,  // (N, 4, H)
+    device const float* c,  // (N, H): before the step
+    device const int* dims, // N
+    device float* h_inner, device float* slopes,  // (N, H), (N, 6, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int index = group_index * THREADS + thread_index;
+  if (index >= dims[0] * H) return;
+  int n = index / H, u = index % H;
+  device const float* gates = q + n * 4 * H + u;
+  device float* by = slopes + n * 6 * H + u;
+  float a = fast_tanh(gates[0]), i = fast_sigmoid(gates[H]), f = fast_sigmoid(gates[2 * H] + 1.0f), o = fast_sigmoid(gates[3 * H]);
+  float tanh_c = fast_tanh(c[index] * f + a * i);
+  h_inner[index] = tanh_c * o;
+  by[0] = (1.0f - a * a) * i;
+  by[H] = a * i * (1.0f - i);
+  by[2 * H] = c[index] * f * (1.0f - f);
+  by[3 * H] = tanh_c * o * (1.0f - o);
+  by[4 * H] = o * (1.0f - tanh_c * tanh_c);
+  by[5 * H] = f;
+}
+
+// One step by itself, where a scan in one launch would not pay: the products are made outside, one thread has one unit of one sequence.
+
+// (2), (3): the next state, and y; past a sequence's length the state stays and y is 0.
+template <int MODE, int H, int THREADS>
+inline void cfc_next(
+    device const float* q,      // (B, HEADS, H)
+    device const float* dt,     // (B)
+    device const float* pure,   // (2, H)
+    device const float* h,      // (B, H)
+    device const int* lengths,  // (B)
+    device const int* dims,     // B, the step
+    device float* h_next, device float* y,  // (B, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int i = group_index * THREADS + thread_index;
+  if (i >= dims[0] * H) return;
+  int b = i / H, u = i % H;
+  float value;
+  if (MODE == PURE) {
+    value = next_pure_state(q[i], dt[b], pure[u], pure[H + u]);
+  } else {
+    device const float* heads = q + b * 4 * H + u;
+    value = next_state<MODE>(fast_tanh(heads[0]), fast_tanh(heads[H]), fast_sigmoid(heads[2 * H] * dt[b] + heads[3 * H]));
+  }
+  bool now = dims[1] < lengths[b];
+  h_next[i] = now ? value : h[i];
+  y[i] = now ? value : 0.0f;
+}
+
+// The LSTM's h, its next c, and what is kept of c.
+template <int H, int THREADS>
+inline void cfc_memory_next(
+    device const float* q,      // (B, 4, H)
+    device const float* c,      // (B, H)
+    device const int* lengths,  // (B)
+    device const int* dims,     // B, the step
+    device float* h_inner, device float* c_next, device float* c_out,  // (B, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int index = group_index * THREADS + thread_index;
+  if (index >= dims[0] * H) return;
+  int b = index / H;
+  device const float* gates = q + b * 4 * H + index % H;
+  float a = fast_tanh(gates[0]), i = fast_sigmoid(gates[H]), f = fast_sigmoid(gates[2 * H] + 1.0f), o = fast_sigmoid(gates[3 * H]);
+  float value = c[index] * f + a * i;
+  bool now = dims[1] < lengths[b];
+  h_inner[index] = fast_tanh(value) * o;
+  c_next[index] = now ? value : c[index];
+  c_out[index] = now ? value : 0.0f;
 }

@@ -8,3 +8,12 @@ enum class mem_flags { mem_none, mem_device, mem_threadgroup };
 
 inline void threadgroup_barrier(mem_flags) { __syncthreads(); }
 inline float simd_shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+namespace fast {
+inline float exp(float a) { return __expf(a); }
+inline float divide(float a, float b) { return __fdividef(a, b); }
+}  // namespace fast
+
+template <typename To>
+inline To as_type(unsigned int bits) {
+  return *reinterpret_cast<To*>(&bits);
+}

@@ -4,46 +4,85 @@
 // shuffles. A weight is packed so that each thread finds its float4s at a stride of the group's size (see packing.py), and is read for all
 // ROWS. Inputs lie in threadgroup memory, padded with zeros to SPLIT * SHARE floats a row.
 
+// Four weights as they are packed, by the type of the array that holds them; `unpack` makes floats of them.
+struct Half4 {
+  uint2 bits;
+};
+struct Bfloat4 {
+  uint2 bits;
+};
+template <typename T>
+struct Packed {
+  typedef Bfloat4 type;
+};
+template <>
+struct Packed<half> {
+  typedef Half4 type;
+};
+template <>
+struct Packed<float> {
+  typedef float4 type;
+};
+
+inline float4 unpack(float4 w) { return w; }
+inline float4 unpack(Bfloat4 w) {  // a bfloat16 is the upper half of a float
+  float4 result;
+  result.x = as_type<float>(w.bits.x << 16);
+  result.y = as_type<float>(w.bits.x & 0xffff0000u);
+  result.z = as_type<float>(w.bits.y << 16);
+  result.w = as_type<float>(w.bits.y & 0xffff0000u);
+  return result;
+}
+inline float4 unpack(Half4 w) {
+  half2 low = as_type<half2>(w.bits.x), high = as_type<half2>(w.bits.y);
+  float4 result;
+  result.x = float(low.x);
+  result.y = float(low.y);
+  result.z = float(high.x);
+  result.w = float(high.y);
+  return result;
+}
+
 // A thread's weights kept in registers for the whole sequence.
-template <int COUNT>
+template <int COUNT, typename V>
 struct Resident {
-  float4 values[COUNT];
+  V values[COUNT];
 };
 
 // A thread's weights read from device memory each time.
-template <int COUNT>
+template <int COUNT, typename V>
 struct Streamed {
-  device const float4* packed;
+  device const V* packed;
   int stride;
 };
 
 // Methods would leave the address space of their object open, so these are functions.
-template <int COUNT>
-inline void load_weights(thread Resident<COUNT>& weights, device const float4* packed, int stride) {
+template <int COUNT, typename V>
+inline void load_weights(thread Resident<COUNT, V>& weights, device const V* packed, int stride) {
 #pragma unroll
   for (int i = 0; i < COUNT; i++) weights.values[i] = packed[i * stride];
 }
-template <int COUNT>
-inline void load_weights(thread Streamed<COUNT>& weights, device const float4* packed, int stride) {
+template <int COUNT, typename V>
+inline void load_weights(thread Streamed<COUNT, V>& weights, device const V* packed, int stride) {
   weights.packed = packed;
   weights.stride = stride;
 }
-template <int COUNT>
-inline float4 weight_at(thread const Resident<COUNT>& weights, int i) {
-  return weights.values[i];
+template <int COUNT, typename V>
+inline float4 weight_at(thread const Resident<COUNT, V>& weights, int i) {
+  return unpack(weights.values[i]);
 }
-template <int COUNT>
-inline float4 weight_at(thread const Streamed<COUNT>& weights, int i) {
-  return weights.packed[i * weights.stride];
+template <int COUNT, typename V>
+inline float4 weight_at(thread const Streamed<COUNT, V>& weights, int i) {
+  return unpack(weights.packed[i * weights.stride]);
 }
 
-template <bool RESIDENT, int COUNT>
+template <bool RESIDENT, int COUNT, typename V>
 struct Weights {
-  typedef Streamed<COUNT> type;
+  typedef Streamed<COUNT, V> type;
 };
-template <int COUNT>
-struct Weights<true, COUNT> {
-  typedef Resident<COUNT> type;
+template <int COUNT, typename V>
+struct Weights<true, COUNT, V> {
+  typedef Resident<COUNT, V> type;
 };
 
 // sums (ROWS * OUTPUTS) += one float4 of each row times the same float4 of each result's weights
@@ -99,8 +138,11 @@ struct LaneSum<1, 0> {
 
 // RESULTS results from INPUTS inputs. Results come in blocks: in each block, group g of SPLIT lanes has OUTPUTS of them, and after `run_product`
 // each lane holds one in sums[row * OUTPUTS]: number `owned` of its group, in the lanes with `primary` set (others hold copies).
-template <int INPUTS, int RESULTS, int SPLIT_, int OUTPUTS_, int THREADS_, bool RESIDENT_>
+// WEIGHT is the element type of the array in which the weights lie packed.
+template <int INPUTS, int RESULTS, int SPLIT_, int OUTPUTS_, int THREADS_, bool RESIDENT_, typename WEIGHT>
 struct Product {
+  typedef WEIGHT Element;
+  typedef typename Packed<WEIGHT>::type Four;
   enum {
     SPLIT = SPLIT_, OUTPUTS = OUTPUTS_, THREADS = THREADS_, RESIDENT = RESIDENT_,
     SHARE = (INPUTS + 4 * SPLIT_ - 1) / (4 * SPLIT_) * 4,  // inputs of a lane
@@ -108,20 +150,21 @@ struct Product {
     GROUPS = THREADS_ / SPLIT_,
     BLOCKS = (RESULTS + GROUPS * OUTPUTS_ - 1) / (GROUPS * OUTPUTS_),
     FLOAT4S = BLOCKS * OUTPUTS_ * SHARE / 4,  // weights of a lane
-    COPIES = SPLIT_ / OUTPUTS_
+    COPIES = SPLIT_ / OUTPUTS_,
+    UNROLL = RESIDENT_ ? int(BLOCKS) : 1  // blocks: weights in registers cannot be indexed by a variable
   };
-  typename Weights<RESIDENT_, FLOAT4S>::type weights;
+  typename Weights<RESIDENT_, FLOAT4S, Four>::type weights;
   int part, group, owned;
   bool primary;
 };
 
 template <typename P>
-inline void load_product(thread P& product, device const float* packed, int thread_index) {
+inline void load_product(thread P& product, device const typename P::Element* packed, int thread_index) {
   product.part = thread_index % P::SPLIT;
   product.group = thread_index / P::SPLIT;
   product.owned = product.part / P::COPIES;
   product.primary = product.part % P::COPIES == 0;
-  load_weights(product.weights, (device const float4*)packed + thread_index, int(P::THREADS));
+  load_weights(product.weights, (device const typename P::Four*)packed + thread_index, int(P::THREADS));
 }
 
 // The unit of which a lane owns head `owned`, where a group's results are the heads of one unit.

@@ -85,7 +85,11 @@ def launch(
     output_shapes: Sequence[tuple[int, ...]],
     output_dtypes: Sequence[mx.Dtype],
 ) -> list[mx.array]:
-    """Run a kernel; `template` must name SCRATCH, the float4s of threadgroup memory."""
+    """Run a kernel.
+
+    `template` must name SCRATCH, the float4s of threadgroup memory. What the kernel's text depends on must be named there too, dtypes of
+    arrays included: MLX's CUDA build keeps compiled kernels by name and template arguments alone.
+    """
     kernel = _compiled(kind, text, _makers.get(kind))
     return kernel(
         inputs=[_padded(a) for a in arrays],

@@ -65,6 +65,6 @@ def packing_index(shape: ProductShape) -> mx.array:
 
 
 def pack(weight: mx.array, shape: ProductShape) -> mx.array:
-    """(results, inputs) -> flat float32, in the order of the kernel's reads."""
-    flat = mx.concatenate([weight.astype(mx.float32).reshape(-1), mx.zeros((1,))])
+    """(results, inputs) -> flat, in the order of the kernel's reads."""
+    flat = mx.concatenate([weight.reshape(-1), mx.zeros((1,), weight.dtype)])
     return mx.take(flat, packing_index(shape))

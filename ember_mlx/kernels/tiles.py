@@ -6,6 +6,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 THREADGROUP_BYTES = 32 * 1024  # Metal's limit, kept on CUDA too
+SIMD = 32  # threads of a simdgroup, or warp
 
 
 class Tile(NamedTuple):
@@ -13,15 +14,19 @@ class Tile(NamedTuple):
 
     Args:
         threads: of a threadgroup.
-        rows: sequences that a threadgroup takes together; a weight that it reads serves all of them.
+        rows: sequences that a threadgroup takes together; a weight that it reads serves all of them. 0: each step has launches of its own.
         split: neighbouring lanes that share the inputs of a product.
         resident: whether each thread keeps its weights in registers for the whole sequence, or reads them at every step.
+        half: whether weights stay in the parameters' half precision, where they have it: two in a register.
+        gates_resident: with `resident`, whether that holds for the LSTM of a mixed memory too.
     """
 
     threads: int
     rows: int
     split: int
     resident: bool
+    half: bool = False
+    gates_resident: bool = True
 
 
 class Family(NamedTuple):
@@ -31,26 +36,34 @@ class Family(NamedTuple):
         name: how the architecture's name begins.
         threads: of a threadgroup.
         register_floats: weights that a thread can keep in registers.
-        most_rows: sequences of a threadgroup at the most.
+        resident_rows: sequences of a threadgroup at the most where weights are in registers.
+        streamed_rows: the same where they are read at every step.
+        cores: to spread sequences over; of the smallest chip of the family.
+        stream_rate: bytes of weights that one core reads in a microsecond, from the cache that all cores share.
+        launch_time: microseconds that one more launch in a step takes.
         evidence: "reasoned" from public figures, or the chip and date of a measurement.
     """
 
     name: str
     threads: int
     register_floats: int
-    most_rows: int
+    resident_rows: int
+    streamed_rows: int
+    cores: int
+    stream_rate: float
+    launch_time: float
     evidence: str
 
 
 FAMILIES = (
-    # 208 KB of registers a core and about 96 live values a thread at 256 threads: half of them for weights
-    Family("applegpu_g13", 256, 48, 4, "reasoned"),
-    Family("applegpu_g14", 256, 48, 4, "reasoned"),
+    # 208 KB of registers a core and about 96 live values a thread at 256 threads: half of them for weights; 32 bytes a cycle from L2
+    Family("applegpu_g13", 256, 48, 2, 4, 8, 41e3, 8, "reasoned"),
+    Family("applegpu_g14", 256, 48, 2, 4, 8, 45e3, 8, "reasoned"),
     # from the M3 on registers and threadgroup memory share one pool; the older limits are kept as the safe ones
-    Family("applegpu", 256, 48, 4, "reasoned"),
-    # 65,536 registers an SM: 255 a thread at 256 threads
-    Family("sm_90", 256, 176, 4, "reasoned"),
-    Family("", 256, 48, 4, "reasoned"),
+    Family("applegpu", 256, 48, 2, 4, 8, 45e3, 8, "reasoned"),
+    # 65,536 registers an SM: 255 a thread at 256 threads; 64 bytes a cycle from L2
+    Family("sm_90", 256, 176, 2, 4, 132, 110e3, 8, "reasoned"),
+    Family("", 256, 48, 2, 4, 8, 41e3, 8, "reasoned"),
 )
 
 
@@ -63,14 +76,31 @@ def family_of(architecture: str) -> Family:
     return next(family for family in FAMILIES if architecture.startswith(family.name))
 
 
-def current_family(kind: str) -> Family:
-    """The family of the GPU in use."""
-    info = mx.device_info()
-    if kind == "cuda":
-        return family_of(f"sm_{info.get('compute_capability_major', '')}{info.get('compute_capability_minor', '')}")
-    return family_of(str(info.get("architecture", "")))
+def current_family() -> Family:
+    """The family of the GPU in use; MLX names its architecture on Metal ("applegpu_g13g") and on CUDA ("sm_90") alike."""
+    return family_of(str(mx.device_info().get("architecture", "")))
 
 
-def rows_for(family: Family, batch: int, row_bytes: int, cores: int = 10) -> int:
-    """Sequences of a threadgroup where weights are read at every step: enough to fill the cores once, within memory; 0 if none fits."""
-    return min(family.most_rows, max(1, batch // cores), THREADGROUP_BYTES // row_bytes)
+def rows_for(family: Family, batch: int, row_bytes: int, resident: bool) -> int:
+    """Sequences of a threadgroup: enough to fill the cores once, within memory; 0 if none fits."""
+    most = family.resident_rows if resident else family.streamed_rows
+    return min(most, max(1, -(-batch // family.cores)), THREADGROUP_BYTES // row_bytes)
+
+
+def steps_apart(family: Family, batch: int, rows: int, streamed_bytes: int, launches: int) -> bool:
+    """Whether a step is faster as matrix products and pointwise launches of its own than inside one launch for the whole sequence.
+
+    Inside one launch every threadgroup reads the weights that are not in registers at every step, at the rate of one core; a product of its
+    own reads them with all cores together, and costs its launch.
+
+    Args:
+        family: of the GPU.
+        batch: sequences.
+        rows: of them, that a threadgroup takes; 0: none.
+        streamed_bytes: of weights that a threadgroup reads in a step.
+        launches: that a step of its own takes.
+    """
+    if rows == 0:
+        return True
+    waves = -(-batch // (rows * family.cores))
+    return waves * streamed_bytes / family.stream_rate > launches * family.launch_time

@@ -164,37 +164,27 @@ class CfC(RecurrentLayer):
         dtype, shape = compute_dtype(steps.x, self.dtype), (steps.x.shape[1], self.units)
         initial = dict(zip(self.state_names, (mx.zeros(shape, dtype) if a is None else a.astype(dtype) for a in state), strict=True))
         dt = steps.dt.astype(dtype) * mx.array(self.time_scale_factor, dtype)
-        shared: Tree = {"dt": dt} | ({} if steps.lengths is None else {"lengths": steps.lengths})
-        x = steps.x.astype(dtype)
-        outputs = self._one_scan(x, initial, shared) if self.mixed_memory else [self._scan_by_stage(x, initial["h"], shared)]
+        outputs = scan(CFC, CfCSpec(self._ranges(), self.mode, self.activation, self.mixed_memory), self._arrays(steps, initial, dt))
         elapsed = dt if steps.valid is None else mx.where(steps.valid, dt, 0)
         clock = initial["t"] + elapsed.sum(axis=0)[:, None]
         return outputs[0], [*(steps.last(a) for a in outputs), clock]
 
-    def _one_scan(self, x: mx.array, initial: dict[str, mx.array], shared: Tree) -> list[mx.array]:
-        """LSTM and all stages in one scan, which the memory couples: [h, c], (T, B, H) each."""
-        lstm = {name: a.astype(x.dtype) for name, a in self.lstm.items()}
-        arrays = shared | {"x": x, "h0": initial["h"], "c0": initial["c"]} | self._dropout(x)
-        arrays["stages"] = [stage.scan_tree(x.dtype) for stage in self.stages]
-        arrays["lstm"] = {"w_x": lstm["Wx"], "w_h": lstm["Wh"], "b": lstm["bias"]}
-        return scan(CFC, CfCSpec(self._ranges(), self.mode, self.activation, mixed_memory=True), arrays)
+    def _arrays(self, steps: Steps, initial: dict[str, mx.array], dt: mx.array) -> Tree:
+        """The scan's arrays; x and the weights in their own precision, states and times in that of the sums."""
+        arrays: Tree = {"x": steps.x, "dt": dt, "h0": initial["h"], "stages": [stage.scan_tree() for stage in self.stages]}
+        arrays |= self._dropout(dt) | ({} if steps.lengths is None else {"lengths": steps.lengths})
+        if self.mixed_memory:
+            lstm = self.lstm
+            arrays |= {"c0": initial["c"], "lstm": {"w_x": lstm["Wx"], "w_h": lstm["Wh"], "b": lstm["bias"]}}
+        return arrays
 
-    def _scan_by_stage(self, x: mx.array, h0: mx.array, shared: Tree) -> mx.array:
-        """A scan for each stage, over the whole output of the one before: (T, B, H)."""
-        u, outputs = x, {}
-        for (start, stop), stage in zip(self._ranges(), self.stages, strict=True):
-            arrays = shared | {"x": u, "h0": h0[:, start:stop], "stages": [stage.scan_tree(x.dtype)]} | self._dropout(x)
-            (u,) = scan(CFC, CfCSpec(((0, stop - start),), self.mode, self.activation), arrays)
-            outputs[start] = u
-        return mx.concatenate([outputs[start] for start in sorted(outputs)], axis=2) if len(outputs) > 1 else u
-
-    def _dropout(self, x: mx.array) -> Tree:
-        """The backbone's dropout factors, drawn for all steps before the scan."""
+    def _dropout(self, dt: mx.array) -> Tree:
+        """The backbone's dropout factors, drawn for all steps (T, B) before the scan."""
         p = self.backbone_dropout
         if not (self.training and p > 0 and self.backbone_layers):
             return {}
-        shape = (*x.shape[:2], self.backbone_units or 0)
-        return {"dropout": [mx.random.bernoulli(1 - p, shape).astype(x.dtype) / (1 - p) for _ in range(self.backbone_layers)]}
+        shape = (*dt.shape, self.backbone_units or 0)
+        return {"dropout": [mx.random.bernoulli(1 - p, shape).astype(dt.dtype) / (1 - p) for _ in range(self.backbone_layers)]}
 
     def read_out(self, y: mx.array, steps: Steps, *, output: str | None = None) -> mx.array:
         """All units or the motor units, and the projection if there is one."""
@@ -237,17 +227,17 @@ class CfCStage(nn.Module):
         if mode == "pure":
             self.w_tau, self.A = mx.zeros((units,)), mx.ones((units,))
 
-    def scan_tree(self, dtype: mx.Dtype) -> Tree:
+    def scan_tree(self) -> Tree:
         """The stage's arrays for the scan."""
         layers: list[Tree] = [*self.get("backbone", []), self.heads]
         first, rest = layers[0], layers[1:]
-        weight = first["weight"].astype(dtype)
+        weight = first["weight"]
         if self.mask is not None:
-            weight = weight * mx.array(self.mask, dtype)
-        tree: Tree = {"w_x": weight[:, : self.inputs], "w_h": weight[:, self.inputs :], "b": first["bias"].astype(dtype)}
-        tree |= {name: self[name].astype(dtype) for name in ("w_tau", "A") if name in self}
+            weight = weight * mx.array(self.mask, weight.dtype)
+        tree: Tree = {"w_x": weight[:, : self.inputs], "w_h": weight[:, self.inputs :], "b": first["bias"]}
+        tree |= {name: self[name] for name in ("w_tau", "A") if name in self}
         if rest:
-            tree["dense"] = [{"w": layer["weight"].astype(dtype), "b": layer["bias"].astype(dtype)} for layer in rest]
+            tree["dense"] = [{"w": layer["weight"], "b": layer["bias"]} for layer in rest]
         return tree
 
     def _extra_repr(self) -> str:

@@ -63,9 +63,11 @@ class Recurrence(NamedTuple):
 
 def scan(recurrence: Recurrence, spec: Hashable, arrays: Tree) -> list[mx.array]:
     """Run a recurrence over a tree of arrays in the form that the backend in use names; differentiable."""
+    form = _choose(recurrence, spec, arrays, [leaf for _, leaf in tree_flatten(arrays)])
+    if form not in KERNEL_BACKENDS:
+        arrays = widened(arrays)
     flat = tree_flatten(arrays)
     leaves = [leaf for _, leaf in flat]
-    form = _choose(recurrence, spec, arrays, leaves)
     if form == "ops":
         return recurrence.ops(spec, arrays)
     return _function(recurrence, form, spec, tuple(path for path, _ in flat))(*leaves)["outputs"]
@@ -88,6 +90,13 @@ def _choose(recurrence: Recurrence, spec: Hashable, arrays: Tree, leaves: list[m
     if reason is not None:
         raise RuntimeError(f"[{recurrence.name}] backend {name!r} cannot run: {reason}; use 'auto' or 'ops'.")
     return name
+
+
+def widened(arrays: Tree) -> Tree:
+    """The arrays in the precision of sums: float64 where any of them has it, else float32. Kernels do this inside."""
+    floating = [a.dtype for _, a in tree_flatten(arrays) if mx.issubdtype(a.dtype, mx.floating)]
+    dtype = mx.float64 if mx.float64 in floating else mx.float32
+    return tree_map(lambda a: a.astype(dtype) if mx.issubdtype(a.dtype, mx.floating) else a, arrays)
 
 
 def can_evaluate(arrays: list[mx.array]) -> bool:
@@ -125,7 +134,7 @@ def _function(recurrence: Recurrence, form: str, spec: Hashable, paths: tuple[st
         return tree_unflatten(list(zip(paths, leaves, strict=True)))
 
     def ops(*leaves: mx.array) -> list[mx.array]:
-        return recurrence.ops(spec, tree(leaves))
+        return recurrence.ops(spec, widened(tree(leaves)))
 
     def ops_backward(leaves: list[mx.array], cotangents: list[mx.array]) -> list[mx.array]:
         return mx.vjp(ops, leaves, cotangents)[1]
@@ -137,7 +146,10 @@ def _function(recurrence: Recurrence, form: str, spec: Hashable, paths: tuple[st
     @mx.custom_function
     def backward(leaves: list[mx.array], results: Results, cotangents: list[mx.array]) -> list[mx.array]:
         gradients = dict(tree_flatten(run_back(spec, tree(leaves), results, cotangents)))
-        return [gradients[path] if path in gradients else mx.zeros_like(leaf) for path, leaf in zip(paths, leaves, strict=True)]
+        return [
+            gradients[path].astype(leaf.dtype) if path in gradients else mx.zeros_like(leaf)
+            for path, leaf in zip(paths, leaves, strict=True)
+        ]
 
     @forward.vjp
     def forward_vjp(leaves: Any, cotangents: Any, results: Any) -> list[mx.array]:

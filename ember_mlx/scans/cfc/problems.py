@@ -22,6 +22,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "tanh": {"activation": "tanh"},
     "dropout": {"depth": 2, "dropout": True},
     "mixed_memory": {"mixed_memory": True},
+    "layered": {"depth": 0, "layers": 3},
+    "layered_pure": {"mode": "pure", "depth": 0, "layers": 2},
     "layered_mixed_memory": {"mixed_memory": True, "depth": 0, "layers": 3},
     "layered_pure_mixed_memory": {"mixed_memory": True, "mode": "pure", "depth": 0, "layers": 3},
 }
