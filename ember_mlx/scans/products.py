@@ -5,6 +5,8 @@ and where another process has a core these threads wait for each other: a produc
 moderate size are made in pieces that one thread works on: one call of np.matmul over stacked views.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from .pointwise import Array
@@ -12,6 +14,7 @@ from .pointwise import Array
 PIECE = 2**18  # multiply-adds up to which OpenBLAS stays in the calling thread
 LARGE = 2**24  # above this many, threads pay
 FEWEST_ROWS = 8  # of a piece: each piece reads its right-hand side anew
+FEWEST_ROWS_ADDED = 32  # of a piece of a sum over rows: each piece writes a product of its own
 
 
 def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
@@ -34,6 +37,30 @@ def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
     _by_rows(a, _columns(b, columns), _columns(out, columns), max(1, PIECE // (K * columns)))
     if whole < J:
         multiply(a, b[..., whole:], out[..., whole:])
+    return out
+
+
+def multiply_over_rows(a: Array, b: Array, out: Array, parts: Callable[..., Array]) -> Array:
+    """a^T b over many rows: (N, K), (S, N, J) -> (S, K, J), in pieces of rows whose products are added up.
+
+    Args:
+        a: (N, K).
+        b: (S, N, J).
+        out: the result.
+        parts: (name, *shape) -> memory for the pieces' products.
+    """
+    (N, K), (S, _, J) = a.shape, b.shape
+    rows = PIECE // (K * J)
+    if rows < FEWEST_ROWS_ADDED or N <= rows:
+        return multiply(a.T, b, out)
+    pieces = -(-N // rows)
+    rows = N // pieces  # as even as can be
+    whole = rows * pieces
+    products = parts("parts", S, pieces, K, J)
+    np.matmul(a[:whole].reshape(pieces, rows, K).swapaxes(1, 2), b[:, :whole].reshape(S, pieces, rows, J), out=products)
+    np.add.reduce(products, axis=1, out=out)
+    if whole < N:
+        out += np.matmul(a[whole:].T, b[:, whole:])
     return out
 
 

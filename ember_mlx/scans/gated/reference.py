@@ -29,8 +29,8 @@ import numpy as np
 
 from ..dense import Scratch, Sums, borrowed_scratch
 from ..packing import PackedLayout
-from ..pointwise import Array, sigmoid_of_tanh
-from ..products import FEWEST_ROWS, LARGE, PIECE, multiply
+from ..pointwise import Array, sigmoid_of_negative
+from ..products import FEWEST_ROWS, LARGE, PIECE, multiply, multiply_over_rows
 from .spec import GatedSpec
 
 Tree = dict[str, Any]
@@ -58,24 +58,24 @@ def gated_forward(spec: GatedSpec, arrays: Tree, keep: list[Array] | None = None
         >>> h.shape, float(c[0, 0, 0, 0])
         ((1, 5, 2, 3), 0.5)
     """
-    with borrowed_scratch(arrays["h0"].dtype) as scratch:
+    with borrowed_scratch(arrays["h0"].dtype) as scratch, np.errstate(over="ignore"):  # 1 / (1 + exp(-a)) is right there too
         scan = _Scan(spec, arrays, scratch)
         results = scan.results()
-        gates = scan.new_gates(keep)
-        h, c = scan.initial()
+        kept = scan.new_gates(keep)
+        state = scan.initial()
         for first, last in scan.layout.chunks(BLOCK_ROWS):
             block = scan.block(first, last)
             states = [scan.rows_of(f"states{k}", a, block) for k, a in enumerate(results)]
-            point = scan.gates_of(gates, block)
-            scan.project(block, point[0])
+            point = scan.gates_of(kept, block)
+            scan.project(block, point)
             for rows in block.steps:
                 n = rows.stop - rows.start
-                h, c = h[:, :n], None if c is None else c[:, :n]
-                now, out = [a[:, rows] for a in point], [a[:, rows] for a in states]
-                scan.cell.gates(scan.of_state(h), *now)
-                scan.cell.update(now[0], h, c, *out)
-                h, c = out[0], None if c is None else out[1]
-            h, c = scratch.copy("h", h), None if c is None else scratch.copy("c", c)  # the next block overwrites these states
+                state = [a[:, :n] for a in state]
+                gates, out = point[:, :, rows], [a[:, rows] for a in states]
+                scan.cell.gates(scan.of_state(state[0]), gates)
+                scan.cell.update(gates, state, out)
+                state = out
+            state = [scratch.copy(f"state{k}", a) for k, a in enumerate(state)]  # the next block overwrites these states
             for a, result in zip(states, results, strict=True):
                 scan.store(a, result, block)
     return tuple(results)
@@ -96,113 +96,128 @@ def gated_backward(
     Returns:
         The gradient of every floating-point array, as a tree of the same structure, without `lengths`.
     """
-    with borrowed_scratch(arrays["h0"].dtype) as scratch:
+    with borrowed_scratch(arrays["h0"].dtype) as scratch, np.errstate(over="ignore"):  # 1 / (1 + exp(-a)) is right there too
         scan = _Scan(spec, arrays, scratch)
         initial = scan.initial()
-        dh, dc = (None if a is None else np.zeros_like(a) for a in initial)
+        d_state = [np.zeros_like(a) for a in initial]
         d_x = scan.like_inputs()
         for first, last in reversed(scan.layout.chunks(BLOCK_ROWS)):
             block = scan.block(first, last)
-            before = [scan.previous(f"before{k}", a, b, block) for k, (a, b) in enumerate(zip(initial, outputs, strict=False))]
-            after = [scan.rows_of(f"states{k}", a, block) for k, a in enumerate(outputs)]
-            dy = [scan.rows_of(f"dy{k}", a, block) for k, a in enumerate(cotangents)]
-            gates = scan.gates_of(list(kept), block) if kept else scan.recompute(block, before[0])
-            point = scan.cell.linearise(gates, before, after, scratch)
+            before = [scan.previous(f"before{k}", a, b, block) for k, (a, b) in enumerate(zip(initial, outputs, strict=True))]
+            after, dy = (
+                [scan.rows_of(f"{name}{k}", a, block) for k, a in enumerate(given)] for name, given in (("states", outputs), ("dy", cotangents))
+            )
+            gates = scan.gates_of(kept[0], block) if kept else scan.recompute(block, before[0])
+            point = scan.cell.linearise(gates, before, after)
             for rows in reversed(block.steps):
                 n = rows.stop - rows.start
-                scan.cell.pull(point, rows, dh[:, :n], None if dc is None else dc[:, :n], [a[:, rows] for a in dy])
+                d = [a[:, :n] for a in d_state]
+                for a, b in zip(d, dy, strict=True):
+                    a += b[:, rows]
+                scan.cell.pull(point, rows, *d)
             scan.accumulate(block, point, before[0], d_x)
-        return scan.gradients(d_x, dh, dc)
+        return scan.gradients(d_x, d_state)
 
 
 class StepProduct:
-    """u W^T for the few rows of a step, in every direction, in pieces that one thread works on (see products.py).
+    """u w for the few rows of a step, for every direction and gate, in pieces that one thread works on (see products.py).
 
     Args:
-        w: (D, J, K).
+        w: (D, G, K, J).
         scratch: where the weights lie.
     """
 
     def __init__(self, w: Array, scratch: Scratch):
-        D, self.J, self.K = w.shape
-        self.w_T, self.scratch = scratch("w_T", D, self.K, self.J), scratch  # (in, out) in memory: faster for few rows
-        self.w_T[...] = w.swapaxes(1, 2)
+        self.w, self.scratch = scratch.copy("w", w), scratch
+        self.D, self.G, self.K, self.J = w.shape
         self.plans: dict[int, tuple[int, Array]] = {}
 
-    def plan(self, n: int) -> tuple[int, Array]:
-        """For n rows: in how many parts to take them, and the weights in pieces (D, 1, pieces, K, columns)."""
-        if n not in self.plans:
-            columns, rows = self.J, n
-            if n * self.K * self.J <= LARGE:
-                while rows * self.K * columns > PIECE and columns % 2 == 0 and columns > FEWEST_COLUMNS:
-                    columns //= 2
-                while rows * self.K * columns > PIECE and rows % 2 == 0 and rows > FEWEST_ROWS:
-                    rows //= 2
-            pieces = self.w_T.reshape(len(self.w_T), self.K, self.J // columns, columns).swapaxes(1, 2)
-            self.plans[n] = n // rows, self.scratch.copy(f"pieces{columns}", pieces)[:, None]
-        return self.plans[n]
-
     def __call__(self, u: Array, out: Array) -> Array:
-        """(D, n, K) -> (D, n, J)."""
-        D, n, _ = u.shape
-        parts, w = self.plan(n)
-        result = out.reshape(D, parts, n // parts, w.shape[2], w.shape[4]).swapaxes(2, 3)  # a view: only axes are split
-        np.matmul(u.reshape(D, parts, 1, n // parts, self.K), w, out=result)
+        """(D, 1 or G, n, K) -> (D, G, n, J)."""
+        n = u.shape[2]
+        if not PIECE < n * self.K * self.J <= LARGE:
+            return np.matmul(u, self.w, out=out)
+        parts, w = self._plan(n)
+        result = out.reshape(self.D, self.G, parts, n // parts, w.shape[3], w.shape[5]).swapaxes(3, 4)  # a view: only axes are split
+        np.matmul(u.reshape(self.D, -1, parts, 1, n // parts, self.K), w, out=result)
         return out
 
-
-class _Cell:
-    """What one cell adds to a scan: how it orders its gates, and its equations (2) and (3), forward and back.
-
-    Gates are in an order in which those of one kind lie side by side: `x_order` for the products with x, `h_order` for those with h, as
-    indices of torch.nn's order; the gradients of both lie in one array (D, N, width), of which x has the columns [0, G H) and h the last G H.
-    """
-
-    x_order: tuple[int, ...] = (0,)
-    h_order: tuple[int, ...] = (0,)
-    logistic: tuple[int, ...] = ()  # gates, in torch.nn's order, whose argument is halved in the weights: sigma(a) = (1 + tanh(a / 2)) / 2
-    kept_blocks: tuple[int, ...] = ()  # blocks of H features of each array of gates that spares the backward its recomputation
-    width = 1  # blocks of the products' gradients
-
-    def __init__(self, arrays: Tree, scratch: Scratch):
-        self.H = arrays["w_h"].shape[1] // len(self.h_order)
-        self.scratch = scratch
-        self.back = StepProduct(blocks(arrays["w_h"], self.h_order).swapaxes(1, 2), scratch.part("back"))
-
-    def gates(self, q: Array, a: Array, *more: Array) -> None:
-        """From q = W_h h and a = W_x x + b to the gates, in `a` and `more`."""
-        raise NotImplementedError
-
-    def update(self, a: Array, h: Array, c: Array | None, h_next: Array, c_next: Array | None = None) -> None:
-        """From the gates and the state to the next one, (D, n, H) each."""
-        raise NotImplementedError
-
-    def linearise(self, gates: list[Array], before: list[Array], after: list[Array], scratch: Scratch) -> "_Point":
-        """For a block of steps at once: everything that the pull needs and that does not depend on it."""
-        raise NotImplementedError
-
-    def pull(self, point: "_Point", rows: slice, dh: Array, dc: Array | None, dy: list[Array]) -> None:
-        """From the gradients of a step's state, (D, n, H), to those of the state before it, in place, and the products' in `point.d`."""
-        raise NotImplementedError
+    def _plan(self, n: int) -> tuple[int, Array]:
+        """For n rows: in how many parts to take them, and the weights in pieces (D, G, 1, pieces, K, columns)."""
+        if n not in self.plans:
+            columns, rows = self.J, n
+            while rows * self.K * columns > PIECE and columns % 2 == 0 and columns > FEWEST_COLUMNS:
+                columns //= 2
+            while rows * self.K * columns > PIECE and rows % 2 == 0 and rows > FEWEST_ROWS:
+                rows //= 2
+            pieces = self.w.reshape(self.D, self.G, self.K, self.J // columns, columns).swapaxes(2, 3)
+            self.plans[n] = n // rows, self.scratch.copy(f"pieces{columns}", pieces)[:, :, None]
+        return self.plans[n]
 
 
 class _Point(NamedTuple):
     """A block of N steps at its states, and what the pull leaves there."""
 
-    d: Array  # (D, N, width H): gradients of the products' results
+    d: Array  # (D, blocks, N, H): gradients of the products' results
     slopes: tuple[Array, ...]
     projected: tuple[Array, Array] | None = None  # with W_hr: the gradient of h, and what W_hr takes
 
 
-def blocks(a: Array, order: tuple[int, ...]) -> Array:
-    """(D, G H, ...) -> the same with its G blocks in another order."""
-    return a if order == tuple(range(len(order))) else a.reshape(len(a), len(order), -1, *a.shape[2:])[:, order].reshape(a.shape)
+class _Cell:
+    """What one cell adds to a scan: how it orders its gates, and its equations (2) and (3), forward and back.
+
+    `x_order` and `h_order` order the blocks of the products with x and h, as indices of torch.nn's gates, so that gates which are treated
+    alike lie side by side. The products' gradients lie in one array (D, blocks, N, H): x has its first G blocks, h its last G.
+    `factors` are in the weights, so that a step has fewer constants to multiply by: sigma(a) = 1 / (1 + exp(-a)).
+    """
+
+    x_order: tuple[int, ...] = (0,)
+    h_order: tuple[int, ...] = (0,)
+    factors: tuple[float, ...] = (1,)
+    blocks = 1  # of the gates that the backward needs, and of the products' gradients
+    recomputed = True  # whether the backward needs the gates at all
+
+    def __init__(self, arrays: Tree, scratch: Scratch):
+        self.scratch = scratch
+        self.w_back = gate_blocks(arrays["w_h"], self.h_order)
+        self.back = StepProduct(self.w_back, scratch.part("back"))
+
+    def gates(self, q: Array, a: Array) -> None:
+        """From q = W_h h (D, G, n, H) and a = W_x x + b to the gates, in `a` (D, blocks, n, H)."""
+        raise NotImplementedError
+
+    def update(self, a: Array, before: list[Array], out: list[Array]) -> None:
+        """From the gates and the state to the next one, `out`, (D, n, H) each."""
+        raise NotImplementedError
+
+    def linearise(self, a: Array, before: list[Array], after: list[Array]) -> _Point:
+        """For a block of steps at once: everything that the pull needs and that does not depend on it."""
+        raise NotImplementedError
+
+    def pull(self, point: _Point, rows: slice, dh: Array, dc: Array | None = None) -> None:
+        """From the gradients of a step's state, (D, n, H), to those of the state before it, in place, and the products' in `point.d`."""
+        raise NotImplementedError
+
+    def pull_product(self, d: Array, dh: Array) -> None:
+        """From the gradients of W_h h, (D, G, n, H), to that of h, `dh` (D, n, P)."""
+        if d.shape[1] == 1:
+            self.back(d, dh[:, None])
+        else:
+            np.add.reduce(self.back(d, self.scratch("dq", *d.shape[:3], dh.shape[2])), axis=1, out=dh)
+
+
+def gate_blocks(a: Array, order: tuple[int, ...]) -> Array:
+    """(D, G H, ...) -> (D, G, H, ...), the gates in another order."""
+    a = a.reshape(len(a), len(order), -1, *a.shape[2:])
+    return a if len(order) == 1 else a[:, order]
 
 
 class _RNN(_Cell):
     """h' = tanh(a) or relu(a)."""
 
-    def gates(self, q: Array, a: Array, *more: Array) -> None:
+    recomputed = False
+
+    def gates(self, q: Array, a: Array) -> None:
         a += q  # (1)
         self.activate(a)  # (2)
 
@@ -215,19 +230,19 @@ class _RNN(_Cell):
         np.multiply(h, h, out=out)
         np.subtract(1, out, out=out)
 
-    def update(self, a: Array, h: Array, c: Array | None, h_next: Array, c_next: Array | None = None) -> None:
-        h_next[...] = a  # (3)
+    def update(self, a: Array, before: list[Array], out: list[Array]) -> None:
+        out[0][...] = a[:, 0]  # (3)
 
-    def linearise(self, gates: list[Array], before: list[Array], after: list[Array], scratch: Scratch) -> _Point:
-        slope, d = scratch("slope", *after[0].shape), scratch("d", *after[0].shape)
-        self.slope(after[0], slope)
-        return _Point(d, (slope,))
+    def linearise(self, a: Array, before: list[Array], after: list[Array]) -> _Point:
+        h = after[0]
+        slope, d = self.scratch("slope", *h.shape), self.scratch("d", *h.shape)
+        self.slope(h, slope)
+        return _Point(d[:, None], (slope,))
 
-    def pull(self, point: _Point, rows: slice, dh: Array, dc: Array | None, dy: list[Array]) -> None:
-        d = point.d[:, rows]
-        np.add(dh, dy[0], out=d)
-        d *= point.slopes[0][:, rows]
-        self.back(d, dh)
+    def pull(self, point: _Point, rows: slice, dh: Array, dc: Array | None = None) -> None:
+        d = point.d[:, :, rows]
+        np.multiply(dh, point.slopes[0][:, rows], out=d[:, 0])
+        self.pull_product(d, dh)
 
 
 class _ReluRNN(_RNN):
@@ -241,131 +256,118 @@ class _ReluRNN(_RNN):
 
 
 class _LSTM(_Cell):
-    """o, i, f, g: the three logistic gates side by side, and the three that c takes."""
+    """o, i, f, g: the three logistic gates side by side, and the three that c takes. tanh(a) = 2 sigma(2 a) - 1."""
 
     x_order = h_order = (3, 0, 1, 2)
-    logistic = (0, 1, 3)
-    kept_blocks = (4,)
-    width = 4
+    factors = (-1, -1, -2, -1)
+    blocks = 4
 
     def __init__(self, arrays: Tree, scratch: Scratch):
         super().__init__(arrays, scratch)
         w_hr = arrays.get("w_hr")
-        self.project = None if w_hr is None else StepProduct(w_hr, scratch.part("w_hr"))
-        self.project_back = None if w_hr is None else StepProduct(w_hr.swapaxes(1, 2), scratch.part("w_hr_back"))
+        self.project = None if w_hr is None else StepProduct(w_hr.swapaxes(1, 2)[:, None], scratch.part("project"))
+        self.project_back = None if w_hr is None else StepProduct(w_hr[:, None], scratch.part("project_back"))
 
-    def gates(self, q: Array, a: Array, *more: Array) -> None:
+    def gates(self, q: Array, a: Array) -> None:
         a += q  # (1)
-        np.tanh(a, out=a)  # (2)
-        sigmoid_of_tanh(a[..., : 3 * self.H])
+        sigmoid_of_negative(a)  # (2)
+        g = a[:, 3]
+        g += g
+        g -= 1
 
-    def update(self, a: Array, h: Array, c: Array | None, h_next: Array, c_next: Array | None = None) -> None:
-        assert c is not None and c_next is not None
-        H = self.H
-        rest = self.scratch("rest", *c.shape)
-        np.multiply(a[..., 2 * H : 3 * H], c, out=c_next)
-        c_next += np.multiply(a[..., H : 2 * H], a[..., 3 * H :], out=rest)  # (3)
+    def update(self, a: Array, before: list[Array], out: list[Array]) -> None:
+        o, i, f, g = a.swapaxes(0, 1)
+        c, c_next = before[1], out[1]
+        rest = np.multiply(i, g, out=self.scratch("rest", *c.shape))
+        np.multiply(f, c, out=c_next)
+        c_next += rest  # (3)
         np.tanh(c_next, out=rest)
         if self.project is None:
-            np.multiply(a[..., :H], rest, out=h_next)
+            np.multiply(o, rest, out=out[0])
         else:
-            rest *= a[..., :H]
-            self.project(rest, h_next)
+            rest *= o
+            self.project(rest[:, None], out[0][:, None])
 
-    def linearise(self, gates: list[Array], before: list[Array], after: list[Array], scratch: Scratch) -> _Point:
-        a, H = gates[0], self.H
-        D, N, _ = a.shape
-        slopes, d = scratch("slopes", *a.shape), scratch("d", *a.shape)
-        of_c, tanh_c = scratch("of_c", D, N, H), np.tanh(after[1], out=scratch("tanh_c", D, N, H))
-        by_o, by_i, by_f, by_g = (slopes[..., k * H : (k + 1) * H] for k in range(4))
-        o, i, f, g = (a[..., k * H : (k + 1) * H] for k in range(4))
-        logistic, of_logistic = a[..., : 3 * H], slopes[..., : 3 * H]
-        np.subtract(1, logistic, out=of_logistic)
-        of_logistic *= logistic
+    def linearise(self, a: Array, before: list[Array], after: list[Array]) -> _Point:
+        o, i, f, g = a.swapaxes(0, 1)
+        slopes, d = self.scratch("slopes", *a.shape), self.scratch("d", *a.shape)
+        of_c, tanh_c = self.scratch("of_c", *f.shape), np.tanh(after[1], out=self.scratch("tanh_c", *f.shape))
+        by_o, by_i, by_f, by_g = slopes.swapaxes(0, 1)
+        np.subtract(1, a[:, :3], out=slopes[:, :3])
+        slopes[:, :3] *= a[:, :3]
         by_o *= tanh_c
         by_i *= g
         by_f *= before[1]
-        np.multiply(g, g, out=by_g)
-        np.subtract(1, by_g, out=by_g)
-        by_g *= i
-        np.multiply(tanh_c, tanh_c, out=of_c)
-        np.subtract(1, of_c, out=of_c)
-        of_c *= o
+        for of, value, factor in ((by_g, g, i), (of_c, tanh_c, o)):
+            np.multiply(value, value, out=of)
+            np.subtract(1, of, out=of)
+            of *= factor
         projected = None
         if self.project is not None:
             tanh_c *= o
-            projected = scratch("dh", *after[0].shape), tanh_c
-        return _Point(d, (by_o, slopes[..., H:].reshape(D, N, 3, H), of_c, f), projected)
+            projected = self.scratch("dh", *after[0].shape), tanh_c
+        return _Point(d, (by_o, slopes[:, 1:], of_c, f), projected)
 
-    def pull(self, point: _Point, rows: slice, dh: Array, dc: Array | None, dy: list[Array]) -> None:
+    def pull(self, point: _Point, rows: slice, dh: Array, dc: Array | None = None) -> None:
         assert dc is not None
-        H, (by_o, by_ifg, of_c, f), d = self.H, point.slopes, point.d[:, rows]
-        dh += dy[0]
+        (by_o, by_c, of_c, f), d = point.slopes, point.d[:, :, rows]
         dm = dh
         if point.projected is not None and self.project_back is not None:
             point.projected[0][:, rows] = dh
-            dm = self.project_back(dh, self.scratch("dm", *dc.shape))
-        dc += dy[1]
+            dm = self.scratch("dm", *dc.shape)
+            self.project_back(dh[:, None], dm[:, None])
         dc += np.multiply(dm, of_c[:, rows], out=self.scratch("rest", *dc.shape))
-        np.multiply(dm, by_o[:, rows], out=d[..., :H])
-        np.multiply(by_ifg[:, rows], dc[:, :, None], out=d[..., H:].reshape(*by_ifg[:, rows].shape))
-        self.back(d, dh)
+        np.multiply(dm, by_o[:, rows], out=d[:, 0])
+        np.multiply(by_c[:, :, rows], dc[:, None], out=d[:, 1:])
+        self.pull_product(d, dh)
         dc *= f[:, rows]
 
 
 class _GRU(_Cell):
-    """For x n, r, z and for h r, z, n: the logistic gates side by side in both, and in the gradients n, r, z, n too."""
+    """n, r, z for x and r, z, n for h: the logistic gates side by side in both; the gates kept are n, r, z, and n's part of q."""
 
     x_order, h_order = (2, 0, 1), (0, 1, 2)
-    logistic = (0, 1)
-    kept_blocks = (3, 1)
-    width = 4
+    factors = (-1, -1, 1)
+    blocks = 4
 
     def __init__(self, arrays: Tree, scratch: Scratch):
         super().__init__(arrays, scratch)
         self.b_hn = arrays["b_hn"][:, None]
 
-    def gates(self, q: Array, a: Array, *more: Array) -> None:
-        H = self.H
-        logistic, n, q_n = a[..., H:], a[..., :H], more[0]
-        logistic += q[..., : 2 * H]  # (1)
-        np.tanh(logistic, out=logistic)
-        sigmoid_of_tanh(logistic)  # (2)
-        np.add(q[..., 2 * H :], self.b_hn, out=q_n)
-        n += np.multiply(logistic[..., :H], q_n, out=self.scratch("rest", *q_n.shape))
+    def gates(self, q: Array, a: Array) -> None:
+        logistic = a[:, 1:3]
+        logistic += q[:, :2]  # (1)
+        sigmoid_of_negative(logistic)  # (2)
+        n, r, _, q_n = a.swapaxes(0, 1)
+        np.add(q[:, 2], self.b_hn, out=q_n)
+        n += np.multiply(r, q_n, out=self.scratch("rest", *n.shape))
         np.tanh(n, out=n)
 
-    def update(self, a: Array, h: Array, c: Array | None, h_next: Array, c_next: Array | None = None) -> None:
-        n, z = a[..., : self.H], a[..., 2 * self.H :]
-        np.subtract(h, n, out=h_next)
+    def update(self, a: Array, before: list[Array], out: list[Array]) -> None:
+        n, _, z, _ = a.swapaxes(0, 1)
+        h_next = np.subtract(before[0], n, out=out[0])
         h_next *= z
         h_next += n  # (3)
 
-    def linearise(self, gates: list[Array], before: list[Array], after: list[Array], scratch: Scratch) -> _Point:
-        a, q_n, H = gates[0], gates[1], self.H
-        D, N, _ = q_n.shape
-        slopes, d = scratch("slopes", D, N, 4 * H), scratch("d", D, N, 4 * H)
-        n, r, z = (a[..., k * H : (k + 1) * H] for k in range(3))
-        by_n, by_r, by_z, by_q_n = (slopes[..., k * H : (k + 1) * H] for k in range(4))
-        logistic, of_logistic = a[..., H:], slopes[..., H : 3 * H]
-        np.subtract(1, logistic, out=of_logistic)
+    def linearise(self, a: Array, before: list[Array], after: list[Array]) -> _Point:
+        n, r, z, q_n = a.swapaxes(0, 1)
+        slopes, d, rest = self.scratch("slopes", *a.shape), self.scratch("d", *a.shape), self.scratch("rest", *n.shape)
+        by_n, by_r, by_z, by_q_n = slopes.swapaxes(0, 1)
+        np.subtract(1, a[:, 1:3], out=slopes[:, 1:3])
         np.multiply(n, n, out=by_n)
         np.subtract(1, by_n, out=by_n)
         by_n *= by_z  # 1 - z, so far
         np.multiply(by_n, r, out=by_q_n)
-        of_logistic *= logistic
-        rest = np.multiply(q_n, by_n, out=scratch("rest", D, N, H))
-        by_r *= rest
+        slopes[:, 1:3] *= a[:, 1:3]
+        by_r *= np.multiply(q_n, by_n, out=rest)
         by_z *= np.subtract(before[0], n, out=rest)
-        return _Point(d, (slopes.reshape(D, N, 4, H), z))
+        return _Point(d, (slopes, z))
 
-    def pull(self, point: _Point, rows: slice, dh: Array, dc: Array | None, dy: list[Array]) -> None:
-        slopes, z = point.slopes[0][:, rows], point.slopes[1][:, rows]
-        d, rest = point.d[:, rows], self.scratch("rest", *dh.shape)
-        dh += dy[0]
-        np.multiply(slopes, dh[:, :, None], out=d.reshape(slopes.shape))
-        np.multiply(dh, z, out=rest)
-        self.back(d[..., self.H :], dh)
+    def pull(self, point: _Point, rows: slice, dh: Array, dc: Array | None = None) -> None:
+        (slopes, z), d = point.slopes, point.d[:, :, rows]
+        rest = np.multiply(dh, z[:, rows], out=self.scratch("rest", *dh.shape))
+        np.multiply(slopes[:, :, rows], dh[:, None], out=d)
+        self.pull_product(d[:, 1:], dh)
         dh += rest
 
 
@@ -385,27 +387,28 @@ class _Scan:
 
     def __init__(self, spec: GatedSpec, arrays: Tree, scratch: Scratch):
         self.D, T, B, _ = arrays["x"].shape
+        self.H = arrays["b"].shape[1] // spec.gates
         self.arrays, self.scratch = arrays, scratch
         self.layout = PackedLayout(T, B, arrays.get("lengths"))
-        self.cell = CELLS[spec.cell](arrays, scratch.part("cell"))
-        halved = np.ones((len(self.cell.x_order), 1), arrays["w_x"].dtype)
-        halved[list(self.cell.logistic)] = 0.5
-        halved = np.repeat(halved, self.cell.H, axis=0)
-        x_order, h_order = self.cell.x_order, self.cell.h_order
-        self.w_x, self.w_h = blocks(arrays["w_x"], x_order), arrays["w_h"]
-        self.w_x_T = blocks(arrays["w_x"] * halved, x_order).swapaxes(1, 2)
-        self.b = blocks(arrays["b"] * halved[:, 0], x_order)
-        self.step = StepProduct(blocks(arrays["w_h"] * halved, h_order), scratch.part("step"))
+        self.cell = cell = CELLS[spec.cell](arrays, scratch.part("cell"))
+        factors = np.repeat(cell.factors, self.H).astype(arrays["b"].dtype)
+        self.w_x = gate_blocks(arrays["w_x"], cell.x_order)
+        self.project_x = gate_blocks(arrays["w_x"] * factors[:, None], cell.x_order).swapaxes(2, 3)
+        self.b = gate_blocks(arrays["b"] * factors, cell.x_order)[:, :, None]
+        self.of_h = StepProduct(gate_blocks(arrays["w_h"] * factors[:, None], cell.h_order).swapaxes(2, 3), scratch.part("step"))
+        self.ones = np.ones(BLOCK_ROWS + B, self.b.dtype)  # a product with them is a faster sum over rows than np.sum
         self.sums = [Sums(scratch.part(f"sums{d}")) for d in range(self.D)]
 
-    def initial(self) -> list[Array | None]:
-        """h and c before the first step, in packed order; c None where there is none."""
-        return [np.stack([self.layout.sort(a) for a in self.arrays[name]]) if name in self.arrays else None for name in ("h0", "c0")]
+    def initial(self) -> list[Array]:
+        """The states before the first step, in packed order."""
+        return [np.stack([self.layout.sort(a) for a in self.arrays[name]]) for name in self._states()]
+
+    def _states(self) -> list[str]:
+        return [name for name in ("h0", "c0") if name in self.arrays]
 
     def results(self) -> list[Array]:
         """Memory for the outputs."""
-        sizes = [self.arrays[name].shape[2] for name in ("h0", "c0") if name in self.arrays]
-        return [self._padded(size) for size in sizes]
+        return [self._padded(self.arrays[name].shape[2]) for name in self._states()]
 
     def like_inputs(self) -> Array:
         """Memory for the inputs' gradient."""
@@ -419,9 +422,8 @@ class _Scan:
     def block(self, first: int, last: int) -> _Block:
         """The steps [first, last)."""
         starts = self.layout.starts[first : last + 1]
-        return _Block(
-            slice(starts[0], starts[-1]), starts[-1] - starts[0], [slice(a - starts[0], b - starts[0]) for a, b in pairwise(starts)]
-        )
+        steps = [slice(a - starts[0], b - starts[0]) for a, b in pairwise(starts)]
+        return _Block(slice(starts[0], starts[-1]), starts[-1] - starts[0], steps)
 
     def rows_of(self, name: str, a: Array, block: _Block) -> Array:
         """The block's rows of (D, T, B, F): (D, n, F), a view without lengths, else a copy."""
@@ -437,77 +439,70 @@ class _Scan:
         for d in range(self.D):
             self.layout.store(rows[d], self.layout.flat(a[d]), block.rows)
 
-    def previous(self, name: str, initial: Array | None, outputs: Array, block: _Block) -> Array:
+    def previous(self, name: str, initial: Array, outputs: Array, block: _Block) -> Array:
         """The states before the block's steps, (D, n, H)."""
-        assert initial is not None
         out = self.scratch(name, self.D, block.n, outputs.shape[3])
-        parts = [self.layout.previous(initial[d], self.layout.flat(outputs[d]), block.rows, out=out[d]) for d in range(self.D)]
-        if self.D == 1:
-            return parts[0][None]
-        for d, part in enumerate(parts):
-            if part is not out[d] and part.base is not out:
-                out[d] = part
+        for d in range(self.D):
+            before = self.layout.previous(initial[d], self.layout.flat(outputs[d]), block.rows, out=out[d])
+            if not np.shares_memory(before, out):
+                out[d] = before
         return out
 
-    def new_gates(self, keep: list[Array] | None) -> list[Array]:
-        """Memory for the gates of all steps, given to `keep`; nothing without it."""
-        if keep is None:
-            return []
-        gates = [np.empty((self.D, self.layout.total, k * self.cell.H), self.b.dtype) for k in self.cell.kept_blocks]
-        keep.extend(gates)
-        return gates
+    def new_gates(self, keep: list[Array] | None) -> Array | None:
+        """Memory for the gates of all steps, given to `keep`; None without it."""
+        if keep is None or not self.cell.recomputed:
+            return None
+        keep.append(np.empty((self.D, self.cell.blocks, self.layout.total, self.H), self.b.dtype))
+        return keep[-1]
 
-    def gates_of(self, gates: list[Array], block: _Block) -> list[Array]:
-        """The block's part of the gates; where none are kept memory for them."""
-        if gates:
-            return [a[:, block.rows] for a in gates]
-        sizes = self.cell.kept_blocks or (len(self.cell.x_order),)
-        return [self.scratch(f"gates{k}", self.D, block.n, size * self.cell.H) for k, size in enumerate(sizes)]
+    def gates_of(self, kept: Array | None, block: _Block) -> Array:
+        """The block's part of the gates (D, blocks, n, H); where none are kept memory for them."""
+        return self.scratch("gates", self.D, self.cell.blocks, block.n, self.H) if kept is None else kept[:, :, block.rows]
 
-    def project(self, block: _Block, a: Array) -> None:
-        """W_x x + b of a block of steps, into `a`."""
-        x = self.rows_of("x", self.arrays["x"], block)
+    def project(self, block: _Block, gates: Array) -> None:
+        """W_x x + b of a block of steps, into the first of its gates."""
+        x, a = self.rows_of("x", self.arrays["x"], block), gates[:, : len(self.cell.x_order)]
         for d in range(self.D):
-            multiply(x[d], self.w_x_T[d], out=a[d])
-            a[d] += self.b[d]
+            multiply(x[d], self.project_x[d], out=a[d])
+        a += self.b
 
     def of_state(self, h: Array) -> Array:
-        """W_h h of a step; the next call overwrites it."""
-        return self.step(h, self.scratch("q", self.D, h.shape[1], self.step.J))
+        """W_h h (D, G, n, H); the next call overwrites it."""
+        return self.of_h(h[:, None], self.scratch("q", self.D, self.of_h.G, h.shape[1], self.H))
 
-    def recompute(self, block: _Block, h: Array) -> list[Array]:
+    def recompute(self, block: _Block, h: Array) -> Array:
         """The gates of a block of steps from the states before them."""
-        point = self.gates_of([], block)
-        if self.cell.kept_blocks:
-            self.project(block, point[0])
-            q = self.scratch("q", self.D, block.n, self.step.J)
-            for d in range(self.D):
-                multiply(h[d], self.step.w_T[d], out=q[d])
-            self.cell.gates(q, *point)
-        return point
+        gates = self.gates_of(None, block)
+        if self.cell.recomputed:
+            self.project(block, gates)
+            self.cell.gates(self.of_state(h), gates)
+        return gates
 
     def accumulate(self, block: _Block, point: _Point, h: Array, d_x: Array) -> None:
         """Add a block's part of the weights' gradients, and store that of the inputs."""
-        x, dx = self.rows_of("x", self.arrays["x"], block), self.rows_of("dx", d_x, block)
-        for k, sums in enumerate(self.sums):
-            d_of_x, d_of_h = point.d[k][:, : self.w_x.shape[1]], point.d[k][:, -self.w_h.shape[1] :]
-            sums.add("w_x", multiply(d_of_x.T, x[k], sums.scratch("w_x", *self.w_x.shape[1:])))
-            sums.add("w_h", multiply(d_of_h.T, h[k], sums.scratch("w_h", *self.w_h.shape[1:])))
-            sums.add("d", point.d[k].sum(0))
+        x, dx, G = self.rows_of("x", self.arrays["x"], block), self.rows_of("dx", d_x, block), self.of_h.G
+        for k, (sums, d) in enumerate(zip(self.sums, point.d, strict=True)):
+            part = sums.scratch
+            sums.add("b", np.matmul(self.ones[: block.n], d))
+            for name, of, u in (("w_x", d[:G], x[k]), ("w_h", d[-G:], h[k])):
+                sums.add(name, multiply_over_rows(u, of, part(name, G, u.shape[1], self.H), part.part(name)))  # transposed
             if point.projected is not None:
-                dh, m = point.projected[0][k], point.projected[1][k]
-                sums.add("w_hr", multiply(dh.T, m, sums.scratch("w_hr", dh.shape[1], m.shape[1])))
-            multiply(d_of_x, self.w_x[k], out=dx[k])
+                dh, m = (a[k] for a in point.projected)
+                sums.add("w_hr", multiply_over_rows(dh, m[None], part("w_hr", 1, dh.shape[1], m.shape[1]), part.part("w_hr"))[0])
+            for g in range(G):
+                if g == 0:
+                    multiply(d[g], self.w_x[k, g], dx[k])
+                else:
+                    dx[k] += multiply(d[g], self.w_x[k, g], part("dx", *dx[k].shape))
         self.store(dx, d_x, block)
 
-    def gradients(self, d_x: Array, dh: Array, dc: Array | None) -> Tree:
+    def gradients(self, d_x: Array, d_state: list[Array]) -> Tree:
         """All gradients, in the structure of the scan's arrays."""
         totals = {name: np.stack([sums.totals[name] for sums in self.sums]) for name in self.sums[0].totals}
-        x_order, h_order, d = self.cell.x_order, self.cell.h_order, totals.pop("d")
-        back = [tuple(np.argsort(order)) for order in (x_order, h_order)]
-        totals |= {"w_x": blocks(totals["w_x"], back[0]), "w_h": blocks(totals["w_h"], back[1])}
-        totals["b"] = blocks(d[:, : self.w_x.shape[1]], back[0])
+        d, back_x, back_h = totals["b"], np.argsort(self.cell.x_order), np.argsort(self.cell.h_order)
         if "b_hn" in self.arrays:
-            totals["b_hn"] = d[:, -self.cell.H :]
-        states = {name: a for name, a in (("h0", dh), ("c0", dc)) if a is not None}
-        return totals | {"x": d_x} | {name: np.stack([self.layout.unsort(a) for a in state]) for name, state in states.items()}
+            totals["b_hn"] = d[:, -1]
+        totals["b"] = d[:, back_x]
+        totals |= {name: totals[name].swapaxes(2, 3)[:, back] for name, back in (("w_x", back_x), ("w_h", back_h))}
+        totals = {name: a.reshape(self.arrays[name].shape) for name, a in totals.items()}
+        return totals | {"x": d_x} | {name: np.stack([self.layout.unsort(a) for a in d]) for name, d in zip(self._states(), d_state, strict=True)}
