@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backend import current_backend, use_backend
-    from .layers import CfC
+    from .layers import GRU, LSTM, RNN, CfC
     from .wiring import AutoNCPMap, FullyConnectedMap, NCPMap, NeuronMap, RandomMap
 
 _HOMES = {
     "AutoNCPMap": ".wiring",
     "CfC": ".layers",
     "FullyConnectedMap": ".wiring",
+    "GRU": ".layers",
+    "LSTM": ".layers",
     "NCPMap": ".wiring",
     "NeuronMap": ".wiring",
+    "RNN": ".layers",
     "RandomMap": ".wiring",
     "convert": ".convert",
     "current_backend": ".backend",
@@ -29,8 +32,11 @@ __all__ = [
     "AutoNCPMap",
     "CfC",
     "FullyConnectedMap",
+    "GRU",
+    "LSTM",
     "NCPMap",
     "NeuronMap",
+    "RNN",
     "RandomMap",
     "convert",
     "current_backend",

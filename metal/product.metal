@@ -81,6 +81,15 @@ struct LaneSum {
     LaneSum<half_count, BIT / 2>::run(sums, part);
   }
 };
+// Three results are divided as four of which the last is nothing.
+template <int BIT>
+struct LaneSum<3, BIT> {
+  static inline void run(thread float* sums, int part) {
+    float four[4] = {sums[0], sums[1], sums[2], 0.0f};
+    LaneSum<4, BIT>::run(four, part);
+    sums[0] = four[0];
+  }
+};
 template <int BIT>
 struct LaneSum<1, BIT> {
   static inline void run(thread float* sums, int part) {
@@ -108,7 +117,7 @@ struct Product {
     GROUPS = THREADS_ / SPLIT_,
     BLOCKS = (RESULTS + GROUPS * OUTPUTS_ - 1) / (GROUPS * OUTPUTS_),
     FLOAT4S = BLOCKS * OUTPUTS_ * SHARE / 4,  // weights of a lane
-    COPIES = SPLIT_ / OUTPUTS_
+    COPIES = SPLIT_ / (OUTPUTS_ == 3 ? 4 : OUTPUTS_)
   };
   typename Weights<RESIDENT_, FLOAT4S>::type weights;
   int part, group, owned;

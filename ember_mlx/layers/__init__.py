@@ -1,5 +1,6 @@
 """Recurrent layers as mlx.nn modules."""
 
 from .cfc import CfC
+from .gated import GRU, LSTM, RNN
 
-__all__ = ["CfC"]
+__all__ = ["GRU", "LSTM", "RNN", "CfC"]

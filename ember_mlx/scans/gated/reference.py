@@ -99,6 +99,7 @@ def gated_backward(
     with borrowed_scratch(arrays["h0"].dtype) as scratch, np.errstate(over="ignore"):  # 1 / (1 + exp(-a)) is right there too
         scan = _Scan(spec, arrays, scratch)
         initial = scan.initial()
+        outputs, cotangents = (tuple(np.ascontiguousarray(a) for a in given) for given in (outputs, cotangents))
         d_state = [np.zeros_like(a) for a in initial]
         d_x = scan.like_inputs()
         for first, last in reversed(scan.layout.chunks(BLOCK_ROWS)):
@@ -389,6 +390,7 @@ class _Scan:
         self.D, T, B, _ = arrays["x"].shape
         self.H = arrays["b"].shape[1] // spec.gates
         self.arrays, self.scratch = arrays, scratch
+        self.x = np.ascontiguousarray(arrays["x"])
         self.layout = PackedLayout(T, B, arrays.get("lengths"))
         self.cell = cell = CELLS[spec.cell](arrays, scratch.part("cell"))
         factors = np.repeat(cell.factors, self.H).astype(arrays["b"].dtype)
@@ -461,7 +463,7 @@ class _Scan:
 
     def project(self, block: _Block, gates: Array) -> None:
         """W_x x + b of a block of steps, into the first of its gates."""
-        x, a = self.rows_of("x", self.arrays["x"], block), gates[:, : len(self.cell.x_order)]
+        x, a = self.rows_of("x", self.x, block), gates[:, : len(self.cell.x_order)]
         for d in range(self.D):
             multiply(x[d], self.project_x[d], out=a[d])
         a += self.b
@@ -480,7 +482,7 @@ class _Scan:
 
     def accumulate(self, block: _Block, point: _Point, h: Array, d_x: Array) -> None:
         """Add a block's part of the weights' gradients, and store that of the inputs."""
-        x, dx, G = self.rows_of("x", self.arrays["x"], block), self.rows_of("dx", d_x, block), self.of_h.G
+        x, dx, G = self.rows_of("x", self.x, block), self.rows_of("dx", d_x, block), self.of_h.G
         for k, (sums, d) in enumerate(zip(self.sums, point.d, strict=True)):
             part = sums.scratch
             sums.add("b", np.matmul(self.ones[: block.n], d))
