@@ -1,5 +1,6 @@
 """Every recurrence of the registry: its NumPy gradient against finite differences, and its forms against the float64 NumPy form."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -84,10 +85,10 @@ def test_float32_agrees_with_float64_numpy(name, variant, backend, size, lengths
 
 
 def test_forms_carry_the_same_equation_tags():
-    folder = Path(ember_mlx.__file__).parent / "scans"
-    for name in RECURRENCES:
-        texts = [(folder / name / form).read_text() for form in ("reference.py", "ops.py", "fused.py")]
-        texts.append((source_folder() / f"{name}.metal").read_text())
+    folders = {Path(inspect.getfile(recurrence.ops)).parent for recurrence in RECURRENCES.values()}
+    for folder in folders:
+        texts = [(folder / form).read_text() for form in ("reference.py", "ops.py", "fused.py")]
+        texts.append((source_folder() / f"{folder.name}.metal").read_text())
         tags = [set(re.findall(r"(?:#|//) \((\d)\)", text)) for text in texts]
         assert all(found == tags[0] for found in tags)
         assert tags[0]

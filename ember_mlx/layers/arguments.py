@@ -51,12 +51,7 @@ class Steps(NamedTuple):
 
     def turned(self, a: mx.array) -> mx.array:
         """(T, B, ...) with each sequence's valid steps in reverse order, and the others where they are."""
-        if self.lengths is None:
-            return a[::-1]
-        T, B = a.shape[:2]
-        t = mx.broadcast_to(mx.arange(T)[:, None], (T, B))
-        index = mx.where(t < self.lengths, self.lengths - 1 - t, t)
-        return mx.take_along_axis(a, index.reshape(T, B, *[1] * (a.ndim - 2)), axis=0)
+        return turned(a, self.lengths)
 
     def without_batch(self, a: mx.array) -> mx.array:
         """(..., B, F) as it is; (..., F) where the caller's x had no batch axis."""
@@ -85,6 +80,16 @@ def read_steps(owner: str, x: Any, time_deltas: Any, lengths: Any, input_size: i
     dtype = mx.float64 if x.dtype == mx.float64 else mx.float32
     dt = _read_time_deltas(owner, time_deltas, T, B, batched, batch_first, dtype)
     return Steps(x, dt, _read_lengths(owner, lengths, T, B, batched), batched, batch_first)
+
+
+def turned(a: mx.array, lengths: mx.array | None) -> mx.array:
+    """(T, B, ...) with the first `lengths` (B,) steps of each sequence in reverse order, all of them if None, and the others in place."""
+    if lengths is None:
+        return a[::-1]
+    T, B = a.shape[:2]
+    t = mx.broadcast_to(mx.arange(T)[:, None], (T, B))
+    index = mx.where(t < lengths, lengths - 1 - t, t)
+    return mx.take_along_axis(a, index.reshape(T, B, *[1] * (a.ndim - 2)), axis=0)
 
 
 class StateLayout(NamedTuple):

@@ -29,7 +29,7 @@ class GatedLayer(RecurrentLayer):
     """
 
     recurrence: Recurrence
-    state_names = ("h",)
+    state_names: tuple[str, ...] = ("h",)
     timed = False
     proj_size: int | None = None
 
@@ -105,7 +105,7 @@ class GatedLayer(RecurrentLayer):
     def _by_layer(self, a: mx.array | None, layout: StateLayout, like: mx.array) -> list[mx.array]:
         """A state in parts of (D, B, F), one a layer."""
         a = mx.zeros(layout.shape(like.shape[1], True), like.dtype) if a is None else a.astype(like.dtype)
-        return mx.split(a, self.num_layers)
+        return list(mx.split(a, self.num_layers))
 
     def _weights(self, directions: list["GatedDirection"], dtype: mx.Dtype) -> Tree:
         """The scan's weights, of one layer."""
@@ -167,7 +167,6 @@ class GatedDirection(nn.Module):
 def _by_direction(a: mx.array) -> list[mx.array]:
     """(D, T, B, F) -> D times (T, B, F)."""
     return [part.squeeze(0) for part in mx.split(a, a.shape[0])]
-
 
 
 class RNN(GatedLayer):

@@ -51,7 +51,7 @@ def multiply_over_rows(a: Array, b: Array, out: Array, parts: Callable[..., Arra
     """
     (N, K), (S, _, J) = a.shape, b.shape
     rows = PIECE // (K * J)
-    if rows < FEWEST_ROWS_ADDED or N <= rows:
+    if rows < FEWEST_ROWS_ADDED or rows >= N:
         return multiply(a.T, b, out)
     pieces = -(-N // rows)
     rows = N // pieces  # as even as can be

@@ -106,7 +106,8 @@ def gated_backward(
             block = scan.block(first, last)
             before = [scan.previous(f"before{k}", a, b, block) for k, (a, b) in enumerate(zip(initial, outputs, strict=True))]
             after, dy = (
-                [scan.rows_of(f"{name}{k}", a, block) for k, a in enumerate(given)] for name, given in (("states", outputs), ("dy", cotangents))
+                [scan.rows_of(f"{name}{k}", a, block) for k, a in enumerate(given)]
+                for name, given in (("states", outputs), ("dy", cotangents))
             )
             gates = scan.gates_of(kept[0], block) if kept else scan.recompute(block, before[0])
             point = scan.cell.linearise(gates, before, after)
@@ -507,4 +508,8 @@ class _Scan:
         totals["b"] = d[:, back_x]
         totals |= {name: totals[name].swapaxes(2, 3)[:, back] for name, back in (("w_x", back_x), ("w_h", back_h))}
         totals = {name: a.reshape(self.arrays[name].shape) for name, a in totals.items()}
-        return totals | {"x": d_x} | {name: np.stack([self.layout.unsort(a) for a in d]) for name, d in zip(self._states(), d_state, strict=True)}
+        return (
+            totals
+            | {"x": d_x}
+            | {name: np.stack([self.layout.unsort(a) for a in d]) for name, d in zip(self._states(), d_state, strict=True)}
+        )
