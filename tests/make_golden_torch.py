@@ -66,8 +66,10 @@ def main():
     torch.use_deterministic_algorithms(True)
     arrays, described = {}, {}
     for seed, (name, kind, options, lengths) in enumerate(cases()):
+        values = compute(seed, kind, options, lengths)
         described[name] = {"kind": kind, "options": options, "lengths": LENGTHS if lengths else None}
-        arrays |= {f"{name}/{key}": a for key, a in compute(seed, kind, options, lengths).items()}
+        described[name]["shapes"] = {key: a.shape for key, a in values.items()}
+        arrays[name] = np.concatenate([a.reshape(-1) for a in values.values()])  # one array a case: thousands would be mostly headers
     about = {"torch": importlib.metadata.version("torch"), "cases": described}
     PATH.parent.mkdir(exist_ok=True)
     np.savez_compressed(PATH, about=json.dumps(about), **arrays)

@@ -22,7 +22,9 @@ UNITS = 5
 
 
 def arrays_of(name):
-    return {key.removeprefix(f"{name}/"): GOLDEN[key] for key in GOLDEN.files if key.startswith(f"{name}/")}
+    shapes = CASES[name]["shapes"]
+    parts = np.split(GOLDEN[name], np.cumsum([int(np.prod(shape)) for shape in shapes.values()])[:-1])
+    return {key: part.reshape(shape) for (key, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 ARRAYS = {name: arrays_of(name) for name in CASES}

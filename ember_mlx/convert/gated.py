@@ -84,8 +84,8 @@ def from_torch(module: Any) -> GatedLayer:
 def from_mlx(module: nn.RNN | nn.LSTM | nn.GRU) -> GatedLayer:
     """Return an RNN, LSTM or GRU with the weights, and so the outputs, of an mlx.nn.RNN, LSTM or GRU.
 
-    What to call differently: x must have a batch axis first, or none at all; y holds h alone, of an LSTM too, and the last state is returned
-    with ``return_state=True``, [h] or (h, c), each (1, B, H).
+    What to call differently: x has one batch axis, the first, or none; y holds h alone, of an LSTM too, and the last state is returned with
+    ``return_state=True``, [h] or (h, c), each (1, B, H).
 
     Args:
         module: of mlx.nn. It is left as it is.
@@ -148,7 +148,7 @@ def to_torch_state_dict(layer: GatedLayer) -> dict[str, Array]:
     """
     if not isinstance(layer, GatedLayer):
         raise bad_argument("to_torch_state_dict", "layer", "be an RNN, LSTM or GRU of ember_mlx", type_name(layer), TypeError)
-    state = {}
+    state: dict[str, Array] = {}
     for k, directions in enumerate(layer.layers):
         for name, direction in directions.items():
             values = _to_torch(direction, layer.hidden_size)
