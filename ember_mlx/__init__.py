@@ -8,33 +8,48 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backend import current_backend, use_backend
-    from .layers import CfC
+    from .layers import GRU, LSTM, RNN, Bidirectional, CfC
+    from .sequences import bucket_batches, pack_sequences, unpack_sequences
     from .wiring import AutoNCPMap, FullyConnectedMap, NCPMap, NeuronMap, RandomMap
 
 _HOMES = {
     "AutoNCPMap": ".wiring",
+    "Bidirectional": ".layers",
     "CfC": ".layers",
     "FullyConnectedMap": ".wiring",
+    "GRU": ".layers",
+    "LSTM": ".layers",
     "NCPMap": ".wiring",
     "NeuronMap": ".wiring",
+    "RNN": ".layers",
     "RandomMap": ".wiring",
+    "bucket_batches": ".sequences",
     "convert": ".convert",
     "current_backend": ".backend",
+    "pack_sequences": ".sequences",
     "reference": ".reference",
+    "unpack_sequences": ".sequences",
     "use_backend": ".backend",
 }
 
 __version__ = "0.1.0"
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
     "AutoNCPMap",
+    "Bidirectional",
     "CfC",
     "FullyConnectedMap",
     "NCPMap",
     "NeuronMap",
     "RandomMap",
+    "bucket_batches",
     "convert",
     "current_backend",
+    "pack_sequences",
     "reference",
+    "unpack_sequences",
     "use_backend",
 ]
 

@@ -2,6 +2,20 @@
 
 from .scans.cfc.reference import cfc_backward, cfc_forward
 from .scans.cfc.spec import CfCSpec
+from .scans.gated.reference import gated_backward, gated_forward
+from .scans.gated.spec import GatedSpec
 from .wiring import AutoNCPMap, FullyConnectedMap, NCPMap, NeuronMap, RandomMap
 
-__all__ = ["AutoNCPMap", "CfCSpec", "FullyConnectedMap", "NCPMap", "NeuronMap", "RandomMap", "cfc_backward", "cfc_forward"]
+__all__ = [
+    "AutoNCPMap",
+    "CfCSpec",
+    "FullyConnectedMap",
+    "GatedSpec",
+    "NCPMap",
+    "NeuronMap",
+    "RandomMap",
+    "cfc_backward",
+    "cfc_forward",
+    "gated_backward",
+    "gated_forward",
+]

@@ -120,6 +120,15 @@ struct LaneSum {
     LaneSum<half_count, BIT / 2>::run(sums, part);
   }
 };
+// Three results are divided as four of which the last is nothing.
+template <int BIT>
+struct LaneSum<3, BIT> {
+  static inline void run(thread float* sums, int part) {
+    float four[4] = {sums[0], sums[1], sums[2], 0.0f};
+    LaneSum<4, BIT>::run(four, part);
+    sums[0] = four[0];
+  }
+};
 template <int BIT>
 struct LaneSum<1, BIT> {
   static inline void run(thread float* sums, int part) {
@@ -139,7 +148,7 @@ struct LaneSum<1, 0> {
 // RESULTS results from INPUTS inputs. Results come in blocks: in each block, group g of SPLIT lanes has OUTPUTS of them, and after `run_product`
 // each lane holds one in sums[row * OUTPUTS]: number `owned` of its group, in the lanes with `primary` set (others hold copies).
 // WEIGHT is the element type of the array in which the weights lie packed.
-template <int INPUTS, int RESULTS, int SPLIT_, int OUTPUTS_, int THREADS_, bool RESIDENT_, typename WEIGHT>
+template <int INPUTS, int RESULTS, int SPLIT_, int OUTPUTS_, int THREADS_, bool RESIDENT_, typename WEIGHT = float>
 struct Product {
   typedef WEIGHT Element;
   typedef typename Packed<WEIGHT>::type Four;
@@ -150,7 +159,7 @@ struct Product {
     GROUPS = THREADS_ / SPLIT_,
     BLOCKS = (RESULTS + GROUPS * OUTPUTS_ - 1) / (GROUPS * OUTPUTS_),
     FLOAT4S = BLOCKS * OUTPUTS_ * SHARE / 4,  // weights of a lane
-    COPIES = SPLIT_ / OUTPUTS_,
+    COPIES = SPLIT_ / (OUTPUTS_ == 3 ? 4 : OUTPUTS_),
     UNROLL = RESIDENT_ ? int(BLOCKS) : 1  // blocks: weights in registers cannot be indexed by a variable
   };
   typename Weights<RESIDENT_, FLOAT4S, Four>::type weights;

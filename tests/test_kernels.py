@@ -98,10 +98,11 @@ def test_where_kernels_ran(device):
 
 @devices
 @pytest.mark.parametrize(("T", "B", "H"), [(33, 2, 100), (4, 2, 300), (2, 1, 1024)], ids=["H100", "H300", "H1024"])
-def test_the_tables_own_layout(device, T, B, H):
-    recurrence = RECURRENCES["cfc"]
+@pytest.mark.parametrize("name", RECURRENCES)
+def test_the_tables_own_layout(device, name, T, B, H):
+    recurrence = RECURRENCES[name]
     with kernels_on(device, maker=metal_kernel) as kind:
-        compare(kind, recurrence, *recurrence.problem("default", T, B, H, lengths=True))
+        compare(kind, recurrence, *recurrence.problem(recurrence.variants[0], T, B, H, lengths=True))
 
 
 @on_host
@@ -215,7 +216,7 @@ def test_the_table_has_a_row_for_every_gpu():
 
 
 @on_host
-@pytest.mark.parametrize("file", ["pointwise.metal", "product.metal", "cfc.metal"])
+@pytest.mark.parametrize("file", ["pointwise.metal", "product.metal", "sequences.metal", "cfc.metal", "gated.metal"])
 def test_lint_names_file_and_line(file):
     """A line outside the subset, put into a file of metal/, is found where it stands."""
     from ember_mlx.kernels.loader import read_source
@@ -243,9 +244,10 @@ def test_report_for_an_issue(monkeypatch, capsys, maker, status, last):
     out = capsys.readouterr().out.strip().splitlines()
     assert out[-1].endswith(last)
     assert out[0].startswith(f"ember_mlx {ember_mlx.__version__}, mlx ")
-    assert sum(line.startswith("cfc ") for line in out) == len(CASES)
+    lines = [line for line in out if line.startswith(tuple(f"{name} " for name in RECURRENCES))]
+    assert len(lines) == len(CASES)
     if status:
-        assert all("FAILED: " in line and "undeclared identifier" in line for line in out if line.startswith("cfc "))
+        assert all("FAILED: " in line and "undeclared identifier" in line for line in lines)
 
 
 def test_report_without_a_gpu(capsys, monkeypatch):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ember_mlx.scans import products
-from ember_mlx.scans.products import LARGE, cut, cut_columns, multiply, outer
+from ember_mlx.scans.dense import Scratch
+from ember_mlx.scans.products import LARGE, cut, cut_columns, multiply, multiply_over_rows
 
 PIECE = 2**18
 
@@ -59,9 +60,24 @@ def test_right_hand_side_cut_once(rows, K, J, pieces):
     np.testing.assert_allclose(out, a @ b, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(("N", "P", "K"), [(7, 5, 3), (800, 128, 64), (801, 128, 64), (60, 400, 300)], ids=str)
-def test_sum_of_outer_products(N, P, K):
+@pytest.mark.parametrize(("N", "K", "J"), [(1, 1, 1), (800, 64, 64), (801, 10, 64), (800, 256, 256), (4000, 33, 7)], ids=str)
+def test_sum_over_rows_in_pieces(N, K, J):
     rng = np.random.Generator(np.random.PCG64(0))
-    d, u = rng.standard_normal((N, P)), rng.standard_normal((N, K))
-    got = outer(d, u, np.empty((P, K)), lambda _, *shape: np.empty(shape))
-    np.testing.assert_allclose(got, d.T @ u, rtol=1e-10, atol=1e-10)
+    a, b, out = rng.standard_normal((N, K)), rng.standard_normal((3, N, J)), np.full((3, K, J), np.nan)
+    assert multiply_over_rows(a, b, out, Scratch(a.dtype)) is out
+    np.testing.assert_allclose(out, a.T @ b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("G", [1, 3])
+@pytest.mark.parametrize(
+    ("n", "K", "J"), [(1, 3, 5), (32, 64, 64), (32, 256, 256), (31, 256, 250), (256, 64, 128), (7, 1024, 1024)], ids=str
+)
+def test_a_steps_product_in_pieces(n, K, J, G):
+    from ember_mlx.scans.gated.reference import StepProduct
+
+    rng = np.random.Generator(np.random.PCG64(0))
+    w, u, out = rng.standard_normal((2, G, K, J)), rng.standard_normal((2, 1, n, K)), np.full((2, G, n, J), np.nan)
+    product = StepProduct(w, Scratch(w.dtype))
+    for _ in range(2):
+        assert product(u, out) is out
+        np.testing.assert_allclose(out, u @ w, rtol=1e-10, atol=1e-10)

@@ -1,5 +1,6 @@
 """Every recurrence of the registry: its NumPy gradient against finite differences, and its forms against the float64 NumPy form."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -84,10 +85,10 @@ def test_float32_agrees_with_float64_numpy(name, variant, backend, size, lengths
 
 
 def test_forms_carry_the_same_equation_tags():
-    folder = Path(ember_mlx.__file__).parent / "scans"
-    for name in RECURRENCES:
-        texts = [(folder / name / form).read_text() for form in ("reference.py", "ops.py", "fused.py")]
-        texts.append((source_folder() / f"{name}.metal").read_text())
+    folders = {Path(inspect.getfile(recurrence.ops)).parent for recurrence in RECURRENCES.values()}
+    for folder in folders:
+        texts = [(folder / form).read_text() for form in ("reference.py", "ops.py", "fused.py")]
+        texts.append((source_folder() / f"{folder.name}.metal").read_text())
         tags = [set(re.findall(r"(?:#|//) \((\d)\)", text)) for text in texts]
         assert all(found == tags[0] for found in tags)
         assert tags[0]
@@ -101,6 +102,7 @@ def test_what_the_forward_keeps_changes_no_gradient(name, variant, lengths):
     kept = []
     outputs = recurrence.forward(spec, arrays, keep=lambda a: kept.append(a.copy()))
     dy = cotangents_for(outputs)
-    with_kept = dict(tree_flatten(recurrence.backward(spec, arrays, outputs, dy, kept)))
-    for path, gradient in tree_flatten(recurrence.backward(spec, arrays, outputs, dy)):
-        assert_close(with_kept[path], gradient, GRADIENT["float64"], path)
+    for _ in range(2):  # it leaves what is kept as it is
+        with_kept = dict(tree_flatten(recurrence.backward(spec, arrays, outputs, dy, kept)))
+        for path, gradient in tree_flatten(recurrence.backward(spec, arrays, outputs, dy)):
+            assert_close(with_kept[path], gradient, GRADIENT["float64"], path)

@@ -13,13 +13,14 @@ from ..errors import bad_argument
 from ..layers import CfC
 from ..layers.arguments import type_name
 from ..wiring import NeuronMap
+from .weights import DTYPES
+from .weights import array_of as _array
 
 Array = NDArray[Any]
 
 OWNER = "from_ncps"
 ACTIVATIONS = {"LeCun": "lecun_tanh", "Tanh": "tanh", "ReLU": "relu", "SiLU": "silu", "GELU": "gelu"}
 """Class of a backbone's activation in ncps -> its name here."""
-DTYPES = {"torch.float16": mx.float16, "torch.bfloat16": mx.bfloat16, "torch.float32": mx.float32, "torch.float64": mx.float64}
 HEADS = {"pure": ("ff1",), "default": ("ff1", "ff2", "time_a", "time_b"), "no_gate": ("ff1", "ff2", "time_a", "time_b")}
 """Mode -> ncps's names of the heads f, g, t_a, t_b."""
 
@@ -218,13 +219,6 @@ def _put(target: Any, name: str, value: Array, dtype: mx.Dtype, place: str) -> N
     if target[name].shape != value.shape:
         raise bad_argument(OWNER, f"{place} {name}", f"have shape {target[name].shape}", value.shape)
     target[name] = mx.array(value, dtype)
-
-
-def _array(tensor: Any) -> Array:
-    """A torch tensor's values; float32 for bfloat16, which NumPy lacks."""
-    tensor = tensor.detach().cpu()
-    values = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
-    return np.asarray(values.numpy())
 
 
 def _dtype(tensor: Any) -> mx.Dtype:

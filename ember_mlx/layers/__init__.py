@@ -1,5 +1,7 @@
 """Recurrent layers as mlx.nn modules."""
 
+from .bidirectional import Bidirectional
 from .cfc import CfC
+from .gated import GRU, LSTM, RNN
 
-__all__ = ["CfC"]
+__all__ = ["GRU", "LSTM", "RNN", "Bidirectional", "CfC"]

@@ -1,7 +1,7 @@
 """The arguments that every layer takes, checked and brought into one form: time first, one batch axis."""
 
 import math
-from collections.abc import Sequence as AnySequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -47,16 +47,15 @@ class Steps(NamedTuple):
 
     def backwards(self) -> "Steps":
         """The same sequences, each one's valid steps in reverse order, every step with its own dt."""
-        T, B, _ = self.x.shape
-        if self.lengths is None:
-            return self._replace(x=self.x[::-1], dt=self.dt[::-1])
-        t = mx.broadcast_to(mx.arange(T)[:, None], (T, B))
-        index = mx.where(t < self.lengths, self.lengths - 1 - t, t)
-        return self._replace(x=mx.take_along_axis(self.x, index[:, :, None], axis=0), dt=mx.take_along_axis(self.dt, index, axis=0))
+        return self._replace(x=self.turned(self.x), dt=self.turned(self.dt))
+
+    def turned(self, a: mx.array) -> mx.array:
+        """(T, B, ...) with each sequence's valid steps in reverse order, and the others where they are."""
+        return turned(a, self.lengths)
 
     def without_batch(self, a: mx.array) -> mx.array:
-        """(B, F) as it is; (F,) where the caller's x had no batch axis."""
-        return a if self.batched else a.squeeze(0)
+        """(..., B, F) as it is; (..., F) where the caller's x had no batch axis."""
+        return a if self.batched else a.squeeze(-2)
 
     def to_caller(self, y: mx.array) -> mx.array:
         """(T, B, F) -> the caller's layout; unbatched: (T, F)."""
@@ -83,21 +82,58 @@ def read_steps(owner: str, x: Any, time_deltas: Any, lengths: Any, input_size: i
     return Steps(x, dt, _read_lengths(owner, lengths, T, B, batched), batched, batch_first)
 
 
-def read_state(owner: str, initial_state: Any, names: tuple[str, ...], batch: int, units: int, batched: bool) -> list[mx.array | None]:
-    """Check a list of states, each None or (B, H) ((H,) where x has no batch axis); returns them (B, H) or None.
+def turned(a: mx.array, lengths: mx.array | None) -> mx.array:
+    """(T, B, ...) with the first `lengths` (B,) steps of each sequence in reverse order, all of them if None, and the others in place."""
+    if lengths is None:
+        return a[::-1]
+    T, B = a.shape[:2]
+    t = mx.broadcast_to(mx.arange(T)[:, None], (T, B))
+    index = mx.where(t < lengths, lengths - 1 - t, t)
+    return mx.take_along_axis(a, index.reshape(T, B, *[1] * (a.ndim - 2)), axis=0)
+
+
+class StateLayout(NamedTuple):
+    """One of a layer's states: (B, features), or (stack, B, features).
+
+    Args:
+        name: of the state.
+        features: its last axis.
+        stack: its first axis, or None where there is none.
+        axis: what the first axis counts.
+    """
+
+    name: str
+    features: int
+    stack: int | None = None
+    axis: str = ""
+
+    def shape(self, batch: int, batched: bool) -> tuple[int, ...]:
+        """The shape that the caller sees."""
+        return (*(() if self.stack is None else (self.stack,)), *((batch,) if batched else ()), self.features)
+
+    def axes(self, batched: bool) -> str:
+        """The same in letters."""
+        letters = [*([] if self.stack is None else [self.axis]), *(["B"] if batched else []), "H"]
+        return f"({', '.join(letters)}{',' if len(letters) == 1 else ''})"
+
+
+def read_state(owner: str, initial_state: Any, layouts: Sequence[StateLayout], batch: int, batched: bool) -> list[mx.array | None]:
+    """Check a list of states, each None or of its layout's shape, without B where x has no batch axis; returns them with B, or None.
 
     Raises:
         TypeError: not a list or tuple, or an entry that is no floating-point mx.array.
         ValueError: a wrong number of entries, or a wrong shape.
     """
-    form = f"a list [{', '.join(names)}] of arrays or None"
+    form = f"be a list [{', '.join(layout.name for layout in layouts)}] of arrays or None"
+    if layouts[0].stack is not None:
+        form += f", each {layouts[0].axes(batched)}"
     if initial_state is None:
-        return [None] * len(names)
+        return [None] * len(layouts)
     if not isinstance(initial_state, (list, tuple)):
-        raise bad_argument(owner, "initial_state", f"be {form}", type_name(initial_state), TypeError)
-    if len(initial_state) != len(names):
-        raise bad_argument(owner, "initial_state", f"be {form}", f"{len(initial_state)} entries")
-    return [_read_one_state(owner, f"initial_state {name}", a, batch, units, batched) for name, a in zip(names, initial_state, strict=True)]
+        raise bad_argument(owner, "initial_state", form, type_name(initial_state), TypeError)
+    if len(initial_state) != len(layouts):
+        raise bad_argument(owner, "initial_state", form, f"{len(initial_state)} entries")
+    return [_read_one_state(owner, a, layout, batch, batched) for a, layout in zip(initial_state, layouts, strict=True)]
 
 
 def compute_dtype(x: mx.array, parameters: mx.Dtype) -> mx.Dtype:
@@ -189,7 +225,7 @@ def _read_lengths(owner: str, lengths: Any, T: int, B: int, batched: bool) -> mx
 
 def _integer_array(owner: str, lengths: Any) -> mx.array:
     """Lengths as an mx.array of integers."""
-    if isinstance(lengths, (np.ndarray, AnySequence)) and not isinstance(lengths, str):
+    if isinstance(lengths, (np.ndarray, Sequence)) and not isinstance(lengths, str):
         values = np.asarray(lengths)
         if values.dtype.kind not in "iu":
             raise bad_argument(owner, "lengths", "hold integers", values.dtype, TypeError)
@@ -201,11 +237,11 @@ def _integer_array(owner: str, lengths: Any) -> mx.array:
     return lengths
 
 
-def _read_one_state(owner: str, name: str, a: Any, batch: int, units: int, batched: bool) -> mx.array | None:
+def _read_one_state(owner: str, a: Any, layout: StateLayout, batch: int, batched: bool) -> mx.array | None:
     if a is None:
         return None
+    name, expected = f"initial_state {layout.name}", layout.shape(batch, batched)
     check_array(owner, name, a)
-    expected = (batch, units) if batched else (units,)
     if a.shape != expected:
-        raise bad_argument(owner, name, f"have shape {'(B, H)' if batched else '(H,)'} = {expected}", a.shape)
-    return a if batched else mx.expand_dims(a, 0)
+        raise bad_argument(owner, name, f"have shape {layout.axes(batched)} = {expected}", a.shape)
+    return a if batched else mx.expand_dims(a, -2)

@@ -8,14 +8,15 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..checks import check_flag
+from ..errors import bad_argument
 from ..wiring import NeuronMap, map_from_config, map_to_config
-from .arguments import Steps, read_state, read_steps
+from .arguments import StateLayout, Steps, read_state, read_steps, type_name
 
 
 class RecurrentLayer(nn.Module):
     """The base of the layers: it reads the arguments, runs the subclass's recurrence over the steps, and lays out the result.
 
-    A subclass names its states in `state_names` and defines `run`.
+    A subclass names its states in `state_names`, or describes them in `state_layouts`, and defines `run`.
 
     Args:
         input_size: I, features of x.
@@ -28,6 +29,8 @@ class RecurrentLayer(nn.Module):
     """
 
     state_names: tuple[str, ...] = ("h",)
+    timed: bool = True
+    """Whether a step depends on the time elapsed before it."""
 
     def __init__(
         self, input_size: int, units: int, return_sequences: bool, return_state: bool, batch_first: bool, go_backwards: bool = False
@@ -45,12 +48,25 @@ class RecurrentLayer(nn.Module):
 
         Args:
             steps: the sequences, time first.
-            state: for each of `state_names` (B, H), or None for zeros.
+            state: for each of `state_layouts` an array, (B, H) where it says nothing else, or None for zeros.
 
         Returns:
             The output (T, B, O), zero past each length, and the state after each sequence's last valid step.
         """
         raise TypeError(f"{type(self).__name__} defines no run().")
+
+    @property
+    def state_layouts(self) -> tuple[StateLayout, ...]:
+        """The states in order."""
+        return tuple(StateLayout(name, self.units) for name in self.state_names)
+
+    def last_step(self, y: mx.array, steps: Steps) -> mx.array:
+        """(T, B, O) -> (B, O): what y is without return_sequences."""
+        return steps.last(y)
+
+    def state_to_caller(self, state: list[mx.array]) -> Any:
+        """The states as the caller gets them."""
+        return state
 
     def read_out(self, y: mx.array, steps: Steps) -> mx.array:
         """What the caller sees of the units' outputs (..., H) -> (..., O); here all of it."""
@@ -71,14 +87,16 @@ class RecurrentLayer(nn.Module):
         owner = type(self).__name__
         sequences = self.return_sequences if return_sequences is None else check_flag(owner, "return_sequences", return_sequences)
         with_state = self.return_state if return_state is None else check_flag(owner, "return_state", return_state)
+        if time_deltas is not None and not self.timed:
+            raise bad_argument(owner, "time_deltas", "be None, for this layer knows no elapsed time", type_name(time_deltas))
         steps = read_steps(owner, x, time_deltas, lengths, self.input_size, self.batch_first)
-        state = read_state(owner, initial_state, self.state_names, steps.x.shape[1], self.units, steps.batched)
+        state = read_state(owner, initial_state, self.state_layouts, steps.x.shape[1], steps.batched)
         if self.go_backwards:
             steps = steps.backwards()
         y, final = self.run(steps, state)
         y = self.read_out(y, steps, **options).astype(mx.result_type(x.dtype, self.dtype))
-        y = steps.to_caller(y) if sequences else steps.without_batch(steps.last(y))
-        return (y, [steps.without_batch(a) for a in final]) if with_state else y
+        y = steps.to_caller(y) if sequences else steps.without_batch(self.last_step(y, steps))
+        return (y, self.state_to_caller([steps.without_batch(a) for a in final])) if with_state else y
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments as values that JSON can hold; `from_config` makes a layer like this one, but for its weights."""

@@ -14,7 +14,12 @@ def glorot_uniform(outputs: int, inputs: int, blocks: int = 1) -> mx.array:
     return mx.random.uniform(-bound, bound, (blocks * outputs, inputs))
 
 
+def uniform(shape: tuple[int, ...], fan_in: int) -> mx.array:
+    """Uniform in +-1/sqrt(fan_in)."""
+    bound = 1 / math.sqrt(fan_in)
+    return mx.random.uniform(-bound, bound, shape)
+
+
 def uniform_bias(size: int, fan_in: int) -> mx.array:
     """(size,), uniform in +-1/sqrt(fan_in)."""
-    bound = 1 / math.sqrt(fan_in)
-    return mx.random.uniform(-bound, bound, (size,))
+    return uniform((size,), fan_in)

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from .pointwise import Array
-from .products import cut, cut_columns, multiply, outer
+from .products import cut, cut_columns, multiply, multiply_over_rows
 
 Tree = dict[str, Any]
+Keep = Callable[[Array], None]  # takes what a forward scan keeps for the backward
 KEPT_BYTES = 2**26  # of what a forward scan keeps for the backward, at most; beyond it the backward recomputes
 SPARE_BYTES = 2**27  # of a Scratch that a later scan may use again
 
@@ -169,7 +170,8 @@ class Sums:
 
     def add_product(self, name: str, d: Array, u: Array) -> None:
         """Add to the gradient of a product's weight (P, K) from that of its results, d (N, P), and its inputs, u (N, K)."""
-        self.add(name, outer(d, u, self.scratch("part", d.shape[1], u.shape[1]), self.scratch))
+        part = self.scratch("part", 1, d.shape[1], u.shape[1])
+        self.add(name, multiply_over_rows(d, u[None], part, self.scratch)[0])
 
     def add_state_product(self, d: Array, x: Array, h: Array) -> None:
         """Add to the gradients w_x, w_h and b of a StateProduct from that of its results, d (N, P), and its inputs and states."""

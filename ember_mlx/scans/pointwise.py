@@ -17,6 +17,7 @@ LECUN_OUTER, LECUN_INNER = 1.7159, 0.666
 INV_SQRT_2, INV_SQRT_2PI = 1 / math.sqrt(2), 1 / math.sqrt(2 * math.pi)
 # arrays: NumPy takes half as long to find their dtype as that of a number
 HALF: dict[np.dtype[Any], Array] = {np.dtype(dtype): np.array(0.5, dtype) for dtype in (np.float16, np.float32, np.float64)}
+ONE: dict[np.dtype[Any], Array] = {dtype: np.array(1, dtype) for dtype in HALF}
 _erf64 = np.frompyfunc(math.erf, 1, 1)
 # Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: absolute error below 1.5e-7, float32's own accuracy.
 _ERF_P = 0.3275911
@@ -35,6 +36,16 @@ def sigmoid_of_tanh(t: Array) -> Array:
     t *= half
     t += half
     return t
+
+
+def sigmoid_of_negative(a: Array) -> Array:
+    """-a to the logistic function of a, 1 / (1 + exp(-a)), in place: with AVX2 NumPy's exp takes half as long as its tanh.
+
+    It overflows to the right value, 0; ignore the warning with np.errstate(over="ignore").
+    """
+    np.exp(a, out=a)
+    a += ONE[a.dtype]
+    return np.reciprocal(a, out=a)
 
 
 def erf(a: Array) -> Array:

@@ -16,8 +16,8 @@ WITH_OPENBLAS = "openblas" in str(np.show_config(mode="dicts").get("Build Depend
 LARGE = 2**24  # multiply-adds above which threads pay
 PIECE = 2**18 if WITH_OPENBLAS else LARGE  # those up to which the library stays in the calling thread
 FEWEST_COLUMNS = 8  # of a piece that is cut for several products
-FEWEST_SUMMED = 16  # rows of a piece of a sum of outer products: each piece's sum is written and read again
 FEWEST_ROWS = 8  # of a piece: each piece reads its right-hand side anew
+FEWEST_ROWS_ADDED = 32  # of a piece of a sum over rows: each piece writes a product of its own
 
 
 def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
@@ -43,20 +43,6 @@ def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
     return out
 
 
-def outer(d: Array, u: Array, out: Array, room: Callable[..., Array]) -> Array:
-    """sum_n d_n u_n^T: (N, P), (N, K) -> (P, K); `room` gives memory by name and shape."""
-    (N, P), K = d.shape, u.shape[1]
-    rows = PIECE // (P * K)
-    if rows >= N or rows < FEWEST_SUMMED:
-        return multiply(d.T, u, out)
-    whole = N - N % rows
-    by_piece = np.matmul(d[:whole].reshape(-1, rows, P).swapaxes(1, 2), u[:whole].reshape(-1, rows, K), out=room("pieces", N // rows, P, K))
-    by_piece.sum(0, out=out)
-    if whole < N:
-        out += d[whole:].T @ u[whole:]
-    return out
-
-
 def cut(b: Array, rows: int) -> Array:
     """(..., K, J) -> (..., pieces, K, J / pieces), contiguous: a right-hand side in pieces that one thread works on for up to `rows` rows.
 
@@ -73,6 +59,30 @@ def cut_columns(a: Array, pieces: int) -> Array:
     if pieces == 1:
         return a
     return a.reshape(*a.shape[:-1], pieces, a.shape[-1] // pieces).swapaxes(-2, -3)
+
+
+def multiply_over_rows(a: Array, b: Array, out: Array, parts: Callable[..., Array]) -> Array:
+    """a^T b over many rows: (N, K), (S, N, J) -> (S, K, J), in pieces of rows whose products are added up.
+
+    Args:
+        a: (N, K).
+        b: (S, N, J).
+        out: the result.
+        parts: (name, *shape) -> memory for the pieces' products.
+    """
+    (N, K), (S, _, J) = a.shape, b.shape
+    rows = PIECE // (K * J)
+    if rows < FEWEST_ROWS_ADDED or rows >= N:
+        return multiply(a.T, b, out)
+    pieces = -(-N // rows)
+    rows = N // pieces  # as even as can be
+    whole = rows * pieces
+    products = parts("parts", S, pieces, K, J)
+    np.matmul(a[:whole].reshape(pieces, rows, K).swapaxes(1, 2), b[:, :whole].reshape(S, pieces, rows, J), out=products)
+    np.add.reduce(products, axis=1, out=out)
+    if whole < N:
+        out += np.matmul(a[whole:].T, b[:, whole:])
+    return out
 
 
 def _columns(a: Array, columns: int) -> Array:

@@ -18,21 +18,20 @@ from the forward, or, where that would be too large, computes it anew for all st
 runs dh -> dq -> dz -> dh; and forms the weights' gradients as products over the block.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dense import KEPT_BYTES, Product, Scratch, StateProduct, Sums, borrowed_scratch
+from ..dense import KEPT_BYTES, Keep, Product, Scratch, StateProduct, Sums, borrowed_scratch
 from ..packing import packed_layout
 from ..pointwise import ACTIVATIONS, HALF, Array, sigmoid_of_tanh
 from ..products import multiply
 from .spec import CfCSpec
 
 Tree = dict[str, Any]
-Keep = Callable[[Array], None]
 BLOCK_ROWS = 800  # rows (step and sequence) of a block: enough for products on two threads, few enough to bound the memory
 
 

@@ -1,0 +1,113 @@
+"""Any layer of the package in both directions."""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..checks import check_flag
+from ..errors import bad_argument
+from .arguments import turned, type_name
+from .base import RecurrentLayer
+
+OWNER = "Bidirectional"
+
+
+class Bidirectional(nn.Module):
+    """A layer over each sequence from its first step to its last valid one, and a second layer of the same kind the other way round.
+
+    Args:
+        layer: a layer of this package, the forward one. The backward one is made from its configuration, with weights of its own.
+
+    Call:
+        ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state, ...)``, as the wrapped layer's.
+
+        initial_state: a pair (forward, backward) of the layer's states, each or both None.
+        time_deltas: elapsed time before each step, which it keeps in both directions.
+        lengths: (B,) integers in 1..T; the backward run starts at each sequence's last valid step.
+
+    Returns:
+        y, both layers' outputs side by side on the last axis: of every step in the order of x, or without return_sequences of each
+        direction's last step, which is the last valid one forward and the first one backward. With return_state (y, (state forward,
+        state backward)).
+
+    Raises:
+        TypeError: `layer` is no layer of this package; initial_state is no pair.
+        ValueError: a layer that runs backwards itself, or that cannot; what the layer does not accept.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from ember_mlx import Bidirectional, CfC
+        >>> y, (forward, backward) = Bidirectional(CfC(20, 10))(mx.zeros((32, 5, 10)), return_sequences=True, return_state=True)
+        >>> y.shape, [a.shape for a in backward]
+        ((32, 5, 40), [(32, 20), (32, 20)])
+
+    Source: Schuster and Paliwal, Bidirectional recurrent neural networks, IEEE Transactions on Signal Processing 45, 2673-2681 (1997),
+    https://doi.org/10.1109/78.650093.
+    """
+
+    def __init__(self, layer: RecurrentLayer):
+        super().__init__()
+        if not isinstance(layer, RecurrentLayer):
+            raise bad_argument(OWNER, "layer", "be a recurrent layer of ember_mlx", type_name(layer), TypeError)
+        config = layer.get_config()
+        if config.get("go_backwards") is not False:
+            raise bad_argument(OWNER, "layer", "run forwards, and be able to run backwards", repr(layer))
+        self.forward_layer = layer
+        self.backward_layer = type(layer).from_config(config | {"go_backwards": True})
+        self.backward_layer.set_dtype(layer.dtype)
+
+    def __call__(
+        self,
+        x: mx.array,
+        initial_state: Any = None,
+        time_deltas: Any = None,
+        lengths: Any = None,
+        *,
+        return_sequences: bool | None = None,
+        return_state: bool | None = None,
+        **options: Any,
+    ) -> Any:
+        """Run both layers over a batch of sequences; see the class for the shapes."""
+        layer = self.forward_layer
+        sequences = layer.return_sequences if return_sequences is None else check_flag(OWNER, "return_sequences", return_sequences)
+        with_state = layer.return_state if return_state is None else check_flag(OWNER, "return_state", return_state)
+        options |= {"return_sequences": sequences, "return_state": True}
+        pair = zip((layer, self.backward_layer), _pair(initial_state), strict=True)
+        (forward, state), (backward, state_back) = (each(x, initial, time_deltas, lengths, **options) for each, initial in pair)
+        if sequences:
+            backward = _in_order(backward, lengths, layer.batch_first)
+        y = mx.concatenate([forward, backward], axis=-1)
+        return (y, (state, state_back)) if with_state else y
+
+    def get_config(self) -> dict[str, Any]:
+        """The wrapped layer's class and configuration, as values that JSON can hold."""
+        return {"layer": {"class": type(self.forward_layer).__name__, "config": self.forward_layer.get_config()}}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Bidirectional":
+        """The layer that `get_config` described, with new weights."""
+        from .. import layers
+
+        wrapped = config["layer"]
+        return cls(getattr(layers, wrapped["class"]).from_config(wrapped["config"]))
+
+
+def _pair(initial_state: Any) -> tuple[Any, Any]:
+    """The two layers' initial states."""
+    if initial_state is None:
+        return None, None
+    expected = "be a pair (forward, backward) of the layer's states or None"
+    if not isinstance(initial_state, (list, tuple)):
+        raise bad_argument(OWNER, "initial_state", expected, type_name(initial_state), TypeError)
+    if len(initial_state) != 2:
+        raise bad_argument(OWNER, "initial_state", expected, f"{len(initial_state)} entries")
+    return initial_state[0], initial_state[1]
+
+
+def _in_order(y: mx.array, lengths: Any, batch_first: bool) -> mx.array:
+    """From the order of processing to that of x, in the caller's layout."""
+    if y.ndim == 2:
+        return turned(y, None)
+    lengths = None if lengths is None else mx.array(lengths)
+    return turned(y.swapaxes(0, 1), lengths).swapaxes(0, 1) if batch_first else turned(y, lengths)

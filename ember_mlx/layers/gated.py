@@ -1,0 +1,420 @@
+"""The gated layers RNN, LSTM and GRU."""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..checks import check_choice, check_flag, check_integer, check_interval
+from ..errors import bad_argument
+from ..scans.dispatch import Recurrence, scan
+from ..scans.gated.scan import GRU as GRU_SCAN
+from ..scans.gated.scan import LSTM as LSTM_SCAN
+from ..scans.gated.scan import RNN as RNN_SCAN
+from ..scans.gated.spec import GatedSpec
+from .arguments import StateLayout, Steps, compute_dtype
+from .base import RecurrentLayer
+from .initial import uniform
+
+DIRECTIONS = ("forward", "backward")
+RNN_ACTIVATIONS = ("tanh", "relu")
+Tree = dict[str, Any]
+
+
+class GatedLayer(RecurrentLayer):
+    """What RNN, LSTM and GRU share: layers one above the other, each in one direction or in both.
+
+    A subclass names its recurrence and its states, and gives `cell`. Parameters are ``layers[k][direction]`` with the names of mlx.nn:
+    Wx (G H, inputs), Wh (G H, H), bias (G H), direction "forward" or "backward".
+    """
+
+    recurrence: Recurrence
+    state_names: tuple[str, ...] = ("h",)
+    timed = False
+    proj_size: int | None = None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        dropout: float,
+        bidirectional: bool,
+        return_sequences: bool,
+        return_state: bool,
+        batch_first: bool,
+        go_backwards: bool,
+    ):
+        owner = type(self).__name__
+        input_size, hidden_size = check_integer(owner, "input_size", input_size), check_integer(owner, "hidden_size", hidden_size)
+        super().__init__(input_size, hidden_size, return_sequences, return_state, batch_first, go_backwards)
+        self.hidden_size, self.num_layers = hidden_size, check_integer(owner, "num_layers", num_layers)
+        self.bias, self.bidirectional = check_flag(owner, "bias", bias), check_flag(owner, "bidirectional", bidirectional)
+        self.dropout = check_interval(owner, "dropout", dropout, 0, 1)
+        if self.dropout and self.num_layers == 1:
+            raise bad_argument(owner, "dropout", "be 0 where there is one layer, since it acts between layers", dropout)
+
+    def _make_parameters(self) -> None:
+        names, features = DIRECTIONS[: self.num_directions], self.output_size
+        sizes = [self.input_size, *[features * self.num_directions] * (self.num_layers - 1)]
+        self.layers = [{name: self._direction(size) for name in names} for size in sizes]
+
+    def _direction(self, inputs: int) -> "GatedDirection":
+        return GatedDirection(self.cell, inputs, self.hidden_size, self.bias, self.proj_size)
+
+    @property
+    def cell(self) -> str:
+        """Of the recurrence's specification."""
+        raise TypeError(f"{type(self).__name__} names no cell.")
+
+    @property
+    def num_directions(self) -> int:
+        """2 where it is bidirectional."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def output_size(self) -> int:
+        """Features of h in one direction."""
+        return self.proj_size or self.hidden_size
+
+    @property
+    def state_layouts(self) -> tuple[StateLayout, ...]:
+        """h, and c of an LSTM."""
+        stack, axis = self.num_layers * self.num_directions, "num_layers * num_directions"
+        return tuple(StateLayout(name, self.output_size if name == "h" else self.hidden_size, stack, axis) for name in self.state_names)
+
+    def run(self, steps: Steps, state: list[mx.array | None]) -> tuple[mx.array, list[mx.array]]:
+        """Run the scan of each layer; see RecurrentLayer.run."""
+        u = steps.x.astype(compute_dtype(steps.x, self.dtype))
+        initial = [self._by_layer(a, layout, u) for a, layout in zip(state, self.state_layouts, strict=True)]
+        spec, final = GatedSpec(self.cell), []
+        for k, directions in enumerate(self.layers):
+            arrays = self._weights(list(directions.values()), u.dtype)
+            arrays |= {f"{name}0": parts[k] for name, parts in zip(self.state_names, initial, strict=True)}
+            arrays["x"] = mx.stack([u, steps.turned(u)]) if self.bidirectional else mx.expand_dims(u, 0)
+            if steps.lengths is not None:
+                arrays["lengths"] = steps.lengths
+            outputs = [_by_direction(a) for a in scan(self.recurrence, spec, arrays)]
+            final.append([[steps.last(a) for a in parts] for parts in outputs])
+            u = mx.concatenate([outputs[0][0], steps.turned(outputs[0][1])], axis=2) if self.bidirectional else outputs[0][0]
+            if k + 1 < self.num_layers:
+                u = self._dropped(u)
+        return u, [mx.stack([a for layer in final for a in layer[s]]) for s in range(len(self.state_names))]
+
+    def _by_layer(self, a: mx.array | None, layout: StateLayout, like: mx.array) -> list[mx.array]:
+        """A state in parts of (D, B, F), one a layer."""
+        a = mx.zeros(layout.shape(like.shape[1], True), like.dtype) if a is None else a.astype(like.dtype)
+        return list(mx.split(a, self.num_layers))
+
+    def _weights(self, directions: list["GatedDirection"], dtype: mx.Dtype) -> Tree:
+        """The scan's weights, of one layer."""
+        parts = [direction.scan_tree(dtype) for direction in directions]
+        return {name: mx.stack([part[name] for part in parts]) for name in parts[0]}
+
+    def _dropped(self, u: mx.array) -> mx.array:
+        """Dropout between layers, in training."""
+        if not (self.training and self.dropout):
+            return u
+        kept = mx.random.bernoulli(1 - self.dropout, u.shape).astype(u.dtype)
+        return u * kept / (1 - self.dropout)
+
+    def last_step(self, y: mx.array, steps: Steps) -> mx.array:
+        """Each direction's last step: that of the backward one is the first."""
+        if not self.bidirectional:
+            return steps.last(y)
+        forward, backward = mx.split(y, 2, axis=2)
+        return mx.concatenate([steps.last(forward), mx.split(backward, [1])[0].squeeze(0)], axis=1)
+
+    def _extra_repr(self) -> str:
+        parts = [f"{self.input_size}, {self.hidden_size}"]
+        parts += [f"num_layers={self.num_layers}"] if self.num_layers > 1 else []
+        parts += ["bias=False"] if not self.bias else []
+        parts += [f"dropout={self.dropout}"] if self.dropout else []
+        parts += ["bidirectional=True"] if self.bidirectional else []
+        return ", ".join(parts)
+
+
+class GatedDirection(nn.Module):
+    """The parameters of one layer in one direction, uniform in +-1/sqrt(H): Wx, Wh, bias; bhn of a GRU; Wr, a projection of an LSTM's h."""
+
+    def __init__(self, cell: str, inputs: int, units: int, bias: bool, proj_size: int | None):
+        super().__init__()
+        rows = GatedSpec(cell).gates * units
+        self.Wx, self.Wh = uniform((rows, inputs), units), uniform((rows, proj_size or units), units)
+        if bias:
+            self.bias = uniform((rows,), units)
+        if bias and cell == "gru":
+            self.bhn = uniform((units,), units)
+        if proj_size is not None:
+            self.Wr = uniform((proj_size, units), units)
+        self._rows, self._bhn_units = rows, units if cell == "gru" else 0
+
+    def scan_tree(self, dtype: mx.Dtype) -> Tree:
+        """The arrays of the scan."""
+        names = {"Wx": "w_x", "Wh": "w_h", "bias": "b", "bhn": "b_hn", "Wr": "w_hr"}
+        tree = {name: self[ours].astype(dtype) for ours, name in names.items() if ours in self}
+        if "b" not in tree:
+            tree["b"] = mx.zeros((self._rows,), dtype)
+        if self._bhn_units and "b_hn" not in tree:
+            tree["b_hn"] = mx.zeros((self._bhn_units,), dtype)
+        return tree
+
+    def _extra_repr(self) -> str:
+        return ", ".join(f"{name}={a.shape}" for name, a in self.items() if isinstance(a, mx.array))
+
+
+def _by_direction(a: mx.array) -> list[mx.array]:
+    """(D, T, B, F) -> D times (T, B, F)."""
+    return [part.squeeze(0) for part in mx.split(a, a.shape[0])]
+
+
+class RNN(GatedLayer):
+    r"""A simple recurrent layer, as torch.nn.RNN defines it.
+
+    One step::
+
+        h' = tanh(W_x x + W_h h + b)      or relu
+
+    Args:
+        input_size: I, features of x.
+        hidden_size: H, units of each layer and direction.
+        num_layers: layers one above the other; each works on the output of the one below.
+        activation: "tanh" or "relu".
+        bias: whether there are biases.
+        dropout: probability of dropping a feature between two layers, in training.
+        bidirectional: whether each layer also runs over the sequences from their last valid step to their first, with weights of its own.
+            The layer above works on both outputs side by side.
+        return_sequences: whether y holds every step, or each direction's last one: the forward run's at the last valid step, the
+            backward run's at the first.
+        return_state: whether the state is returned too.
+        batch_first: whether x is (B, T, I) or (T, B, I).
+        go_backwards: whether each sequence is processed from its last valid step to its first. As in Keras, y is then in the order
+            of processing.
+
+    Call:
+        ``layer(x, initial_state=None, lengths=None, *, return_sequences, return_state)``
+
+        x: (B, T, I), or (T, I) without batch; floating point.
+        initial_state: [h], (num_layers * num_directions, B, H), or None for zeros.
+        lengths: (B,) integers in 1..T; steps past them neither change the state nor cost time on the CPU, and y is 0 there.
+        time_deltas must be None: elapsed time has no meaning in these equations. Append it to x, or use a CfC or an LTC.
+
+    Returns:
+        y (B, T, H * num_directions), or (B, H * num_directions) without return_sequences, in the promoted dtype of x and the
+        parameters. With return_state (y, [h]): float32, (num_layers * num_directions, B, H), in the order layer 0 forward,
+        layer 0 backward, layer 1 forward ... Without batch y is (T, ...) and a state (num_layers * num_directions, H).
+
+    Raises:
+        TypeError: an argument of a wrong kind or dtype.
+        ValueError: an argument of a wrong shape or value; time_deltas.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from ember_mlx import RNN
+        >>> y, [h] = RNN(10, 20)(mx.zeros((32, 5, 10)), return_state=True)
+        >>> y.shape, h.shape
+        ((32, 5, 20), (1, 32, 20))
+
+    Source: Elman, Finding structure in time, Cognitive Science 14, 179-211 (1990), https://doi.org/10.1207/s15516709cog1402_1.
+    """
+
+    recurrence = RNN_SCAN
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        activation: str = "tanh",
+        bias: bool = True,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        return_sequences: bool = True,
+        return_state: bool = False,
+        batch_first: bool = True,
+        go_backwards: bool = False,
+    ):
+        flags = return_sequences, return_state, batch_first, go_backwards
+        super().__init__(input_size, hidden_size, num_layers, bias, dropout, bidirectional, *flags)
+        self.activation = check_choice(type(self).__name__, "activation", activation, RNN_ACTIVATIONS)
+        self._make_parameters()
+
+    @property
+    def cell(self) -> str:
+        """tanh or relu."""
+        return self.activation
+
+    def _extra_repr(self) -> str:
+        return super()._extra_repr() + (f", activation={self.activation}" if self.activation != "tanh" else "")
+
+
+class LSTM(GatedLayer):
+    r"""A long short-term memory layer, as torch.nn.LSTM defines it.
+
+    One step, each gate with H rows of W, R and b, in the order i, f, g, o::
+
+        i, f, o = sigma(W x + R h + b);   g = tanh(W x + R h + b)
+        c' = f c + i g
+        h' = o tanh(c')                   with proj_size: W_r (o tanh(c'))
+
+    Args:
+        input_size: I, features of x.
+        hidden_size: H, units of each layer and direction.
+        num_layers: layers one above the other; each works on the output of the one below.
+        proj_size: if given, h is a learned linear map of o tanh(c') to this many features, less than H.
+        bias: whether there are biases.
+        dropout: probability of dropping a feature between two layers, in training.
+        bidirectional: whether each layer also runs over the sequences from their last valid step to their first, with weights of its own.
+            The layer above works on both outputs side by side.
+        return_sequences: whether y holds every step, or each direction's last one: the forward run's at the last valid step, the
+            backward run's at the first.
+        return_state: whether the state is returned too.
+        batch_first: whether x is (B, T, I) or (T, B, I).
+        go_backwards: whether each sequence is processed from its last valid step to its first. As in Keras, y is then in the order
+            of processing.
+
+    Call:
+        ``layer(x, initial_state=None, lengths=None, *, return_sequences, return_state)``
+
+        x: (B, T, I), or (T, I) without batch; floating point.
+        initial_state: (h, c), each (num_layers * num_directions, B, H) or None for zeros; h (..., proj_size) where that is given.
+        lengths: (B,) integers in 1..T; steps past them neither change the state nor cost time on the CPU, and y is 0 there.
+        time_deltas must be None: elapsed time has no meaning in these equations. Append it to x, or use a CfC or an LTC.
+
+    Returns:
+        y (B, T, H * num_directions), or (B, H * num_directions) without return_sequences, in the promoted dtype of x and the
+        parameters. With return_state (y, (h, c)): float32, (num_layers * num_directions, B, H) each, in the order layer 0 forward,
+        layer 0 backward, layer 1 forward ... Without batch y is (T, ...) and a state (num_layers * num_directions, H). With proj_size
+        y and h have proj_size features in place of H.
+
+    Raises:
+        TypeError: an argument of a wrong kind or dtype.
+        ValueError: an argument of a wrong shape or value; time_deltas.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from ember_mlx import LSTM
+        >>> y, (h, c) = LSTM(10, 20, bidirectional=True)(mx.zeros((32, 5, 10)), return_state=True)
+        >>> y.shape, h.shape, c.shape
+        ((32, 5, 40), (2, 32, 20), (2, 32, 20))
+
+    Source: Hochreiter and Schmidhuber, Long short-term memory, Neural Computation 9, 1735-1780 (1997),
+    https://doi.org/10.1162/neco.1997.9.8.1735.
+    """
+
+    recurrence = LSTM_SCAN
+    state_names = ("h", "c")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        proj_size: int | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        return_sequences: bool = True,
+        return_state: bool = False,
+        batch_first: bool = True,
+        go_backwards: bool = False,
+    ):
+        flags = return_sequences, return_state, batch_first, go_backwards
+        super().__init__(input_size, hidden_size, num_layers, bias, dropout, bidirectional, *flags)
+        self.proj_size = None if proj_size is None else check_integer(type(self).__name__, "proj_size", proj_size)
+        if proj_size is not None and proj_size >= hidden_size:
+            raise bad_argument(type(self).__name__, "proj_size", f"be less than hidden_size = {hidden_size}", proj_size)
+        self._make_parameters()
+
+    @property
+    def cell(self) -> str:
+        """lstm."""
+        return "lstm"
+
+    def state_to_caller(self, state: list[mx.array]) -> Any:
+        """(h, c)."""
+        return tuple(state)
+
+    def _extra_repr(self) -> str:
+        return super()._extra_repr() + (f", proj_size={self.proj_size}" if self.proj_size else "")
+
+
+class GRU(GatedLayer):
+    r"""A gated recurrent unit layer, as torch.nn.GRU defines it: the reset gate acts after the product.
+
+    One step, each gate with H rows of W, R and b, in the order r, z, n::
+
+        r, z = sigma(W x + R h + b)
+        n = tanh(W_n x + b_n + r (R_n h + b_hn))
+        h' = (1 - z) n + z h
+
+    Args:
+        input_size: I, features of x.
+        hidden_size: H, units of each layer and direction.
+        num_layers: layers one above the other; each works on the output of the one below.
+        bias: whether there are biases.
+        dropout: probability of dropping a feature between two layers, in training.
+        bidirectional: whether each layer also runs over the sequences from their last valid step to their first, with weights of its own.
+            The layer above works on both outputs side by side.
+        return_sequences: whether y holds every step, or each direction's last one: the forward run's at the last valid step, the
+            backward run's at the first.
+        return_state: whether the state is returned too.
+        batch_first: whether x is (B, T, I) or (T, B, I).
+        go_backwards: whether each sequence is processed from its last valid step to its first. As in Keras, y is then in the order
+            of processing.
+
+    Call:
+        ``layer(x, initial_state=None, lengths=None, *, return_sequences, return_state)``
+
+        x: (B, T, I), or (T, I) without batch; floating point.
+        initial_state: [h], (num_layers * num_directions, B, H), or None for zeros.
+        lengths: (B,) integers in 1..T; steps past them neither change the state nor cost time on the CPU, and y is 0 there.
+        time_deltas must be None: elapsed time has no meaning in these equations. Append it to x, or use a CfC or an LTC.
+
+    Returns:
+        y (B, T, H * num_directions), or (B, H * num_directions) without return_sequences, in the promoted dtype of x and the
+        parameters. With return_state (y, [h]): float32, (num_layers * num_directions, B, H), in the order layer 0 forward,
+        layer 0 backward, layer 1 forward ... Without batch y is (T, ...) and a state (num_layers * num_directions, H).
+
+    Raises:
+        TypeError: an argument of a wrong kind or dtype.
+        ValueError: an argument of a wrong shape or value; time_deltas.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from ember_mlx import GRU
+        >>> y, [h] = GRU(10, 20)(mx.zeros((32, 5, 10)), return_state=True)
+        >>> y.shape, h.shape
+        ((32, 5, 20), (1, 32, 20))
+
+    Source: Cho et al., Learning phrase representations using RNN encoder-decoder for statistical machine translation, EMNLP 2014,
+    1724-1734, https://doi.org/10.3115/v1/D14-1179.
+    """
+
+    recurrence = GRU_SCAN
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        return_sequences: bool = True,
+        return_state: bool = False,
+        batch_first: bool = True,
+        go_backwards: bool = False,
+    ):
+        flags = return_sequences, return_state, batch_first, go_backwards
+        super().__init__(input_size, hidden_size, num_layers, bias, dropout, bidirectional, *flags)
+        self._make_parameters()
+
+    @property
+    def cell(self) -> str:
+        """gru."""
+        return "gru"

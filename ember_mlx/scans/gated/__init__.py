@@ -1,0 +1,1 @@
+"""The gated recurrences: RNN, LSTM and GRU, one scan with three cells."""

@@ -1,0 +1,519 @@
+"""The NumPy form of the gated scan (RNN, LSTM, GRU): forward, and a backward written by hand. It computes in the dtype of its arrays.
+
+Both take the arrays of one scan as a tree (D directions, each a scan of its own; T steps, B sequences, H units, G gates):
+
+    x        (D, T, B, I)   inputs, in each direction's order of steps
+    h0       (D, B, H)      state before the first step;  c0 (D, B, H) too for an LSTM
+    w_x, w_h (D, G H, I), (D, G H, H);  b (D, G H);  b_hn (D, H) too for a GRU
+    w_hr     (D, P, H)      optional, for an LSTM: its h has P features, and w_h is (D, G H, P)
+    lengths  (B,)           optional, integers in 1..T
+
+One step; gates in the order of torch.nn, each H rows of the products::
+
+    (1) q = W_h h,  a = W_x x + b + q       GRU: n's part of q is added in (2)
+    (2) RNN:  a = tanh(a) or relu(a)
+        LSTM: i, f, o = sigma(a_i, a_f, a_o);  g = tanh(a_g)
+        GRU:  r, z = sigma(a_r, a_z);  n = tanh(W_xn x + b_n + r (q_n + b_hn))
+    (3) RNN:  h' = a
+        LSTM: c' = f c + i g;  h' = o tanh(c'), times W_hr if there is one
+        GRU:  h' = n + z (h - n)
+
+Only W_h h and what follows it are in the loops over T. The backward recomputes the gates from the states, a block of steps at a time,
+unless the forward kept them.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..dense import KEPT_BYTES, Keep, Scratch, Sums, borrowed_scratch
+from ..packing import packed_layout
+from ..pointwise import Array, sigmoid_of_negative
+from ..products import FEWEST_ROWS, LARGE, PIECE, multiply, multiply_over_rows
+from .spec import GatedSpec
+
+Tree = dict[str, Any]
+FEWEST_COLUMNS = 32  # of a piece of a step's product
+BLOCK_ROWS = 800  # rows (step and sequence) at a time: enough for products on two threads, few enough to stay in the cache
+
+
+def gated_forward(spec: GatedSpec, arrays: Tree, keep: Keep | None = None) -> tuple[Array, ...]:
+    """Run an RNN, LSTM or GRU over T steps, in D directions.
+
+    Args:
+        spec: the static part.
+        arrays: the tree above, float32 or float64.
+        keep: called with the gates, which spare the backward their recomputation; it must copy. Not called where they are too large.
+
+    Returns:
+        (h,) of shape (D, T, B, H), zero past each length; for an LSTM (h, c), c likewise.
+
+    Example:
+        >>> import numpy as np
+        >>> from ember_mlx.reference import GatedSpec, gated_forward
+        >>> weights = {"w_x": np.zeros((1, 12, 4)), "w_h": np.zeros((1, 12, 3)), "b": np.zeros((1, 12))}
+        >>> sequence = {"x": np.ones((1, 5, 2, 4)), "h0": np.ones((1, 2, 3)), "c0": np.ones((1, 2, 3))}
+        >>> h, c = gated_forward(GatedSpec("lstm"), sequence | weights)
+        >>> h.shape, float(c[0, 0, 0, 0])
+        ((1, 5, 2, 3), 0.5)
+    """
+    with borrowed_scratch(arrays["h0"].dtype) as scratch, np.errstate(over="ignore"):  # 1 / (1 + exp(-a)) is right there too
+        scan = _Scan(spec, arrays, scratch)
+        results = scan.results()
+        kept = None if keep is None else scan.room_to_keep()
+        state = scan.initial()
+        for first, last in scan.layout.chunks(BLOCK_ROWS):
+            block = scan.block(first, last)
+            states = [scan.rows_of(f"states{k}", a, block) for k, a in enumerate(results)]
+            point = scan.gates_of(kept, block)
+            scan.project(block, point)
+            for rows in block.steps:
+                n = rows.stop - rows.start
+                state = [a[:, :n] for a in state]
+                gates, out = point[:, :, rows], [a[:, rows] for a in states]
+                scan.cell.gates(scan.of_state(state[0]), gates)
+                scan.cell.update(gates, state, out)
+                state = out
+            state = [scratch.copy(f"state{k}", a) for k, a in enumerate(state)]  # the next block overwrites these states
+            for a, result in zip(states, results, strict=True):
+                scan.store(a, result, block)
+        if keep is not None and kept is not None:
+            keep(kept)
+    return tuple(results)
+
+
+def gated_backward(
+    spec: GatedSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...], kept: Sequence[Array] = ()
+) -> Tree:
+    """Pull the outputs' gradients back through a gated scan.
+
+    Args:
+        spec: the static part.
+        arrays: what `gated_forward` took.
+        outputs: what it returned.
+        cotangents: the gradient of each output, same shapes.
+        kept: what it gave to its `keep`, or nothing.
+
+    Returns:
+        The gradient of every floating-point array, as a tree of the same structure, without `lengths`.
+    """
+    with borrowed_scratch(arrays["h0"].dtype) as scratch, np.errstate(over="ignore"):  # 1 / (1 + exp(-a)) is right there too
+        scan = _Scan(spec, arrays, scratch)
+        initial = scan.initial()
+        outputs, cotangents = (tuple(np.ascontiguousarray(a) for a in given) for given in (outputs, cotangents))
+        d_state = [np.zeros_like(a) for a in initial]
+        d_x = scan.like_inputs()
+        for first, last in reversed(scan.layout.chunks(BLOCK_ROWS)):
+            block = scan.block(first, last)
+            before = [scan.previous(f"before{k}", a, b, block) for k, (a, b) in enumerate(zip(initial, outputs, strict=True))]
+            after, dy = (
+                [scan.rows_of(f"{name}{k}", a, block) for k, a in enumerate(given)]
+                for name, given in (("states", outputs), ("dy", cotangents))
+            )
+            gates = scan.gates_of(kept[0], block) if kept else scan.recompute(block, before[0])
+            point = scan.cell.linearise(gates, before, after)
+            for rows in reversed(block.steps):
+                n = rows.stop - rows.start
+                d = [a[:, :n] for a in d_state]
+                for a, b in zip(d, dy, strict=True):
+                    a += b[:, rows]
+                scan.cell.pull(point, rows, *d)
+            scan.accumulate(block, point, before[0], d_x)
+        return scan.gradients(d_x, d_state)
+
+
+class StepProduct:
+    """u w for the few rows of a step, for every direction and gate, in pieces that one thread works on (see products.py).
+
+    Args:
+        w: (D, G, K, J).
+        scratch: where the weights lie.
+    """
+
+    def __init__(self, w: Array, scratch: Scratch):
+        self.w, self.scratch = scratch.copy("w", w), scratch
+        self.D, self.G, self.K, self.J = w.shape
+        self.plans: dict[int, tuple[int, Array]] = {}
+
+    def __call__(self, u: Array, out: Array) -> Array:
+        """(D, 1 or G, n, K) -> (D, G, n, J)."""
+        n = u.shape[2]
+        if not PIECE < n * self.K * self.J <= LARGE:
+            return np.matmul(u, self.w, out=out)
+        parts, w = self._plan(n)
+        result = out.reshape(self.D, self.G, parts, n // parts, w.shape[3], w.shape[5]).swapaxes(3, 4)  # a view: only axes are split
+        np.matmul(u.reshape(self.D, -1, parts, 1, n // parts, self.K), w, out=result)
+        return out
+
+    def _plan(self, n: int) -> tuple[int, Array]:
+        """For n rows: in how many parts to take them, and the weights in pieces (D, G, 1, pieces, K, columns)."""
+        if n not in self.plans:
+            columns, rows = self.J, n
+            while rows * self.K * columns > PIECE and columns % 2 == 0 and columns > FEWEST_COLUMNS:
+                columns //= 2
+            while rows * self.K * columns > PIECE and rows % 2 == 0 and rows > FEWEST_ROWS:
+                rows //= 2
+            pieces = self.w.reshape(self.D, self.G, self.K, self.J // columns, columns).swapaxes(2, 3)
+            self.plans[n] = n // rows, self.scratch.copy(f"pieces{columns}", pieces)[:, :, None]
+        return self.plans[n]
+
+
+class _Point(NamedTuple):
+    """A block of N steps at its states, and what the pull leaves there."""
+
+    d: Array  # (D, blocks, N, H): gradients of the products' results
+    slopes: tuple[Array, ...]
+    projected: tuple[Array, Array] | None = None  # with W_hr: the gradient of h, and what W_hr takes
+
+
+class _Cell:
+    """What one cell adds to a scan: how it orders its gates, and its equations (2) and (3), forward and back.
+
+    `x_order` and `h_order` order the blocks of the products with x and h, as indices of torch.nn's gates, so that gates which are treated
+    alike lie side by side. The products' gradients lie in one array (D, blocks, N, H): x has its first G blocks, h its last G.
+    `factors` are in the weights, so that a step has fewer constants to multiply by: sigma(a) = 1 / (1 + exp(-a)).
+    """
+
+    x_order: tuple[int, ...] = (0,)
+    h_order: tuple[int, ...] = (0,)
+    factors: tuple[float, ...] = (1,)
+    blocks = 1  # of the gates that the backward needs, and of the products' gradients
+    recomputed = True  # whether the backward needs the gates at all
+
+    def __init__(self, arrays: Tree, scratch: Scratch):
+        self.scratch = scratch
+        self.w_back = gate_blocks(arrays["w_h"], self.h_order)
+        self.back = StepProduct(self.w_back, scratch.part("back"))
+
+    def gates(self, q: Array, a: Array) -> None:
+        """From q = W_h h (D, G, n, H) and a = W_x x + b to the gates, in `a` (D, blocks, n, H)."""
+        raise NotImplementedError
+
+    def update(self, a: Array, before: list[Array], out: list[Array]) -> None:
+        """From the gates and the state to the next one, `out`, (D, n, H) each."""
+        raise NotImplementedError
+
+    def linearise(self, a: Array, before: list[Array], after: list[Array]) -> _Point:
+        """For a block of steps at once: everything that the pull needs and that does not depend on it."""
+        raise NotImplementedError
+
+    def pull(self, point: _Point, rows: slice, dh: Array, dc: Array | None = None) -> None:
+        """From the gradients of a step's state, (D, n, H), to those of the state before it, in place, and the products' in `point.d`."""
+        raise NotImplementedError
+
+    def pull_product(self, d: Array, dh: Array) -> None:
+        """From the gradients of W_h h, (D, G, n, H), to that of h, `dh` (D, n, P)."""
+        if d.shape[1] == 1:
+            self.back(d, dh[:, None])
+        else:
+            np.add.reduce(self.back(d, self.scratch("dq", *d.shape[:3], dh.shape[2])), axis=1, out=dh)
+
+
+def gate_blocks(a: Array, order: tuple[int, ...]) -> Array:
+    """(D, G H, ...) -> (D, G, H, ...), the gates in another order."""
+    a = a.reshape(len(a), len(order), -1, *a.shape[2:])
+    return a if len(order) == 1 else a[:, order]
+
+
+class _RNN(_Cell):
+    """h' = tanh(a) or relu(a)."""
+
+    recomputed = False
+
+    def gates(self, q: Array, a: Array) -> None:
+        a += q  # (1)
+        self.activate(a)  # (2)
+
+    @staticmethod
+    def activate(a: Array) -> None:
+        np.tanh(a, out=a)
+
+    @staticmethod
+    def slope(h: Array, out: Array) -> None:
+        np.multiply(h, h, out=out)
+        np.subtract(1, out, out=out)
+
+    def update(self, a: Array, before: list[Array], out: list[Array]) -> None:
+        out[0][...] = a[:, 0]  # (3)
+
+    def linearise(self, a: Array, before: list[Array], after: list[Array]) -> _Point:
+        h = after[0]
+        slope, d = self.scratch("slope", *h.shape), self.scratch("d", *h.shape)
+        self.slope(h, slope)
+        return _Point(d[:, None], (slope,))
+
+    def pull(self, point: _Point, rows: slice, dh: Array, dc: Array | None = None) -> None:
+        d = point.d[:, :, rows]
+        np.multiply(dh, point.slopes[0][:, rows], out=d[:, 0])
+        self.pull_product(d, dh)
+
+
+class _ReluRNN(_RNN):
+    @staticmethod
+    def activate(a: Array) -> None:
+        np.maximum(a, 0, out=a)
+
+    @staticmethod
+    def slope(h: Array, out: Array) -> None:
+        np.greater(h, 0, out=out, casting="unsafe")
+
+
+class _LSTM(_Cell):
+    """o, i, f, g: the three logistic gates side by side, and the three that c takes. tanh(a) = 2 sigma(2 a) - 1."""
+
+    x_order = h_order = (3, 0, 1, 2)
+    factors = (-1, -1, -2, -1)
+    blocks = 4
+
+    def __init__(self, arrays: Tree, scratch: Scratch):
+        super().__init__(arrays, scratch)
+        w_hr = arrays.get("w_hr")
+        self.project = None if w_hr is None else StepProduct(w_hr.swapaxes(1, 2)[:, None], scratch.part("project"))
+        self.project_back = None if w_hr is None else StepProduct(w_hr[:, None], scratch.part("project_back"))
+
+    def gates(self, q: Array, a: Array) -> None:
+        a += q  # (1)
+        sigmoid_of_negative(a)  # (2)
+        g = a[:, 3]
+        g += g
+        g -= 1
+
+    def update(self, a: Array, before: list[Array], out: list[Array]) -> None:
+        o, i, f, g = a.swapaxes(0, 1)
+        c, c_next = before[1], out[1]
+        rest = np.multiply(i, g, out=self.scratch("rest", *c.shape))
+        np.multiply(f, c, out=c_next)
+        c_next += rest  # (3)
+        np.tanh(c_next, out=rest)
+        if self.project is None:
+            np.multiply(o, rest, out=out[0])
+        else:
+            rest *= o
+            self.project(rest[:, None], out[0][:, None])
+
+    def linearise(self, a: Array, before: list[Array], after: list[Array]) -> _Point:
+        o, i, f, g = a.swapaxes(0, 1)
+        slopes, d = self.scratch("slopes", *a.shape), self.scratch("d", *a.shape)
+        of_c, tanh_c = self.scratch("of_c", *f.shape), np.tanh(after[1], out=self.scratch("tanh_c", *f.shape))
+        by_o, by_i, by_f, by_g = slopes.swapaxes(0, 1)
+        np.subtract(1, a[:, :3], out=slopes[:, :3])
+        slopes[:, :3] *= a[:, :3]
+        by_o *= tanh_c
+        by_i *= g
+        by_f *= before[1]
+        for of, value, factor in ((by_g, g, i), (of_c, tanh_c, o)):
+            np.multiply(value, value, out=of)
+            np.subtract(1, of, out=of)
+            of *= factor
+        projected = None
+        if self.project is not None:
+            tanh_c *= o
+            projected = self.scratch("dh", *after[0].shape), tanh_c
+        return _Point(d, (by_o, slopes[:, 1:], of_c, f), projected)
+
+    def pull(self, point: _Point, rows: slice, dh: Array, dc: Array | None = None) -> None:
+        assert dc is not None
+        (by_o, by_c, of_c, f), d = point.slopes, point.d[:, :, rows]
+        dm = dh
+        if point.projected is not None and self.project_back is not None:
+            point.projected[0][:, rows] = dh
+            dm = self.scratch("dm", *dc.shape)
+            self.project_back(dh[:, None], dm[:, None])
+        dc += np.multiply(dm, of_c[:, rows], out=self.scratch("rest", *dc.shape))
+        np.multiply(dm, by_o[:, rows], out=d[:, 0])
+        np.multiply(by_c[:, :, rows], dc[:, None], out=d[:, 1:])
+        self.pull_product(d, dh)
+        dc *= f[:, rows]
+
+
+class _GRU(_Cell):
+    """n, r, z for x and r, z, n for h: the logistic gates side by side in both; the gates kept are n, r, z, and n's part of q."""
+
+    x_order, h_order = (2, 0, 1), (0, 1, 2)
+    factors = (-1, -1, 1)
+    blocks = 4
+
+    def __init__(self, arrays: Tree, scratch: Scratch):
+        super().__init__(arrays, scratch)
+        self.b_hn = arrays["b_hn"][:, None]
+
+    def gates(self, q: Array, a: Array) -> None:
+        logistic = a[:, 1:3]
+        logistic += q[:, :2]  # (1)
+        sigmoid_of_negative(logistic)  # (2)
+        n, r, _, q_n = a.swapaxes(0, 1)
+        np.add(q[:, 2], self.b_hn, out=q_n)
+        n += np.multiply(r, q_n, out=self.scratch("rest", *n.shape))
+        np.tanh(n, out=n)
+
+    def update(self, a: Array, before: list[Array], out: list[Array]) -> None:
+        n, _, z, _ = a.swapaxes(0, 1)
+        h_next = np.subtract(before[0], n, out=out[0])
+        h_next *= z
+        h_next += n  # (3)
+
+    def linearise(self, a: Array, before: list[Array], after: list[Array]) -> _Point:
+        n, r, z, q_n = a.swapaxes(0, 1)
+        slopes, d, rest = self.scratch("slopes", *a.shape), self.scratch("d", *a.shape), self.scratch("rest", *n.shape)
+        by_n, by_r, by_z, by_q_n = slopes.swapaxes(0, 1)
+        np.subtract(1, a[:, 1:3], out=slopes[:, 1:3])
+        np.multiply(n, n, out=by_n)
+        np.subtract(1, by_n, out=by_n)
+        by_n *= by_z  # 1 - z, so far
+        np.multiply(by_n, r, out=by_q_n)
+        slopes[:, 1:3] *= a[:, 1:3]
+        by_r *= np.multiply(q_n, by_n, out=rest)
+        by_z *= np.subtract(before[0], n, out=rest)
+        return _Point(d, (slopes, z))
+
+    def pull(self, point: _Point, rows: slice, dh: Array, dc: Array | None = None) -> None:
+        (slopes, z), d = point.slopes, point.d[:, :, rows]
+        rest = np.multiply(dh, z[:, rows], out=self.scratch("rest", *dh.shape))
+        np.multiply(slopes[:, :, rows], dh[:, None], out=d)
+        self.pull_product(d[:, 1:], dh)
+        dh += rest
+
+
+CELLS: dict[str, type[_Cell]] = {"tanh": _RNN, "relu": _ReluRNN, "lstm": _LSTM, "gru": _GRU}
+
+
+class _Block(NamedTuple):
+    """Some whole steps, n rows in all."""
+
+    rows: slice  # in the packed order
+    n: int
+    steps: list[slice]  # the rows of each, counted from the block's first
+
+
+class _Scan:
+    """The parts of one scan, over packed rows; every array has the directions first."""
+
+    def __init__(self, spec: GatedSpec, arrays: Tree, scratch: Scratch):
+        self.D, T, B, _ = arrays["x"].shape
+        self.H = arrays["b"].shape[1] // spec.gates
+        self.arrays, self.scratch = arrays, scratch
+        self.x = np.ascontiguousarray(arrays["x"])
+        self.layout = packed_layout(T, B, arrays.get("lengths"))
+        self.cell = cell = CELLS[spec.cell](arrays, scratch.part("cell"))
+        factors = np.repeat(cell.factors, self.H).astype(arrays["b"].dtype)
+        self.w_x = gate_blocks(arrays["w_x"], cell.x_order)
+        self.project_x = gate_blocks(arrays["w_x"] * factors[:, None], cell.x_order).swapaxes(2, 3)
+        self.b = gate_blocks(arrays["b"] * factors, cell.x_order)[:, :, None]
+        self.of_h = StepProduct(gate_blocks(arrays["w_h"] * factors[:, None], cell.h_order).swapaxes(2, 3), scratch.part("step"))
+        self.ones = np.ones(BLOCK_ROWS + B, self.b.dtype)  # a product with them is a faster sum over rows than np.sum
+        self.sums = [Sums(scratch.part(f"sums{d}")) for d in range(self.D)]
+
+    def initial(self) -> list[Array]:
+        """The states before the first step, in packed order."""
+        return [np.stack([self.layout.sort(a) for a in self.arrays[name]]) for name in self._states()]
+
+    def _states(self) -> list[str]:
+        return [name for name in ("h0", "c0") if name in self.arrays]
+
+    def results(self) -> list[Array]:
+        """Memory for the outputs."""
+        return [self._padded(self.arrays[name].shape[2]) for name in self._states()]
+
+    def like_inputs(self) -> Array:
+        """Memory for the inputs' gradient."""
+        return self._padded(self.arrays["x"].shape[3])
+
+    def _padded(self, features: int) -> Array:
+        """(D, T, B, features), zero past each length."""
+        make = np.empty if self.layout.order is None else np.zeros
+        return make((self.D, self.layout.steps, self.layout.batch, features), self.arrays["x"].dtype)
+
+    def block(self, first: int, last: int) -> _Block:
+        """The steps [first, last)."""
+        starts = self.layout.starts[first : last + 1]
+        steps = [slice(a - starts[0], b - starts[0]) for a, b in pairwise(starts)]
+        return _Block(slice(starts[0], starts[-1]), starts[-1] - starts[0], steps)
+
+    def rows_of(self, name: str, a: Array, block: _Block) -> Array:
+        """The block's rows of (D, T, B, F): (D, n, F), a view without lengths, else a copy."""
+        if self.layout.order is None:
+            return a.reshape(self.D, -1, a.shape[3])[:, block.rows]
+        out = self.scratch(name, self.D, block.n, a.shape[3])
+        for d in range(self.D):
+            self.layout.rows_of(self.layout.flat(a[d]), block.rows, out=out[d])
+        return out
+
+    def store(self, rows: Array, a: Array, block: _Block) -> None:
+        """Put the block's rows into (D, T, B, F); nothing to do for a view."""
+        for d in range(self.D):
+            self.layout.store(rows[d], self.layout.flat(a[d]), block.rows)
+
+    def previous(self, name: str, initial: Array, outputs: Array, block: _Block) -> Array:
+        """The states before the block's steps, (D, n, H)."""
+        out = self.scratch(name, self.D, block.n, outputs.shape[3])
+        for d in range(self.D):
+            before = self.layout.previous(initial[d], self.layout.flat(outputs[d]), block.rows, out=out[d])
+            if not np.shares_memory(before, out):
+                out[d] = before
+        return out
+
+    def room_to_keep(self) -> Array | None:
+        """Memory for the gates of all steps; None where the backward needs none, or where they would be too large."""
+        shape = (self.D, self.cell.blocks, self.layout.total, self.H)
+        if not self.cell.recomputed or math.prod(shape) * self.b.itemsize > KEPT_BYTES:
+            return None
+        return self.scratch("kept", *shape)
+
+    def gates_of(self, kept: Array | None, block: _Block) -> Array:
+        """The block's part of the gates (D, blocks, n, H); where none are kept memory for them."""
+        return self.scratch("gates", self.D, self.cell.blocks, block.n, self.H) if kept is None else kept[:, :, block.rows]
+
+    def project(self, block: _Block, gates: Array) -> None:
+        """W_x x + b of a block of steps, into the first of its gates."""
+        x, a = self.rows_of("x", self.x, block), gates[:, : len(self.cell.x_order)]
+        for d in range(self.D):
+            multiply(x[d], self.project_x[d], out=a[d])
+        a += self.b
+
+    def of_state(self, h: Array) -> Array:
+        """W_h h (D, G, n, H); the next call overwrites it."""
+        return self.of_h(h[:, None], self.scratch("q", self.D, self.of_h.G, h.shape[1], self.H))
+
+    def recompute(self, block: _Block, h: Array) -> Array:
+        """The gates of a block of steps from the states before them."""
+        gates = self.gates_of(None, block)
+        if self.cell.recomputed:
+            self.project(block, gates)
+            self.cell.gates(self.of_state(h), gates)
+        return gates
+
+    def accumulate(self, block: _Block, point: _Point, h: Array, d_x: Array) -> None:
+        """Add a block's part of the weights' gradients, and store that of the inputs."""
+        x, dx, G = self.rows_of("x", self.x, block), self.rows_of("dx", d_x, block), self.of_h.G
+        for k, (sums, d) in enumerate(zip(self.sums, point.d, strict=True)):
+            part = sums.scratch
+            sums.add("b", np.matmul(self.ones[: block.n], d))
+            for name, of, u in (("w_x", d[:G], x[k]), ("w_h", d[-G:], h[k])):
+                sums.add(name, multiply_over_rows(u, of, part(name, G, u.shape[1], self.H), part.part(name)))  # transposed
+            if point.projected is not None:
+                dh, m = (a[k] for a in point.projected)
+                sums.add("w_hr", multiply_over_rows(dh, m[None], part("w_hr", 1, dh.shape[1], m.shape[1]), part.part("w_hr"))[0])
+            for g in range(G):
+                if g == 0:
+                    multiply(d[g], self.w_x[k, g], dx[k])
+                else:
+                    dx[k] += multiply(d[g], self.w_x[k, g], part("dx", *dx[k].shape))
+        self.store(dx, d_x, block)
+
+    def gradients(self, d_x: Array, d_state: list[Array]) -> Tree:
+        """All gradients, in the structure of the scan's arrays."""
+        totals = {name: np.stack([sums.totals[name] for sums in self.sums]) for name in self.sums[0].totals}
+        d, back_x, back_h = totals["b"], np.argsort(self.cell.x_order), np.argsort(self.cell.h_order)
+        if "b_hn" in self.arrays:
+            totals["b_hn"] = d[:, -1]
+        totals["b"] = d[:, back_x]
+        totals |= {name: totals[name].swapaxes(2, 3)[:, back] for name, back in (("w_x", back_x), ("w_h", back_h))}
+        totals = {name: a.reshape(self.arrays[name].shape) for name, a in totals.items()}
+        return (
+            totals
+            | {"x": d_x}
+            | {name: np.stack([self.layout.unsort(a) for a in d]) for name, d in zip(self._states(), d_state, strict=True)}
+        )

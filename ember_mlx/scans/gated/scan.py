@@ -1,0 +1,16 @@
+"""The gated recurrences in all their forms."""
+
+from ..dispatch import FusedForms, Recurrence
+from .fused import gated_fused_backward, gated_fused_forward, refusal, small_problem, variant_key
+from .ops import gated_ops
+from .problems import VARIANTS, gated_problem
+from .reference import gated_backward, gated_forward
+
+FUSED = FusedForms(gated_fused_forward, gated_fused_backward, refusal, variant_key, small_problem)
+
+
+def _recurrence(name: str) -> Recurrence:
+    return Recurrence(name, gated_forward, gated_backward, gated_ops, tuple(VARIANTS[name.lower()]), gated_problem, FUSED)
+
+
+RNN, LSTM, GRU = map(_recurrence, ("RNN", "LSTM", "GRU"))
