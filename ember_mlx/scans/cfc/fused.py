@@ -13,7 +13,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ...kernels.loader import KernelText, launch
 from ...kernels.packing import ProductShape, pack
 from ...kernels.tiles import THREADGROUP_BYTES, Family, Tile, current_family, forced_tile, rows_for
-from .ops import ACTIVATIONS, project
+from ..ops import project
+from .ops import ACTIVATIONS
 from .problems import random_arrays
 from .spec import MODES, CfCSpec
 
