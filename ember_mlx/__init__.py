@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backend import current_backend, use_backend
-    from .layers import CfC
+    from .layers import LTC, CfC
     from .wiring import AutoNCPMap, FullyConnectedMap, NCPMap, NeuronMap, RandomMap
 
 _HOMES = {
     "AutoNCPMap": ".wiring",
     "CfC": ".layers",
     "FullyConnectedMap": ".wiring",
+    "LTC": ".layers",
     "NCPMap": ".wiring",
     "NeuronMap": ".wiring",
     "RandomMap": ".wiring",
@@ -26,6 +27,7 @@ _HOMES = {
 
 __version__ = "0.1.0"
 __all__ = [
+    "LTC",
     "AutoNCPMap",
     "CfC",
     "FullyConnectedMap",

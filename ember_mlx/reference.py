@@ -2,6 +2,22 @@
 
 from .scans.cfc.reference import cfc_backward, cfc_forward
 from .scans.cfc.spec import CfCSpec
+from .scans.ltc.reference import ltc_backward, ltc_forward
+from .scans.ltc.spec import LTCSpec
+from .scans.ltc.synapses import Synapses
 from .wiring import AutoNCPMap, FullyConnectedMap, NCPMap, NeuronMap, RandomMap
 
-__all__ = ["AutoNCPMap", "CfCSpec", "FullyConnectedMap", "NCPMap", "NeuronMap", "RandomMap", "cfc_backward", "cfc_forward"]
+__all__ = [
+    "AutoNCPMap",
+    "CfCSpec",
+    "FullyConnectedMap",
+    "LTCSpec",
+    "NCPMap",
+    "NeuronMap",
+    "RandomMap",
+    "Synapses",
+    "cfc_backward",
+    "cfc_forward",
+    "ltc_backward",
+    "ltc_forward",
+]

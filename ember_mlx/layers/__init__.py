@@ -1,5 +1,6 @@
 """Recurrent layers as mlx.nn modules."""
 
 from .cfc import CfC
+from .ltc import LTC
 
-__all__ = ["CfC"]
+__all__ = ["LTC", "CfC"]

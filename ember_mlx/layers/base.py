@@ -15,7 +15,8 @@ from .arguments import Steps, read_state, read_steps
 class RecurrentLayer(nn.Module):
     """The base of the layers: it reads the arguments, runs the subclass's recurrence over the steps, and lays out the result.
 
-    A subclass names its states in `state_names` and defines `run`.
+    A subclass names its states in `state_names` and defines `run`. Where there is one state only and `bare_state` is set, the caller
+    gives and gets it alone, not in a list.
 
     Args:
         input_size: I, features of x.
@@ -28,6 +29,7 @@ class RecurrentLayer(nn.Module):
     """
 
     state_names: tuple[str, ...] = ("h",)
+    bare_state: bool = False
 
     def __init__(
         self, input_size: int, units: int, return_sequences: bool, return_state: bool, batch_first: bool, go_backwards: bool = False
@@ -71,14 +73,20 @@ class RecurrentLayer(nn.Module):
         owner = type(self).__name__
         sequences = self.return_sequences if return_sequences is None else check_flag(owner, "return_sequences", return_sequences)
         with_state = self.return_state if return_state is None else check_flag(owner, "return_state", return_state)
-        steps = read_steps(owner, x, time_deltas, lengths, self.input_size, self.batch_first)
-        state = read_state(owner, initial_state, self.state_names, steps.x.shape[1], self.units, steps.batched)
-        if self.go_backwards:
-            steps = steps.backwards()
+        steps, state = self.read_call(x, initial_state, time_deltas, lengths)
         y, final = self.run(steps, state)
         y = self.read_out(y, steps, **options).astype(mx.result_type(x.dtype, self.dtype))
         y = steps.to_caller(y) if sequences else steps.without_batch(steps.last(y))
-        return (y, [steps.without_batch(a) for a in final]) if with_state else y
+        state = [steps.without_batch(a) for a in final]
+        return (y, state[0] if self.bare_state else state) if with_state else y
+
+    def read_call(self, x: Any, initial_state: Any, time_deltas: Any, lengths: Any) -> tuple[Steps, list[mx.array | None]]:
+        """A call's arguments, checked: the sequences in the order of processing, and each state (B, H) or None."""
+        owner = type(self).__name__
+        steps = read_steps(owner, x, time_deltas, lengths, self.input_size, self.batch_first)
+        given = [initial_state] if self.bare_state else initial_state
+        state = read_state(owner, given, self.state_names, steps.x.shape[1], self.units, steps.batched)
+        return (steps.backwards() if self.go_backwards else steps), state
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments as values that JSON can hold; `from_config` makes a layer like this one, but for its weights."""
