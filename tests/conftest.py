@@ -1,3 +1,3 @@
 """What pytest needs to know of this folder."""
 
-collect_ignore = ["make_golden_ncps.py"]  # a script that needs torch and ncps; run by hand to make golden/ anew
+collect_ignore = ["make_golden_ncps.py", "make_golden_ncps_ltc.py"]  # they need torch and ncps; run by hand to make golden/ anew
