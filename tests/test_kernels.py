@@ -215,7 +215,7 @@ def test_the_table_has_a_row_for_every_gpu():
 
 
 @on_host
-@pytest.mark.parametrize("file", ["pointwise.metal", "product.metal", "cfc.metal"])
+@pytest.mark.parametrize("file", ["pointwise.metal", "product.metal", "rows.metal", "cfc.metal", "ltc.metal"])
 def test_lint_names_file_and_line(file):
     """A line outside the subset, put into a file of metal/, is found where it stands."""
     from ember_mlx.kernels.loader import read_source

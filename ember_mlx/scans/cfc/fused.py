@@ -20,7 +20,7 @@ from .spec import MODES, CfCSpec
 
 Tree = dict[str, Any]
 BLOCK_STEPS = 256  # steps whose slopes are in memory at a time
-FILES = ("pointwise.metal", "product.metal", "cfc.metal")
+FILES = ("pointwise.metal", "product.metal", "rows.metal", "cfc.metal")
 SIZES = "CfC<H, Z, DEPTH, MODE, ACTIVATION, MEMORY, THREADS, ROWS, SPLIT, RESIDENT>"
 FORWARD = KernelText(
     "cfc_forward",

@@ -89,7 +89,8 @@ def _step(spec: LTCSpec, arrays: Tree, v: mx.array, drive: list[mx.array], delta
 
     def evaluate(v: mx.array) -> tuple[mx.array, mx.array]:
         num, den = synapse_sums(spec.synapses, arrays["synapses"], v)
-        return num + drive[0], den + drive[1]  # (3), (4)
+        num = num + drive[0]  # (3)
+        return num, den + drive[1]  # (4)
 
     for _ in range(spec.unfolds):
         v = STEPS[spec.solver](evaluate, v, delta, arrays["cm"])

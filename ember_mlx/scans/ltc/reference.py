@@ -253,7 +253,7 @@ class _Kind:
         active = self.form.argument(v, self.scratch("active", len(v), *self.form.shape) if out is None else out)
         np.exp(active, out=active)
         active += active.dtype.type(1)
-        np.reciprocal(active, out=active)  # (1) and (2), without w
+        np.reciprocal(active, out=active)  # sigma(...) = 1 / (1 + exp(...))
         return active, *self.form.weighted_sums(active)
 
     def coupling(self, active: Array, value: Array, out: Array) -> Array:
@@ -406,7 +406,8 @@ class _Scan:
 
         def evaluate(v: Array) -> tuple[Array, Array]:
             _, num, den = self.synapses.activate(v)  # (2)
-            return num + part.num, den + part.den  # (3), (4)
+            num = num + part.num  # (3)
+            return num, den + part.den  # (4)
 
         for _ in range(self.spec.unfolds):
             v = self.advance(evaluate, v, part.delta, self.cm)
@@ -424,7 +425,8 @@ class _Scan:
             e = next(evaluations)
             _, num, den = self.synapses.activate(v, out=active[e])  # (2)
             points[e] = v
-            return np.add(num, block.num, out=nums[e]), np.add(den, block.den, out=dens[e])  # (3), (4)
+            np.add(num, block.num, out=nums[e])  # (3)
+            return nums[e], np.add(den, block.den, out=dens[e])  # (4)
 
         for _ in range(self.spec.unfolds):
             v = self.advance(evaluate, v, block.delta, self.cm)
