@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from ..checks import check_choice, check_flag, check_integer, check_interval
 from ..errors import bad_argument
@@ -186,7 +185,9 @@ class LTC(RecurrentLayer):
         dtype, shape = compute_dtype(steps.x, self.dtype), (steps.x.shape[1], self.units)
         values = {name: a.astype(dtype) for name, a in self.items() if isinstance(a, mx.array)}
         if self.implicit_param_constraints:
-            values |= {name: nn.softplus(values[name]) for name in POSITIVE}
+            values |= {
+                name: mx.logaddexp(values[name], mx.array(0, dtype)) for name in POSITIVE
+            }  # softplus; that of mlx.nn cannot be exported
         x = u = steps.x.astype(dtype)
         if self.input_mapping is not None:
             u = u * values["input_w"]
