@@ -346,5 +346,5 @@ def test_training_lowers_the_loss(implicit, batch):
         layer.apply_weight_constraints()
         mx.eval(layer.parameters(), optimizer.state)
         losses.append(value.item())
-    assert losses[-1] < 0.2 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
     assert implicit or min(float(layer[name].min()) for name in ("w", "sensory_w", "gleak", "cm")) >= 0

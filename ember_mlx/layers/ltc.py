@@ -185,9 +185,8 @@ class LTC(RecurrentLayer):
         dtype, shape = compute_dtype(steps.x, self.dtype), (steps.x.shape[1], self.units)
         values = {name: a.astype(dtype) for name, a in self.items() if isinstance(a, mx.array)}
         if self.implicit_param_constraints:
-            values |= {
-                name: mx.logaddexp(values[name], mx.array(0, dtype)) for name in POSITIVE
-            }  # softplus; that of mlx.nn cannot be exported
+            zero = mx.array(0, dtype)  # softplus: that of mlx.nn is compiled, and cannot be exported
+            values |= {name: mx.logaddexp(values[name], zero) for name in POSITIVE}
         x = u = steps.x.astype(dtype)
         if self.input_mapping is not None:
             u = u * values["input_w"]

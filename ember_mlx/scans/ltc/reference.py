@@ -18,16 +18,18 @@ them, unfold by unfold, and with it what one unknown, the gradient of v, is mult
 block's unfolds; then it sums up the parameters' gradients over all steps, sequences and unfolds of the block.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..dense import Scratch, Sums, borrowed_scratch
 from ..memory import MemoryPoint, MixedMemory
 from ..packing import PackedLayout
 from ..pointwise import Array
+from ..threads import parts_of, run_parts
 from .spec import SOLVERS, LTCSpec
 from .synapses import Synapses
 
@@ -56,6 +58,72 @@ def ltc_forward(spec: LTCSpec, arrays: Tree, keep: list[Array] | None = None) ->
         >>> v.shape
         (5, 3, 2)
     """
+    parts = _parts(spec, arrays)
+    if len(parts) == 1:
+        return _forward(spec, arrays)
+    results = run_parts(lambda part: _forward(spec, _of_sequences(arrays, part)), parts)
+    return tuple(_together(parts, outputs, axis=1) for outputs in zip(*results, strict=True))
+
+
+def ltc_backward(
+    spec: LTCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...], kept: tuple[Array, ...] = ()
+) -> Tree:
+    """Pull the outputs' gradients back through an LTC scan.
+
+    Args:
+        spec: the static part.
+        arrays: what `ltc_forward` took.
+        outputs: what it returned.
+        cotangents: the gradient of each output, same shapes.
+        kept: nothing.
+
+    Returns:
+        The gradient of every floating-point array, as a tree of the same structure, without `lengths`.
+    """
+    parts = _parts(spec, arrays)
+    if len(parts) == 1:
+        return _backward(spec, arrays, outputs, cotangents)
+
+    def run(part: NDArray[np.intp]) -> Tree:
+        given = (tuple(a[:, part] for a in group) for group in (outputs, cotangents))
+        return _backward(spec, _of_sequences(arrays, part), *given)
+
+    return _joined(parts, run_parts(run, parts))
+
+
+# The axis of the sequences, in the arrays that have one.
+SEQUENCES = {"u": 1, "x": 1, "dt": 1, "v0": 0, "c0": 0, "lengths": 0}
+
+
+def _parts(spec: LTCSpec, arrays: Tree) -> list[NDArray[np.intp]]:
+    """The sequences of each thread."""
+    return parts_of(len(arrays["v0"]), arrays.get("lengths"), spec.synapses.count)
+
+
+def _of_sequences(arrays: Tree, part: NDArray[np.intp]) -> Tree:
+    """The arrays of some sequences."""
+    return {name: a.take(part, axis=SEQUENCES[name]) if name in SEQUENCES else a for name, a in arrays.items()}
+
+
+def _together(parts: list[NDArray[np.intp]], arrays: Sequence[Array], axis: int) -> Array:
+    """What every part's sequences have, in the caller's order."""
+    return np.concatenate(arrays, axis=axis).take(np.argsort(np.concatenate(parts)), axis=axis)
+
+
+def _joined(parts: list[NDArray[np.intp]], gradients: list[Tree]) -> Tree:
+    """The gradients of all parts: those of the sequences' own arrays in a row, the others added up."""
+    result: Tree = {}
+    for name, first in gradients[0].items():
+        given = [gradient[name] for gradient in gradients]
+        if isinstance(first, dict):
+            result[name] = {key: sum(tree[key] for tree in given) for key in first}
+        else:
+            result[name] = _together(parts, given, SEQUENCES[name]) if name in SEQUENCES else sum(given)
+    return result
+
+
+def _forward(spec: LTCSpec, arrays: Tree) -> tuple[Array, ...]:
+    """`ltc_forward` in one thread."""
     with borrowed_scratch(arrays["v0"].dtype) as scratch, np.errstate(over="ignore"):
         scan = _Scan(spec, arrays, scratch)
         layout, H, dtype = scan.layout, spec.units, arrays["v0"].dtype
@@ -79,21 +147,8 @@ def ltc_forward(spec: LTCSpec, arrays: Tree, keep: list[Array] | None = None) ->
     return tuple(results)
 
 
-def ltc_backward(
-    spec: LTCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...], kept: tuple[Array, ...] = ()
-) -> Tree:
-    """Pull the outputs' gradients back through an LTC scan.
-
-    Args:
-        spec: the static part.
-        arrays: what `ltc_forward` took.
-        outputs: what it returned.
-        cotangents: the gradient of each output, same shapes.
-        kept: nothing.
-
-    Returns:
-        The gradient of every floating-point array, as a tree of the same structure, without `lengths`.
-    """
+def _backward(spec: LTCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...]) -> Tree:
+    """`ltc_backward` in one thread."""
     with borrowed_scratch(arrays["v0"].dtype) as scratch, np.errstate(over="ignore"):
         scan = _Scan(spec, arrays, scratch)
         layout, H = scan.layout, spec.units
@@ -170,13 +225,14 @@ class _Lists(_Form):
         return sums[0], sums[1]
 
     def pull(self, coupling: Array, d: Array) -> Array:
-        """sum_j coupling_ij d_j: (n, S), (n, H) -> (n, K)."""
-        arriving = self.of_targets(d, "arriving")
+        """From the gradients of num and den (n, 2, H) to that of the sources' values (n, K), through the couplings (n, 2, S)."""
+        arriving = d.take(self.synapses.targets, axis=2, out=self.scratch("arriving", *coupling.shape), mode="clip")
         arriving *= coupling
+        both = np.add(arriving[:, 0], arriving[:, 1], out=self.scratch("both_arriving", len(d), *self.shape))
         result = self.scratch("pulled", len(d), self.synapses.inputs)
         result[...] = 0
         if self.sending.size:
-            ordered = arriving.take(self.synapses.by_source, axis=1, out=self.scratch("ordered", *arriving.shape), mode="clip")
+            ordered = both.take(self.synapses.by_source, axis=1, out=self.scratch("ordered", *both.shape), mode="clip")
             result[:, self.sending] = np.add.reduceat(ordered, self.source_starts, axis=1)
         return result
 
@@ -214,8 +270,9 @@ class _Matrices(_Form):
         return sums[:, :, 0].T, sums[:, :, 1].T
 
     def pull(self, coupling: Array, d: Array) -> Array:
-        """sum_j coupling_ij d_j: (n, H, K), (n, H) -> (n, K)."""
-        return np.matmul(d[:, None, :], coupling, out=self.scratch("pulled", len(d), 1, self.synapses.inputs))[:, 0]
+        """From the gradients of num and den (n, 2, H) to that of the sources' values (n, K), through the couplings (n, 2, H, K)."""
+        n, K = len(d), self.synapses.inputs
+        return np.matmul(d.reshape(n, 1, -1), coupling.reshape(n, -1, K), out=self.scratch("pulled", n, 1, K))[:, 0]
 
     def row_sums(self, active: Array, v: Array, d_num: Array, d_den: Array) -> _SynapseSums:
         """The sums over all rows: active (N, H, K), v (N, K), d_num and d_den (N, H)."""
@@ -256,23 +313,13 @@ class _Kind:
         np.reciprocal(active, out=active)  # sigma(...) = 1 / (1 + exp(...))
         return active, *self.form.weighted_sums(active)
 
-    def coupling(self, active: Array, value: Array, out: Array) -> Array:
-        """The slope of num_j - value_j den_j by v_i, for each synapse."""
-        form = self.form
+    def coupling(self, active: Array, out: Array) -> Array:
+        """(n, 2, ...): the slopes of each synapse's part of num and of den by its source's value."""
         slope = _slope(active, self.scratch("slope", *active.shape))
-        slope *= form.sigma
-        np.multiply(form.of_targets(value, "value"), form.w, out=out)
-        np.subtract(form.w_erev, out, out=out)
-        out *= slope
+        slope *= self.form.sigma
+        np.multiply(slope, self.form.w_erev, out=out[:, 0])
+        np.multiply(slope, self.form.w, out=out[:, 1])
         return out
-
-    def pull_both(self, active: Array, d_num: Array, d_den: Array) -> Array:
-        """From the gradients of num and den (n, H) to that of the sources' values, (n, K)."""
-        form, coupling = self.form, self.scratch("coupling", *active.shape)
-        slope = _slope(active, self.scratch("slope", *active.shape))
-        slope *= form.sigma
-        by_num = form.pull(np.multiply(slope, form.w_erev, out=coupling), d_num).copy()
-        return by_num + form.pull(np.multiply(slope, form.w, out=coupling), d_den)
 
     def accumulate(self, active: Array, v: Array, d_num: Array, d_den: Array) -> None:
         """Add a block's part of the parameters' gradients."""
@@ -364,11 +411,11 @@ class _Point(NamedTuple):
     """A block of N steps recomputed, E evaluations of the synapses each, and what the pull leaves there."""
 
     v: Array  # (E, N, H): where the synapses were evaluated
-    value: Array  # (E, N, H): what multiplies den in the equation that the evaluation serves
+    minus_value: Array  # (E, N, H): minus what multiplies den in the equation that the evaluation serves
     num: Array  # (E, N, H)
     den: Array  # (E, N, H)
     active: Array  # (E, N, ...)
-    coupling: Array  # (E, N, ...)
+    coupling: Array  # (E, N, 2, ...)
     h: Array  # (E, N, H): see Pull
 
 
@@ -416,9 +463,9 @@ class _Scan:
     def linearise(self, v: Array, block: _Block) -> _Point:
         """Recompute a block of steps (N rows at once) from the states before them."""
         E, N, H = self.spec.evaluations, block.n, self.spec.units
-        points, value, nums, dens, h = (self.scratch(name, E, N, H) for name in ("points", "value", "num", "den", "h"))
+        points, minus_value, nums, dens, h = (self.scratch(name, E, N, H) for name in ("points", "minus_value", "num", "den", "h"))
         shape = self.synapses.form.shape
-        active, coupling = (self.synapses.scratch(name, E, N, *shape) for name in ("all_active", "coupling"))
+        active, coupling = self.synapses.scratch("all_active", E, N, *shape), self.synapses.scratch("coupling", E, N, 2, *shape)
         evaluations = iter(range(E))
 
         def evaluate(v: Array) -> tuple[Array, Array]:
@@ -430,20 +477,23 @@ class _Scan:
 
         for _ in range(self.spec.unfolds):
             v = self.advance(evaluate, v, block.delta, self.cm)
-        value[...] = points
+        np.negative(points, out=minus_value)
         if self.spec.solver == "semi_implicit":
-            value[:-1], value[-1] = points[1:], v
+            minus_value[:-1], minus_value[-1] = minus_value[1:], -v
         for e in range(E):
-            self.synapses.coupling(active[e], value[e], out=coupling[e])
-        return _Point(points, value, nums, dens, active, coupling, h)
+            self.synapses.coupling(active[e], out=coupling[e])
+        return _Point(points, minus_value, nums, dens, active, coupling, h)
 
     def pull(self, point: _Point, block: _Block, rows: slice, dv: Array) -> None:
         """From the gradient of the state after one step to that of the state before it, in place."""
-        delta = block.delta[rows]
+        delta, minus_value = block.delta[rows], point.minus_value
 
         def pull(e: int, h: Array) -> Array:
             point.h[e, rows] = h
-            return self.synapses.form.pull(point.coupling[e, rows], delta * h)
+            d = self.scratch("d_pulled", len(h), 2, h.shape[1])
+            np.multiply(delta, h, out=d[:, 0])
+            np.multiply(d[:, 0], minus_value[e, rows], out=d[:, 1])
+            return self.synapses.form.pull(point.coupling[e, rows], d)
 
         stages = SOLVERS[self.spec.solver]
         result = dv
@@ -454,16 +504,18 @@ class _Scan:
     def accumulate(self, block: _Block, point: _Point, memory: MemoryPoint | None) -> None:
         """Add a block's part of the parameters' gradients, and store those of the inputs and the elapsed times."""
         d_num = block.delta * point.h
-        d_den = -d_num * point.value
-        rest = point.num - point.den * point.value
-        by_cm = point.h * (point.v - point.value) if self.spec.solver == "semi_implicit" else -d_num * rest / self.cm
+        d_den = d_num * point.minus_value
+        rest = point.num + point.den * point.minus_value
+        by_cm = point.h * (point.v + point.minus_value) if self.spec.solver == "semi_implicit" else -d_num * rest / self.cm
         self.sums.add("cm", by_cm.sum((0, 1)))
         self.synapses.accumulate(*(_rows_together(a) for a in (point.active, point.v, d_num, d_den)))
         d_num, d_den = d_num.sum(0), d_den.sum(0)
         self.sums.add("vleak", self.gleak * d_num.sum(0))
         self.sums.add("gleak", self.vleak * d_num.sum(0) + d_den.sum(0))
         self.sensory.accumulate(block.active, block.u, d_num, d_den)
-        d = {"u": self.sensory.pull_both(block.active, d_num, d_den), "dt": (point.h * rest).sum((0, 2))[:, None] / self.spec.unfolds}
+        coupling = self.sensory.coupling(block.active, out=self.sensory.scratch("coupling", block.n, 2, *self.sensory.form.shape))
+        d = {"u": self.sensory.form.pull(coupling, np.stack([d_num, d_den], axis=1))}
+        d["dt"] = (point.h * rest).sum((0, 2))[:, None] / self.spec.unfolds
         if self.lstm is not None and memory is not None:
             self.lstm.accumulate(memory)
             d["x"] = memory.d_gates @ self.lstm.w_x
