@@ -271,8 +271,8 @@ class _Matrices(_Form):
 
     def pull(self, coupling: Array, d: Array) -> Array:
         """From the gradients of num and den (n, 2, H) to that of the sources' values (n, K), through the couplings (n, 2, H, K)."""
-        n, K = len(d), self.synapses.inputs
-        return np.matmul(d.reshape(n, 1, -1), coupling.reshape(n, -1, K), out=self.scratch("pulled", n, 1, K))[:, 0]
+        n, (H, K) = len(d), self.shape
+        return np.matmul(d.reshape(n, 1, 2 * H), coupling.reshape(n, 2 * H, K), out=self.scratch("pulled", n, 1, K))[:, 0]
 
     def row_sums(self, active: Array, v: Array, d_num: Array, d_den: Array) -> _SynapseSums:
         """The sums over all rows: active (N, H, K), v (N, K), d_num and d_den (N, H)."""
