@@ -23,6 +23,7 @@ bench: $(VENV)/.bench
 golden: $(VENV)/.bench
 	$(BIN)/python tests/make_golden_ncps.py
 	$(BIN)/python tests/make_golden_torch.py
+	$(BIN)/python tests/make_golden_ncps_ltc.py
 
 clean:
 	rm -rf $(VENV) dist out

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backend import current_backend, use_backend
-    from .layers import GRU, LSTM, RNN, Bidirectional, CfC
+    from .layers import GRU, LSTM, LTC, RNN, Bidirectional, CfC
     from .sequences import bucket_batches, pack_sequences, unpack_sequences
     from .wiring import AutoNCPMap, FullyConnectedMap, NCPMap, NeuronMap, RandomMap
 
@@ -19,6 +19,7 @@ _HOMES = {
     "FullyConnectedMap": ".wiring",
     "GRU": ".layers",
     "LSTM": ".layers",
+    "LTC": ".layers",
     "NCPMap": ".wiring",
     "NeuronMap": ".wiring",
     "RNN": ".layers",
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "GRU",
     "LSTM",
+    "LTC",
     "RNN",
     "AutoNCPMap",
     "Bidirectional",

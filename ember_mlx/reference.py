@@ -4,6 +4,9 @@ from .scans.cfc.reference import cfc_backward, cfc_forward
 from .scans.cfc.spec import CfCSpec
 from .scans.gated.reference import gated_backward, gated_forward
 from .scans.gated.spec import GatedSpec
+from .scans.ltc.reference import ltc_backward, ltc_forward
+from .scans.ltc.spec import LTCSpec
+from .scans.ltc.synapses import Synapses
 from .wiring import AutoNCPMap, FullyConnectedMap, NCPMap, NeuronMap, RandomMap
 
 __all__ = [
@@ -11,11 +14,15 @@ __all__ = [
     "CfCSpec",
     "FullyConnectedMap",
     "GatedSpec",
+    "LTCSpec",
     "NCPMap",
     "NeuronMap",
     "RandomMap",
+    "Synapses",
     "cfc_backward",
     "cfc_forward",
     "gated_backward",
     "gated_forward",
+    "ltc_backward",
+    "ltc_forward",
 ]

@@ -16,7 +16,7 @@ def to_numpy(a):
 def assert_close(got, expected, tolerance, name=""):
     got, expected = to_numpy(got), to_numpy(expected)
     assert got.shape == expected.shape, f"{name}: shape {got.shape}, expected {expected.shape}"
-    error = np.abs(got.astype(np.float64) - expected).max() / max(1.0, np.abs(expected).max())
+    error = np.abs(got.astype(np.float64) - expected).max(initial=0) / max(1.0, np.abs(expected).max(initial=0))
     assert error <= tolerance, f"{name}: error {error:.2e}, allowed {tolerance:.0e}"
 
 

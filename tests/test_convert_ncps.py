@@ -18,6 +18,7 @@ GOLDEN = {key: a for key, a in np.load(HERE / "golden" / "ncps_cfc.npz").items()
 CONFIGS = json.loads(str(GOLDEN["configs"]))
 LAYERED = [name for name, config in CONFIGS.items() if "layers" in config]
 TOLERANCE = 1e-5
+REFUSAL = "[from_ncps] module must be an ncps.torch.CfC or ncps.torch.LTC, got "
 
 
 class Tensor:
@@ -195,13 +196,18 @@ def test_mask_of_the_module_counts_where_its_wiring_was_changed_later() -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (("LSTM", "torch.nn.modules.rnn"), "[from_ncps] module must be an ncps.torch.CfC, got torch.nn.modules.rnn.LSTM."),
-        (("LTC", "ncps.torch.ltc"), "[from_ncps] module must be an ncps.torch.CfC (LTC is not supported yet), got ncps.torch.ltc.LTC."),
-        (("CfCCell", "ncps.torch.cfc_cell"), "[from_ncps] module must be an ncps.torch.CfC, got ncps.torch.cfc_cell.CfCCell."),
-        (("CfC", "ncps.keras.cfc"), "[from_ncps] module must be an ncps.torch.CfC, got ncps.keras.cfc.CfC."),
-        (("dict", "builtins"), "[from_ncps] module must be an ncps.torch.CfC, got dict."),
+        (
+            ("LSTM", "torch.nn.modules.rnn"),
+            REFUSAL + "torch.nn.modules.rnn.LSTM.",
+        ),
+        (
+            ("CfCCell", "ncps.torch.cfc_cell"),
+            REFUSAL + "ncps.torch.cfc_cell.CfCCell.",
+        ),
+        (("CfC", "ncps.keras.cfc"), REFUSAL + "ncps.keras.cfc.CfC."),
+        (("dict", "builtins"), REFUSAL + "dict."),
     ],
-    ids=["torch-LSTM", "ncps-LTC", "ncps-cell", "ncps-keras", "builtin"],
+    ids=["torch-LSTM", "ncps-cell", "ncps-keras", "builtin"],
 )
 def test_other_objects_are_refused(kind: tuple[str, str], message: str) -> None:
     with pytest.raises(TypeError) as error:
@@ -328,13 +334,6 @@ def test_real_ncps_wiring_shared_by_two_modules(real: ModuleType) -> None:
     arrays = real.inputs(first, seed=96)
     arrays |= real.run(first, arrays)
     check_outputs(from_ncps(first), real.describe(first), arrays, TOLERANCE)
-
-
-def test_real_ncps_ltc_is_refused(real: ModuleType) -> None:
-    from ncps.torch import LTC
-
-    with pytest.raises(TypeError, match=r"\(LTC is not supported yet\), got ncps\.torch\.ltc\.LTC\."):
-        from_ncps(LTC(4, 6))
 
 
 def test_real_ncps_that_cannot_run_is_refused(real: ModuleType) -> None:

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 
 import ember_mlx
-from ember_mlx import CfC, NCPMap
+from ember_mlx import LTC, CfC, NCPMap
 from ember_mlx.kernels import first_use
 from ember_mlx.kernels.loader import kernels_made_by
 from ember_mlx.kernels.tiles import FAMILIES, Tile, family_of, forced_tile
 from ember_mlx.scans.cfc import fused
+from ember_mlx.scans.ltc import fused as ltc_fused
+from ember_mlx.scans.ltc.problems import random_arrays as ltc_arrays
+from ember_mlx.scans.ltc.spec import LTCSpec
+from ember_mlx.scans.ltc.synapses import Synapses
 from ember_mlx.scans.registry import RECURRENCES
 
 from .comparisons import assert_close, assert_trees_close, to_mlx
@@ -105,6 +109,42 @@ def test_the_tables_own_layout(device, name, T, B, H):
         compare(kind, recurrence, *recurrence.problem(recurrence.variants[0], T, B, H, lengths=True))
 
 
+@devices
+@pytest.mark.parametrize(
+    ("T", "B", "H", "density"), [(5, 2, 64, 1.0), (2, 3, 256, 1.0), (2, 1, 1024, 0.1)], ids=["H64-full", "H256-full", "H1024-sparse"]
+)
+@pytest.mark.parametrize("family", ["applegpu", "sm_90"])
+def test_the_tables_own_layout_for_synapses(monkeypatch, device, family, T, B, H, density):
+    monkeypatch.setattr(ltc_fused, "current_family", lambda: family_of(family))
+    rng = np.random.default_rng(0)
+    spec = LTCSpec(Synapses(rng.random((H, H)) < density), Synapses(rng.random((3, H)) < density), unfolds=2)
+    resident = {("sm_90", 64)}
+    with kernels_on(device, maker=metal_kernel) as kind:
+        arrays = ltc_arrays(spec, T, B, lengths=True)
+        assert ltc_fused.variant_of(kind, spec, to_mlx(arrays)).tile.resident == ((family, H) in resident)
+        compare(kind, RECURRENCES["ltc"], spec, arrays)
+
+
+@on_host
+@pytest.mark.parametrize("variant", ["full", "rk4_sparse"])
+def test_backward_of_an_ltc_in_blocks_of_steps_is_the_whole(monkeypatch, variant):
+    recurrence = RECURRENCES["ltc"]
+    with kernels_on("host", Tile(64, 2, 4, False), metal_kernel) as kind:
+        spec, _ = recurrence.problem(variant, 7, 5, 6)
+        for block in (1, 3, 4):
+            monkeypatch.setattr(ltc_fused, "BLOCK_VALUES", block * spec.evaluations * 5 * 6)
+            for lengths in (False, True):
+                compare(kind, recurrence, *recurrence.problem(variant, 7, 5, 6, lengths=lengths))
+
+
+@on_host
+def test_mixed_memory_of_an_ltc_is_refused_by_name():
+    layer, x = LTC(5, 3, mixed_memory=True), mx.zeros((1, 2, 3))
+    message = r"\[LTC\] backend 'metal' cannot run: there is no kernel for an LTC with mixed memory yet; use 'auto' or 'ops'\."
+    with kernels_made_by("metal", metal_kernel), ember_mlx.use_backend("metal"), pytest.raises(RuntimeError, match=message):
+        layer(x)
+
+
 @on_host
 def test_backward_in_blocks_of_steps_is_the_whole(monkeypatch):
     recurrence = RECURRENCES["cfc"]
@@ -115,12 +155,20 @@ def test_backward_in_blocks_of_steps_is_the_whole(monkeypatch):
                 compare(kind, recurrence, *recurrence.problem("dropout", 7, 5, 6, lengths=lengths))
 
 
+LAYERS = {
+    "dense": lambda: CfC(7, 3, backbone_units=9),
+    "layered": lambda: CfC(NCPMap(5, 4, 3, 3, seed=1)),
+    "ltc": lambda: LTC(7, 3),
+    "ltc-sparse": lambda: LTC(NCPMap(5, 4, 3, 3, seed=1), output_mapping=None),
+}
+
+
 @devices
-@pytest.mark.parametrize("kind", ["dense", "layered"])
+@pytest.mark.parametrize("kind", LAYERS)
 def test_layer_on_kernels(device, kind):
     """A whole layer, forward and backward, plain and compiled; its second derivative comes from the ops form."""
     mx.random.seed(0)
-    layer = CfC(7, 3, backbone_units=9) if kind == "dense" else CfC(NCPMap(5, 4, 3, 3, seed=1))
+    layer = LAYERS[kind]()
     x, dt = mx.random.normal((3, 6, 3)), mx.random.uniform(0.1, 2, (3, 6))
 
     def loss(p, a, d):
@@ -216,7 +264,7 @@ def test_the_table_has_a_row_for_every_gpu():
 
 
 @on_host
-@pytest.mark.parametrize("file", ["pointwise.metal", "product.metal", "sequences.metal", "cfc.metal", "gated.metal"])
+@pytest.mark.parametrize("file", ["pointwise.metal", "product.metal", "sequences.metal", "cfc.metal", "gated.metal", "ltc.metal"])
 def test_lint_names_file_and_line(file):
     """A line outside the subset, put into a file of metal/, is found where it stands."""
     from ember_mlx.kernels.loader import read_source

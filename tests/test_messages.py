@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from ember_mlx import CfC, FullyConnectedMap, NCPMap, NeuronMap, RandomMap
+from ember_mlx import LTC, CfC, FullyConnectedMap, NCPMap, NeuronMap, RandomMap
 
 X = mx.zeros((4, 5, 3))
 
@@ -182,6 +182,34 @@ CALLS = {
     "time-scale-type": (TypeError, lambda: layer(time_scale_factor="1"), "[CfC] time_scale_factor must be a number, got '1'."),
     "proj-size": (ValueError, lambda: layer(proj_size=0), "[CfC] proj_size must be at least 1, got 0."),
     "mixed-memory": (TypeError, lambda: layer(mixed_memory=1), "[CfC] mixed_memory must be True or False, got 1."),
+    "ltc-state-list": (TypeError, lambda: LTC(6, 3)(X, [mx.zeros((4, 6))]), "[LTC] initial_state v must be an mx.array, got list."),
+    "ltc-state-shape": (
+        ValueError,
+        lambda: LTC(6, 3)(X, mx.zeros((4, 5))),
+        "[LTC] initial_state v must have shape (B, H) = (4, 6), got (4, 5).",
+    ),
+    "ltc-state-mixed": (
+        TypeError,
+        lambda: LTC(6, 3, mixed_memory=True)(X, mx.zeros((4, 6))),
+        "[LTC] initial_state must be a list [v, c] of arrays or None, got mlx.core.array.",
+    ),
+    "ltc-time-constants": (
+        ValueError,
+        lambda: LTC(6, 3).time_constants(X, time_deltas=mx.ones((5,))),
+        "[LTC] time_deltas must have shape (B, T) = (4, 5), (4, 5, 1) or be a scalar, got (5,).",
+    ),
+    "ltc-solver": (
+        ValueError,
+        lambda: LTC(6, 3, solver="euler"),
+        "[LTC] solver must be one of 'semi_implicit', 'explicit', 'rk4', got 'euler'.",
+    ),
+    "ltc-mapping": (
+        ValueError,
+        lambda: LTC(6, 3, input_mapping="none"),
+        "[LTC] input_mapping must be 'affine', 'linear' or None, got 'none'.",
+    ),
+    "ltc-unfolds": (ValueError, lambda: LTC(6, 3, ode_unfolds=0), "[LTC] ode_unfolds must be at least 1, got 0."),
+    "ltc-epsilon": (ValueError, lambda: LTC(6, 3, epsilon=-1e-8), "[LTC] epsilon must be in [0, inf), got -1e-08."),
     "batch-first": (TypeError, lambda: layer(batch_first="yes"), "[CfC] batch_first must be True or False, got 'yes'."),
 }
 

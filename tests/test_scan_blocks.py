@@ -1,4 +1,4 @@
-"""The NumPy forms work on a block of steps at a time; where the blocks are cut changes nothing."""
+"""The NumPy forms work on a block of steps at a time, and some in several threads; where blocks and threads are cut changes nothing."""
 
 import inspect
 
@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from ember_mlx.scans.ltc import reference as ltc_reference
+from ember_mlx.scans.ltc.problems import ltc_problem
 from ember_mlx.scans.registry import RECURRENCES
 
 T, B, H = 5, 200, 8
@@ -42,3 +44,22 @@ def test_nothing_is_kept_beyond_the_bound(monkeypatch, name, variant):
     kept.clear()
     recurrence.forward(spec, arrays, keep=lambda a: kept.append(a.copy()))
     assert not kept
+
+
+def ltc_outputs_and_gradients(spec, arrays):
+    outputs = ltc_reference.ltc_forward(spec, arrays)
+    return dict(tree_flatten([list(outputs), ltc_reference.ltc_backward(spec, arrays, outputs, tuple(np.cos(a) for a in outputs))]))
+
+
+@pytest.mark.parametrize("lengths", [False, True], ids=["full", "lengths"])
+@pytest.mark.parametrize("variant", ["full", "rk4_sparse", "mixed_memory_sparse"])
+def test_blocks_and_threads_of_an_ltc(monkeypatch, variant, lengths):
+    spec, arrays = ltc_problem(variant, 5, 7, 8, lengths=lengths)
+    monkeypatch.setattr("ember_mlx.scans.threads._cores", lambda: 1)
+    whole = ltc_outputs_and_gradients(spec, arrays)
+    monkeypatch.setattr("ember_mlx.scans.threads.FEWEST_VALUES", 1)
+    for floats, cores in ((1, 1), (500, 1), (2**20, 3), (500, 7)):
+        monkeypatch.setattr(ltc_reference, "BLOCK_FLOATS", floats)
+        monkeypatch.setattr("ember_mlx.scans.threads._cores", lambda cores=cores: cores)
+        for path, expected in ltc_outputs_and_gradients(spec, arrays).items():
+            np.testing.assert_allclose(expected, whole[path], rtol=1e-10, atol=1e-10, err_msg=f"{path}, {floats} floats, {cores} threads")

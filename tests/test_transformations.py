@@ -7,13 +7,15 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 
 import ember_mlx
-from ember_mlx import CfC, NCPMap
+from ember_mlx import LTC, CfC, NCPMap, RandomMap
 
 from .comparisons import assert_close, assert_trees_close
 
 LAYERS = {
     "dense": lambda: CfC(5, input_size=3, backbone_units=6),
     "layered-mixed": lambda: CfC(NCPMap(4, 3, 2, 3, seed=1), mixed_memory=True),
+    "ltc": lambda: LTC(5, input_size=3, ode_unfolds=2, return_sequences=False),
+    "ltc-sparse-mixed": lambda: LTC(RandomMap(5, 5, 3, seed=1), ode_unfolds=2, mixed_memory=True, return_sequences=False),
 }
 LENGTHS = {"full": None, "lengths": [4, 2, 3]}
 both = pytest.mark.parametrize("kind", LAYERS)

@@ -1,34 +1,31 @@
-"""CfC layers from the PyTorch models of the package ncps.
+"""CfC and LTC layers from the PyTorch models of the package ncps.
 
 Neither torch nor ncps is imported here: a module is known by its class's name and read through its attributes.
 """
 
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import bad_argument
-from ..layers import CfC
+from ..layers import LTC, CfC
 from ..layers.arguments import type_name
 from ..wiring import NeuronMap
-from .weights import DTYPES
-from .weights import array_of as _array
+from .ncps_ltc import ltc_from_ncps
+from .tensors import OWNER, copy_lstm, dtype_of, polarity, put, put_linear
+from .weights import array_of
 
-Array = NDArray[Any]
-
-OWNER = "from_ncps"
 ACTIVATIONS = {"LeCun": "lecun_tanh", "Tanh": "tanh", "ReLU": "relu", "SiLU": "silu", "GELU": "gelu"}
 """Class of a backbone's activation in ncps -> its name here."""
 HEADS = {"pure": ("ff1",), "default": ("ff1", "ff2", "time_a", "time_b"), "no_gate": ("ff1", "ff2", "time_a", "time_b")}
 """Mode -> ncps's names of the heads f, g, t_a, t_b."""
 
 
-def from_ncps(module: Any) -> CfC:
-    """Return a CfC with the weights, the synapses and so the outputs of an ncps.torch.CfC.
+def from_ncps(module: Any) -> CfC | LTC:
+    """Return a layer with the weights, the synapses and so the outputs of an ncps.torch.CfC or ncps.torch.LTC.
 
-    A dense module becomes a layer on a fully connected map, with the same backbone. A wired one becomes a layer on an explicit
+    A dense CfC becomes a layer on a fully connected map, with the same backbone. A wired one becomes a layer on an explicit
     :class:`NeuronMap` that holds what the module uses of its wiring: the synapses from the inputs to the first layer, those from
     each layer to the next, and every synapse inside a layer, where ncps's recurrence is dense whatever the wiring says (polarity +1
     where the wiring has none; a CfC does not read polarities). Synapses that ncps does not use, as those that skip a layer, are
@@ -39,12 +36,16 @@ def from_ncps(module: Any) -> CfC:
     state of a wired module the other way round, inter, command, motor, so a state is carried over with
     ``np.concatenate(np.split(h, np.cumsum(sizes)[:-1], axis=1)[::-1], axis=1)``, ``sizes`` the neurons of each of ncps's layers.
 
-    What to call differently: the layer returns the state only with ``return_state=True``, as [h, t] or [h, c, t], and
-    ``time_deltas`` are (B, T), (B, T, 1) or a scalar, each step's own for each sequence.
+    An LTC becomes an :class:`LTC` on an explicit map with the synapses of the module's masks; neuron ids and states are the same in both
+    packages. Where no time passes ncps gives NaN, the layer the state unchanged, and ncps takes time deltas of several sequences wrongly
+    (it squeezes each step's until they broadcast over the units): compare one sequence at a time.
+
+    What to call differently: the layer returns the state only with ``return_state=True``, a CfC's as [h, t] or [h, c, t], an LTC's as v or
+    [v, c], and ``time_deltas`` are (B, T), (B, T, 1) or a scalar, each step's own for each sequence.
 
     Args:
-        module: an ncps.torch.CfC, dense or wired, of any mode, on any device, in float16, bfloat16, float32 or float64. It is left as
-            it is, and later changes of it do not reach the layer.
+        module: an ncps.torch.CfC, dense or wired, of any mode, or an ncps.torch.LTC on any wiring; on any device, in float16, bfloat16,
+            float32 or float64. It is left as it is, and later changes of it do not reach the layer.
 
     Returns:
         The layer, with parameters of the module's dtype (float64 ones run on the CPU only) and in the module's training or
@@ -52,7 +53,7 @@ def from_ncps(module: Any) -> CfC:
         the two differ in training, where there are two backbone layers or more.
 
     Raises:
-        TypeError: another object, such as an ncps.torch.LTC or a model of ncps for Keras; parameters of another dtype.
+        TypeError: another object, such as a model of ncps for Keras; parameters of another dtype.
         ValueError: a module that ncps itself could not run, or whose parts were exchanged for what a CfC does not have.
 
     Example:
@@ -65,12 +66,14 @@ def from_ncps(module: Any) -> CfC:
         >>> from_ncps(3)
         Traceback (most recent call last):
             ...
-        TypeError: [from_ncps] module must be an ncps.torch.CfC, got int.
+        TypeError: [from_ncps] module must be an ncps.torch.CfC or ncps.torch.LTC, got int.
 
     Source: Lechner and Hasani, ncps, https://github.com/mlech26l/ncps; Hasani et al., Closed-form continuous-time neural networks,
-    Nature Machine Intelligence 4, 992-1003 (2022), https://doi.org/10.1038/s42256-022-00556-7.
+    Nature Machine Intelligence 4, 992-1003 (2022), https://doi.org/10.1038/s42256-022-00556-7; Hasani et al., Liquid time-constant
+    networks, AAAI 35, 7657-7666 (2021), https://doi.org/10.1609/aaai.v35i9.16936.
     """
-    _check_class(module)
+    if _class_of(module) == "LTC":
+        return ltc_from_ncps(module)
     cells = list(module.rnn_cell._layers) if _is_wired(module) else [module.rnn_cell]
     layer = _empty_layer(module, cells)
     _copy_weights(layer, module, cells)
@@ -98,12 +101,13 @@ def _empty_layer(module: Any, cells: list[Any]) -> CfC:
     )
 
 
-def _check_class(module: Any) -> None:
-    """Raise a TypeError unless `module` is an ncps.torch.CfC, or of a class derived from it."""
+def _class_of(module: Any) -> str:
+    """CfC or LTC, the class of ncps.torch that the module has or is derived from; else a TypeError."""
     names = {kind.__name__ for kind in type(module).__mro__ if f"{kind.__module__}.".startswith("ncps.torch.")}
-    if "CfC" not in names:
-        expected = "be an ncps.torch.CfC" + (" (LTC is not supported yet)" if "LTC" in names else "")
-        raise bad_argument(OWNER, "module", expected, type_name(module), TypeError)
+    for name in ("CfC", "LTC"):
+        if name in names:
+            return name
+    raise bad_argument(OWNER, "module", "be an ncps.torch.CfC or ncps.torch.LTC", type_name(module), TypeError)
 
 
 def _backbone_options(cell: Any) -> dict[str, Any]:
@@ -137,7 +141,7 @@ def _neuron_map(wiring: Any, cells: list[Any]) -> NeuronMap:
         raise bad_argument(OWNER, "module.wiring", f"have its {wiring.units} units in one layer each", f"{units} in all layers")
     adjacency = np.zeros((units, units), np.int8)
     sensory = np.zeros((cells[0].input_size, units), np.int8)
-    recurrent_signs, sensory_signs = _polarity(wiring.adjacency_matrix), _polarity(wiring.sensory_adjacency_matrix)
+    recurrent_signs, sensory_signs = polarity(wiring.adjacency_matrix), polarity(wiring.sensory_adjacency_matrix)
     theirs = [list(wiring.get_neurons_of_layer(k)) for k in range(len(cells))]  # the wiring's ids of the same neurons
     for k, ids in enumerate(layers):
         mask = _input_mask(cells[k], k)
@@ -165,14 +169,9 @@ def _layer_names(wiring: Any, count: int) -> list[str] | None:
     return names if len(names) == len(set(names)) == count else None
 
 
-def _polarity(matrix: Any) -> NDArray[np.int8]:
-    """-1 where the wiring's matrix has an inhibitory synapse, else +1."""
-    return np.where(np.asarray(matrix) < 0, -1, 1).astype(np.int8)
-
-
 def _input_mask(cell: Any, k: int) -> NDArray[np.int8]:
     """(inputs, H_s) of 0 and 1: what layer k takes from outside. Its own mask is read, since a wiring can change after."""
-    mask = _array(cell.sparsity_mask).T
+    mask = array_of(cell.sparsity_mask).T
     if not (np.isin(mask, (0, 1)).all() and mask[cell.input_size :].all()):
         expected = "hold only 0 and 1, and only 1 for its layer's own neurons"
         raise bad_argument(OWNER, f"module.rnn_cell.layer_{k}.sparsity_mask", expected, "another")
@@ -181,49 +180,18 @@ def _input_mask(cell: Any, k: int) -> NDArray[np.int8]:
 
 def _copy_weights(layer: CfC, module: Any, cells: list[Any]) -> None:
     """Replace the layer's parameters by the module's."""
-    dtype = _dtype(cells[0].ff1.weight)
+    dtype = dtype_of(cells[0].ff1.weight)
     for k, (stage, cell) in enumerate(zip(layer.stages, cells, strict=True)):
         place = f"module.rnn_cell.layer_{k}" if len(cells) > 1 else "module.rnn_cell"
         for n, part in enumerate(_linear_parts(cell)):
-            _put_linear(stage.backbone[n], [part], dtype, f"{place}.backbone")
+            put_linear(stage.backbone[n], [part], dtype, f"{place}.backbone")
         heads = HEADS[cell.mode]
-        _put_linear(stage.heads, [getattr(cell, name) for name in heads], dtype, f"{place}.{'/'.join(heads)}")
+        put_linear(stage.heads, [getattr(cell, name) for name in heads], dtype, f"{place}.{'/'.join(heads)}")
         if cell.mode == "pure":
-            _put(stage, "w_tau", _array(cell.w_tau)[0], dtype, place)
-            _put(stage, "A", _array(cell.A)[0], dtype, place)
+            put(stage, "w_tau", array_of(cell.w_tau)[0], dtype, place)
+            put(stage, "A", array_of(cell.A)[0], dtype, place)
     if layer.mixed_memory:
-        _copy_lstm(layer, module.lstm, cells, dtype)
+        starts = np.cumsum([cell.hidden_size for cell in cells])[:-1]
+        copy_lstm(layer.lstm, module.lstm, np.concatenate(np.split(np.arange(layer.units), starts)[::-1]), dtype)
     if layer.proj_size is not None:
-        _put_linear(layer.proj, [module.fc], dtype, "module.fc")
-
-
-def _copy_lstm(layer: CfC, lstm: Any, cells: list[Any], dtype: mx.Dtype) -> None:
-    """Replace the parameters of the mixed memory: gates a, i, f, o in both packages, each gate's units in our order."""
-    H, inputs = layer.units, layer.input_size
-    starts = np.cumsum([cell.hidden_size for cell in cells])[:-1]
-    order = np.concatenate(np.split(np.arange(H), starts)[::-1])  # place in ncps's state of each of our units
-    w_x, bias, w_h = _array(lstm.input_map.weight), _array(lstm.input_map.bias), _array(lstm.recurrent_map.weight)
-    _put(layer.lstm, "Wx", w_x.reshape(4, H, inputs)[:, order].reshape(4 * H, inputs), dtype, "module.lstm")
-    _put(layer.lstm, "Wh", w_h.reshape(4, H, H)[:, order][:, :, order].reshape(4 * H, H), dtype, "module.lstm")
-    _put(layer.lstm, "bias", bias.reshape(4, H)[:, order].reshape(4 * H), dtype, "module.lstm")
-
-
-def _put_linear(target: dict[str, mx.array], parts: list[Any], dtype: mx.Dtype, place: str) -> None:
-    """Put the weights and biases of dense layers of torch, one below the other, in place of the target's."""
-    _put(target, "weight", np.concatenate([_array(part.weight) for part in parts]), dtype, place)
-    _put(target, "bias", np.concatenate([_array(part.bias) for part in parts]), dtype, place)
-
-
-def _put(target: Any, name: str, value: Array, dtype: mx.Dtype, place: str) -> None:
-    """Replace one parameter, whose shape must stay."""
-    if target[name].shape != value.shape:
-        raise bad_argument(OWNER, f"{place} {name}", f"have shape {target[name].shape}", value.shape)
-    target[name] = mx.array(value, dtype)
-
-
-def _dtype(tensor: Any) -> mx.Dtype:
-    """The MLX dtype of a torch tensor."""
-    name = str(tensor.dtype)
-    if name not in DTYPES:
-        raise bad_argument(OWNER, "module", "have parameters in float16, bfloat16, float32 or float64", name, TypeError)
-    return DTYPES[name]
+        put_linear(layer.proj, [module.fc], dtype, "module.fc")

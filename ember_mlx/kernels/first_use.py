@@ -85,4 +85,4 @@ def _tried(kind: str, recurrence: Any, spec: Hashable, arrays: Any) -> str | Non
 
 
 def _error(got: mx.array, expected: np.ndarray) -> float:
-    return float(np.abs(_as_float64(got) - expected).max() / max(1.0, np.abs(expected).max()))
+    return float(np.abs(_as_float64(got) - expected).max(initial=0) / max(1.0, np.abs(expected).max(initial=0)))

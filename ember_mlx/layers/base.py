@@ -16,7 +16,8 @@ from .arguments import StateLayout, Steps, read_state, read_steps, type_name
 class RecurrentLayer(nn.Module):
     """The base of the layers: it reads the arguments, runs the subclass's recurrence over the steps, and lays out the result.
 
-    A subclass names its states in `state_names`, or describes them in `state_layouts`, and defines `run`.
+    A subclass names its states in `state_names`, or describes them in `state_layouts`, and defines `run`. Where there is one state only and
+    `bare_state` is set, the caller gives and gets it alone, not in a list.
 
     Args:
         input_size: I, features of x.
@@ -31,6 +32,7 @@ class RecurrentLayer(nn.Module):
     state_names: tuple[str, ...] = ("h",)
     timed: bool = True
     """Whether a step depends on the time elapsed before it."""
+    bare_state: bool = False
 
     def __init__(
         self, input_size: int, units: int, return_sequences: bool, return_state: bool, batch_first: bool, go_backwards: bool = False
@@ -66,7 +68,7 @@ class RecurrentLayer(nn.Module):
 
     def state_to_caller(self, state: list[mx.array]) -> Any:
         """The states as the caller gets them."""
-        return state
+        return state[0] if self.bare_state else state
 
     def read_out(self, y: mx.array, steps: Steps) -> mx.array:
         """What the caller sees of the units' outputs (..., H) -> (..., O); here all of it."""
@@ -89,14 +91,19 @@ class RecurrentLayer(nn.Module):
         with_state = self.return_state if return_state is None else check_flag(owner, "return_state", return_state)
         if time_deltas is not None and not self.timed:
             raise bad_argument(owner, "time_deltas", "be None, for this layer knows no elapsed time", type_name(time_deltas))
-        steps = read_steps(owner, x, time_deltas, lengths, self.input_size, self.batch_first)
-        state = read_state(owner, initial_state, self.state_layouts, steps.x.shape[1], steps.batched)
-        if self.go_backwards:
-            steps = steps.backwards()
+        steps, state = self.read_call(x, initial_state, time_deltas, lengths)
         y, final = self.run(steps, state)
         y = self.read_out(y, steps, **options).astype(mx.result_type(x.dtype, self.dtype))
         y = steps.to_caller(y) if sequences else steps.without_batch(self.last_step(y, steps))
         return (y, self.state_to_caller([steps.without_batch(a) for a in final])) if with_state else y
+
+    def read_call(self, x: Any, initial_state: Any, time_deltas: Any, lengths: Any) -> tuple[Steps, list[mx.array | None]]:
+        """A call's arguments, checked: the sequences in the order of processing, and each state as in `state_layouts`, or None."""
+        owner = type(self).__name__
+        steps = read_steps(owner, x, time_deltas, lengths, self.input_size, self.batch_first)
+        given = [initial_state] if self.bare_state else initial_state
+        state = read_state(owner, given, self.state_layouts, steps.x.shape[1], steps.batched)
+        return (steps.backwards() if self.go_backwards else steps), state
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments as values that JSON can hold; `from_config` makes a layer like this one, but for its weights."""

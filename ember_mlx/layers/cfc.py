@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from ..checks import check_choice, check_flag, check_integer, check_interval
 from ..errors import bad_argument
-from ..scans.cfc.ops import project
 from ..scans.cfc.scan import CFC
 from ..scans.cfc.spec import MODES, CfCSpec
 from ..scans.dispatch import scan
+from ..scans.ops import project
 from ..scans.pointwise import ACTIVATIONS
 from ..wiring import NeuronMap
 from .arguments import Steps, compute_dtype

@@ -2,5 +2,6 @@
 
 from .cfc.scan import CFC
 from .gated.scan import GRU, LSTM, RNN
+from .ltc.scan import LTC
 
-RECURRENCES = {"cfc": CFC, "rnn": RNN, "lstm": LSTM, "gru": GRU}
+RECURRENCES = {"cfc": CFC, "ltc": LTC, "rnn": RNN, "lstm": LSTM, "gru": GRU}

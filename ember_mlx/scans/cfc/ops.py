@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..ops import by_step, lstm_step, project
 from ..pointwise import LECUN_INNER, LECUN_OUTER
 from .spec import CfCSpec
 
@@ -43,30 +44,21 @@ def cfc_ops(spec: CfCSpec, arrays: Tree) -> list[mx.array]:
 
 
 def _by_step(arrays: Tree) -> Tree:
-    """The tree with the inputs projected and every (T, ...) array as the list of its steps: a[t]'s gradient, a scatter, has no jvp."""
-
-    def steps(a: mx.array) -> list[mx.array]:
-        return [part.squeeze(0) for part in mx.split(a, a.shape[0])]
+    """The tree with the inputs projected and every (T, ...) array as the list of its steps."""
 
     def projected(part: Tree) -> Tree:
-        return {**part, "projected": steps(project(arrays["x"], part["w_x"], part["b"]))}
+        return {**part, "projected": by_step(project(arrays["x"], part["w_x"], part["b"]))}
 
     first, *others = arrays["stages"]
-    result = {**arrays, "dt": steps(arrays["dt"]), "stages": [projected(first), *others]}
-    result["dropout"] = [steps(mask) for mask in arrays.get("dropout", [])]
+    result = {**arrays, "dt": by_step(arrays["dt"]), "stages": [projected(first), *others]}
+    result["dropout"] = [by_step(mask) for mask in arrays.get("dropout", [])]
     return result | ({"lstm": projected(arrays["lstm"])} if "lstm" in arrays else {})
-
-
-def project(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-    """(T, B, I) -> (T, B, O): x W^T + b, one product for all steps."""
-    T, B, _ = x.shape
-    return mx.addmm(bias, x.reshape(T * B, -1), weight.T).reshape(T, B, -1)
 
 
 def _step(spec: CfCSpec, arrays: Tree, h: mx.array, c: mx.array | None, t: int) -> tuple[mx.array, mx.array | None]:
     """(h, c) (B, H) each -> the same after step t."""
     if spec.mixed_memory and c is not None:
-        h, c = _lstm(arrays["lstm"], h, c, t)
+        h, c = lstm_step(arrays["lstm"], h, c, t)
     dt = arrays["dt"][t][:, None]  # (B, 1)
     below: mx.array | None = None
     after: dict[int, mx.array] = {}
@@ -95,10 +87,3 @@ def _stage(spec: CfCSpec, p: Tree, h: mx.array, below: mx.array | None, dt: mx.a
     f, g = mx.tanh(f), mx.tanh(g)  # (2)
     t_interp = mx.sigmoid(t_a * dt + t_b)  # (3)
     return f + g * t_interp if spec.mode == "no_gate" else f * (1 - t_interp) + g * t_interp
-
-
-def _lstm(p: Tree, h: mx.array, c: mx.array, t: int) -> tuple[mx.array, mx.array]:
-    """The LSTM step before the stages: (B, H) each."""
-    a, i, f, o = mx.split(p["projected"][t] + h @ p["w_h"].T, 4, axis=1)
-    c = c * mx.sigmoid(f + 1) + mx.tanh(a) * mx.sigmoid(i)
-    return mx.tanh(c) * mx.sigmoid(o), c

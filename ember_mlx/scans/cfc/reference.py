@@ -26,8 +26,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..dense import KEPT_BYTES, Keep, Product, Scratch, StateProduct, Sums, borrowed_scratch
+from ..memory import MemoryPoint, MixedMemory
 from ..packing import packed_layout
-from ..pointwise import ACTIVATIONS, HALF, Array, sigmoid_of_tanh
+from ..pointwise import ACTIVATIONS, HALF, Array
 from ..products import multiply
 from .spec import CfCSpec
 
@@ -396,93 +397,12 @@ class _StagePoint(NamedTuple):
     back: list[tuple[Product, Array, Array]]  # of each backbone layer, last to first: the product to it, (N, Z), the slope
 
 
-class _MixedMemory(StateProduct):
-    """The LSTM step before the stages."""
-
-    def __init__(self, tree: Tree, rows: int, scratch: Scratch):
-        H = tree["w_h"].shape[1]
-        # sigma(a) = (1 + tanh(a / 2)) / 2: the half is in the weights of i, f and o
-        self.factors = np.repeat([1, 0.5, 0.5, 0.5], H).astype(tree["w_h"].dtype)
-        b = tree["b"] + np.repeat([0, 0, 1, 0], H).astype(tree["w_h"].dtype)
-        by_row = self.factors[:, None]
-        super().__init__({"w_x": tree["w_x"] * by_row, "w_h": tree["w_h"] * by_row, "b": b * self.factors}, 4, rows, scratch)
-        self.scratch, self.sums = scratch, Sums(scratch.part("sums"))
-
-    def gates(self, projected: Array, h: Array, trace: Array) -> Array:
-        """tanh(a), sigma(i), sigma(f + 1), sigma(o): (4, n, H), in `trace`."""
-        self.with_state(projected, h, out=trace)
-        np.tanh(trace, out=trace)
-        sigmoid_of_tanh(trace[1:])
-        return trace
-
-    def step(self, projected: Array, h: Array, c: Array, trace: Array, out: Array) -> tuple[Array, Array]:
-        """(h, c) (n, H) each -> the same after the LSTM step, c in `out`."""
-        a, i, f, o = self.gates(projected, h, trace)
-        rest = np.multiply(a, i, out=self.scratch("temporary", *a.shape))
-        c = np.multiply(f, c, out=out)
-        c += rest
-        np.tanh(c, out=rest)
-        rest *= o
-        return rest, c
-
-    def linearise(self, x: Array, h: Array, c: Array, c_next: Array, trace: Array, traced: bool) -> "_MemoryPoint":
-        """For a block of steps at once: everything that the pull needs and that does not depend on it."""
-        a, i, f, o = trace if traced else self.gates(self.project(x), h, trace)
-        slopes, tanh_c = self.scratch("slopes", 4, *c.shape), np.tanh(c_next, out=self.scratch("tanh_c", *c.shape))
-        by_a, by_i, by_f, by_o = slopes
-        for of, gate, weight in ((by_i, i, a), (by_f, f, c), (by_o, o, tanh_c)):
-            np.subtract(1, gate, out=of)
-            of *= gate
-            of *= weight
-        slopes[1:] *= 2  # by half the argument of sigma
-        np.multiply(a, a, out=by_a)
-        np.subtract(1, by_a, out=by_a)
-        by_a *= i
-        h_inner = np.multiply(o, tanh_c, out=self.scratch("h_inner", *c.shape))
-        tanh_c *= h_inner
-        slope_c = np.subtract(o, tanh_c, out=tanh_c)  # o (1 - tanh(c)^2)
-        d_gates = self.scratch("d_gates", len(h), len(self.w_h))
-        return _MemoryPoint(x, h, h_inner, f, slope_c, slopes[:3].swapaxes(0, 1), by_o, d_gates, d_gates.reshape(len(h), 4, -1))
-
-    def pull(self, point: "_MemoryPoint", local: slice, dh: Array, dc: Array) -> None:
-        """Gradients of the LSTM's h and c (n, H) -> those of the h and c before it, in place."""
-        dc += dh * point.slope_c[local]
-        d = point.d_by_gate[local]
-        np.multiply(point.slope_aif[local], dc[:, None], out=d[:, :3])
-        np.multiply(point.slope_o[local], dh, out=d[:, 3])
-        self.to_state(point.d_gates[local], out=dh)
-        dc *= point.f[local]
-
-    def accumulate(self, point: "_MemoryPoint") -> None:
-        """Add a block's part of the weights' gradient."""
-        self.sums.add_state_product(point.d_gates, point.x, point.h)
-
-    def gradients(self) -> Tree:
-        """The gradients in the structure of the tree."""
-        totals = self.sums.totals
-        return {name: totals[name] * (self.factors if name == "b" else self.factors[:, None]) for name in ("w_x", "w_h", "b")}
-
-
-class _MemoryPoint(NamedTuple):
-    """The LSTM at the states of a block of N steps."""
-
-    x: Array  # (N, I)
-    h: Array  # (N, H): before the LSTM
-    h_inner: Array  # (N, H): after it
-    f: Array  # (N, H)
-    slope_c: Array  # (N, H): of h_inner, by c
-    slope_aif: Array  # (N, 3, H): of c, by the gates' products
-    slope_o: Array  # (N, H): of h_inner, by o's
-    d_gates: Array  # (N, 4 H): gradients of the gates' products
-    d_by_gate: Array  # (N, 4, H): a view of d_gates
-
-
 class _Points(NamedTuple):
     """The whole step at the states of a block."""
 
     dh: Array  # (N, H): gradient of the next state
     stages: list[_StagePoint]
-    lstm: _MemoryPoint | None
+    lstm: MemoryPoint | None
 
 
 class _Scan:
@@ -494,7 +414,7 @@ class _Scan:
         self.x, self.dt = self.layout.flat(arrays["x"]), self.layout.flat(arrays["dt"][:, :, None])
         self.dropout = [self.layout.flat(mask) for mask in arrays.get("dropout", [])]
         self.stages = [_Stage(spec, k, tree, batch, scratch.part(f"stage{k}")) for k, tree in enumerate(arrays["stages"])]
-        self.lstm = _MixedMemory(arrays["lstm"], batch, scratch.part("lstm")) if spec.mixed_memory else None
+        self.lstm = MixedMemory(arrays["lstm"], batch, scratch.part("lstm")) if spec.mixed_memory else None
 
     @cached_property
     def d(self) -> dict[str, Array]:
@@ -504,7 +424,7 @@ class _Scan:
 
     def room(self, name: str, n: int) -> list[Array]:
         """Arrays for the traces of n rows of all parts: of the LSTM its gates, then the stages'."""
-        result = [] if self.lstm is None else [self.scratch(f"{name} gates", *self.lstm.of_state.shape(n))]
+        result = [] if self.lstm is None else [self.lstm.room(name, n)]
         for k, stage in enumerate(self.stages):
             *layers, heads = (self.scratch(f"{name} {k} {i}", *shape) for i, shape in enumerate(stage.trace_shapes(n)))
             for layer in layers:

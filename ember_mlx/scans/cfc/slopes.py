@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from ...kernels.loader import KernelText, launch
+from ..ops import project
 from ..pointwise import ACTIVATIONS
-from .ops import project
 from .spec import MODES, CfCSpec
 from .variant import Weights, by_unit
 

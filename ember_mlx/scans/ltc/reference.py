@@ -1,0 +1,539 @@
+"""The NumPy form of the LTC scan: forward, and a backward written by hand. It computes in the dtype of its arrays.
+
+Both take the arrays of one scan as a tree (T steps, B sequences, I inputs, H units, S synapses and S_s sensory ones):
+
+    u         (T, B, I)   inputs, mapped
+    dt        (T, B)      elapsed time before each step
+    v0        (B, H)      state before the first step;  c0 (B, H) too with mixed memory
+    lengths   (B,)        optional, integers in 1..T
+    synapses  w, sigma, mu, erev (S,) each: one value for each synapse, in the order of the spec's `synapses`
+    sensory   the same (S_s,), in the order of the spec's `sensory`
+    gleak, vleak, cm      (H,) each
+    x         (T, B, I)   inputs of the LSTM, and
+    lstm      w_x (4H, I), w_h (4H, H), b (4H,): gates a, i, f, o            with mixed memory
+
+Where no synapse is missing they are matrices, and their sums are products; else they are lists. The sensory part does not depend on the
+state, so it is made for a block of steps at once. The backward keeps nothing but the states: it recomputes a block of steps at once from
+them, unfold by unfold, and with it what one unknown, the gradient of v, is multiplied by; then it runs that gradient back through the
+block's unfolds; then it sums up the parameters' gradients over all steps, sequences and unfolds of the block.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..dense import Keep, Scratch, Sums, borrowed_scratch
+from ..memory import MemoryPoint, MixedMemory
+from ..packing import packed_layout
+from ..pointwise import Array
+from ..threads import parts_of, run_parts
+from .spec import SOLVERS, LTCSpec
+from .synapses import Synapses
+
+Tree = dict[str, Any]
+BLOCK_FLOATS = 2**20  # activations of synapses that a block of steps holds, about
+
+
+def ltc_forward(spec: LTCSpec, arrays: Tree, keep: Keep | None = None) -> tuple[Array, ...]:
+    """Run an LTC scan over T steps.
+
+    Args:
+        spec: the static part.
+        arrays: the tree above, float32 or float64.
+        keep: takes nothing: the backward recomputes what it needs.
+
+    Returns:
+        (v,) of shape (T, B, H), zero past each length; with mixed memory (v, c), c the LSTM's cell, likewise.
+
+    Example:
+        >>> import numpy as np
+        >>> from ember_mlx.reference import LTCSpec, Synapses, ltc_forward
+        >>> synapse = {name: np.ones(1) for name in ("w", "sigma", "mu", "erev")}
+        >>> spec = LTCSpec(Synapses([[1, 0], [0, 0]]), Synapses([[0, 1]]))
+        >>> arrays = {"u": np.ones((5, 3, 1)), "dt": np.ones((5, 3)), "v0": np.zeros((3, 2)), "synapses": synapse, "sensory": synapse}
+        >>> (v,) = ltc_forward(spec, arrays | {name: np.ones(2) for name in ("gleak", "vleak", "cm")})
+        >>> v.shape
+        (5, 3, 2)
+    """
+    parts = _parts(spec, arrays)
+    if len(parts) == 1:
+        return _forward(spec, arrays)
+    results = run_parts(lambda part: _forward(spec, _of_sequences(arrays, part)), parts)
+    return tuple(_together(parts, outputs, axis=1) for outputs in zip(*results, strict=True))
+
+
+def ltc_backward(
+    spec: LTCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...], kept: Sequence[Array] = ()
+) -> Tree:
+    """Pull the outputs' gradients back through an LTC scan.
+
+    Args:
+        spec: the static part.
+        arrays: what `ltc_forward` took.
+        outputs: what it returned.
+        cotangents: the gradient of each output, same shapes.
+        kept: nothing.
+
+    Returns:
+        The gradient of every floating-point array, as a tree of the same structure, without `lengths`.
+    """
+    parts = _parts(spec, arrays)
+    if len(parts) == 1:
+        return _backward(spec, arrays, outputs, cotangents)
+
+    def run(part: NDArray[np.intp]) -> Tree:
+        given = (tuple(a[:, part] for a in group) for group in (outputs, cotangents))
+        return _backward(spec, _of_sequences(arrays, part), *given)
+
+    return _joined(parts, run_parts(run, parts))
+
+
+# The axis of the sequences, in the arrays that have one.
+SEQUENCES = {"u": 1, "x": 1, "dt": 1, "v0": 0, "c0": 0, "lengths": 0}
+
+
+def _parts(spec: LTCSpec, arrays: Tree) -> list[NDArray[np.intp]]:
+    """The sequences of each thread."""
+    return parts_of(len(arrays["v0"]), arrays.get("lengths"), spec.synapses.count)
+
+
+def _of_sequences(arrays: Tree, part: NDArray[np.intp]) -> Tree:
+    """The arrays of some sequences."""
+    return {name: a.take(part, axis=SEQUENCES[name]) if name in SEQUENCES else a for name, a in arrays.items()}
+
+
+def _together(parts: list[NDArray[np.intp]], arrays: Sequence[Array], axis: int) -> Array:
+    """What every part's sequences have, in the caller's order."""
+    return np.concatenate(arrays, axis=axis).take(np.argsort(np.concatenate(parts)), axis=axis)
+
+
+def _joined(parts: list[NDArray[np.intp]], gradients: list[Tree]) -> Tree:
+    """The gradients of all parts: those of the sequences' own arrays in a row, the others added up."""
+    result: Tree = {}
+    for name, first in gradients[0].items():
+        given = [gradient[name] for gradient in gradients]
+        if isinstance(first, dict):
+            result[name] = {key: sum(tree[key] for tree in given) for key in first}
+        else:
+            result[name] = _together(parts, given, SEQUENCES[name]) if name in SEQUENCES else sum(given)
+    return result
+
+
+def _forward(spec: LTCSpec, arrays: Tree) -> tuple[Array, ...]:
+    """`ltc_forward` in one thread."""
+    with borrowed_scratch(arrays["v0"].dtype) as scratch, np.errstate(over="ignore"):
+        scan = _Scan(spec, arrays, scratch)
+        layout, H, dtype = scan.layout, spec.units, arrays["v0"].dtype
+        results = [layout.result(H, dtype) for _ in range(2 if scan.lstm else 1)]
+        v, c = layout.sort(arrays["v0"]), layout.sort(arrays["c0"]) if scan.lstm else None
+        for first, last in layout.chunks(scan.block_rows):
+            block = scan.block(first, last)
+            states, *cells = (layout.room(layout.flat(a), block.rows, scratch(f"states{k}", block.n, H)) for k, a in enumerate(results))
+            gates = None if scan.lstm is None else scan.lstm.project(block.x)
+            for rows in block.steps:
+                v = v[: rows.stop - rows.start]
+                if scan.lstm is not None and c is not None and gates is not None:
+                    v, c = scan.lstm.step(gates[:, rows], v, c[: len(v)], scan.lstm.room("gates", len(v)), out=cells[0][rows])
+                states[rows] = v = scan.step(v, block.part(rows))
+            v = scratch.copy("v", v)  # the next block overwrites the states of this one
+            c = None if c is None else scratch.copy("c", c)
+            for a, result in zip((states, *cells), results, strict=True):
+                layout.store(a, layout.flat(result), block.rows)
+    return tuple(results)
+
+
+def _backward(spec: LTCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...]) -> Tree:
+    """`ltc_backward` in one thread."""
+    with borrowed_scratch(arrays["v0"].dtype) as scratch, np.errstate(over="ignore"):
+        scan = _Scan(spec, arrays, scratch)
+        layout, H = scan.layout, spec.units
+        v0, c0 = layout.sort(arrays["v0"]), layout.sort(arrays["c0"]) if scan.lstm else None
+        flat, flat_dy = [layout.flat(a) for a in outputs], [layout.flat(a) for a in cotangents]
+        dv, dc = np.zeros_like(v0), np.zeros_like(v0)
+        for first, last in reversed(layout.chunks(scan.block_rows)):
+            block = scan.block(first, last)
+            dy, *dy_c = (layout.rows_of(a, block.rows, out=scratch(f"dy{k}", block.n, H)) for k, a in enumerate(flat_dy))
+            before = layout.previous(v0, flat[0], block.rows, out=scratch("v_prev", block.n, H))
+            memory = None
+            if scan.lstm is not None and c0 is not None:
+                cells = layout.rows_of(flat[1], block.rows, out=scratch("cells", block.n, H))
+                c_prev, gates = layout.previous(c0, flat[1], block.rows, scratch("c_prev", block.n, H)), scan.lstm.room("gates", block.n)
+                memory = scan.lstm.linearise(block.x, before, c_prev, cells, gates, traced=False)
+            point = scan.linearise(before if memory is None else memory.h_inner, block)
+            for rows in reversed(block.steps):
+                n = rows.stop - rows.start
+                dv[:n] += dy[rows]
+                if dy_c:
+                    dc[:n] += dy_c[0][rows]
+                scan.pull(point, block, rows, dv[:n])
+                if scan.lstm is not None and memory is not None:
+                    scan.lstm.pull(memory, rows, dv[:n], dc[:n])
+            scan.accumulate(block, point, memory)
+        return scan.gradients(layout.unsort(dv), layout.unsort(dc))
+
+
+class _SynapseSums(NamedTuple):
+    """Sums over a block's N rows, a value for each synapse: what the gradients of all its parameters are made of."""
+
+    by_num: Array  # of d_num sigma(...)
+    by_den: Array  # of d_den sigma(...)
+    by_argument: Array  # of the gradient of sigma's argument
+    by_product: Array  # of the same times v
+
+
+class _Form:
+    """Synapses of one kind: values of n rows are (n, *shape), one for each synapse."""
+
+    def __init__(self, synapses: Synapses, tree: Tree, shape: tuple[int, ...], scratch: Scratch):
+        self.synapses, self.shape, self.scratch = synapses, shape, scratch
+        self.sigma, self.w = tree["sigma"].reshape(shape), tree["w"].reshape(shape)
+        self.offset, self.w_erev = self.sigma * tree["mu"].reshape(shape), self.w * tree["erev"].reshape(shape)
+
+
+class _Lists(_Form):
+    """Some synapses are missing: shape is (S,)."""
+
+    def __init__(self, synapses: Synapses, tree: Tree, scratch: Scratch):
+        super().__init__(synapses, tree, (synapses.count,), scratch)
+        self.reached, self.target_starts = np.unique(synapses.targets, return_index=True)
+        self.sending, self.source_starts = np.unique(synapses.sources[synapses.by_source], return_index=True)
+
+    def argument(self, v: Array, out: Array) -> Array:
+        """mu sigma - sigma v_i: (n, K) -> (n, S)."""
+        v.take(self.synapses.sources, axis=1, out=out, mode="clip")
+        out *= self.sigma
+        return np.subtract(self.offset, out, out=out)
+
+    def of_targets(self, a: Array, name: str) -> Array:
+        """What each synapse gets from its target: (n, H) -> (n, S)."""
+        return a.take(self.synapses.targets, axis=1, out=self.scratch(name, len(a), *self.shape), mode="clip")
+
+    def weighted_sums(self, active: Array) -> tuple[Array, Array]:
+        """sum_i s_ij erev_ij and sum_i s_ij, (n, H) each, from sigma(...) (n, S)."""
+        weighted, sums = self.scratch("weighted", *active.shape), self.scratch("both", 2, len(active), self.synapses.units)
+        sums[...] = 0
+        if self.reached.size:
+            for weight, total in zip((self.w_erev, self.w), sums, strict=True):
+                np.multiply(active, weight, out=weighted)
+                total[:, self.reached] = np.add.reduceat(weighted, self.target_starts, axis=1)
+        return sums[0], sums[1]
+
+    def pull(self, coupling: Array, d: Array) -> Array:
+        """From the gradients of num and den (n, 2, H) to that of the sources' values (n, K), through the couplings (n, 2, S)."""
+        arriving = d.take(self.synapses.targets, axis=2, out=self.scratch("arriving", *coupling.shape), mode="clip")
+        arriving *= coupling
+        both = np.add(arriving[:, 0], arriving[:, 1], out=self.scratch("both_arriving", len(d), *self.shape))
+        result = self.scratch("pulled", len(d), self.synapses.inputs)
+        result[...] = 0
+        if self.sending.size:
+            ordered = both.take(self.synapses.by_source, axis=1, out=self.scratch("ordered", *both.shape), mode="clip")
+            result[:, self.sending] = np.add.reduceat(ordered, self.source_starts, axis=1)
+        return result
+
+    def row_sums(self, active: Array, v: Array, d_num: Array, d_den: Array) -> _SynapseSums:
+        """The sums over all rows: active (N, S), v (N, K), d_num and d_den (N, H)."""
+        d_num, d_den = self.of_targets(d_num, "d_num"), self.of_targets(d_den, "d_den")
+        by_num, by_den = (np.einsum("ns,ns->s", active, d) for d in (d_num, d_den))
+        d_num *= self.w_erev
+        d_den *= self.w
+        d_num += d_den
+        d_num *= _slope(active, self.scratch("slope", *active.shape))
+        v = v.take(self.synapses.sources, axis=1, out=d_den, mode="clip")
+        return _SynapseSums(by_num, by_den, d_num.sum(0), np.einsum("ns,ns->s", d_num, v))
+
+
+class _Matrices(_Form):
+    """No synapse is missing: shape is (H, K)."""
+
+    def __init__(self, synapses: Synapses, tree: Tree, scratch: Scratch):
+        super().__init__(synapses, tree, (synapses.units, synapses.inputs), scratch)
+        self.both = np.stack([self.w_erev, self.w], axis=2)  # (H, K, 2)
+
+    def argument(self, v: Array, out: Array) -> Array:
+        """mu sigma - sigma v_i: (n, K) -> (n, H, K)."""
+        np.multiply(v[:, None, :], self.sigma, out=out)
+        return np.subtract(self.offset, out, out=out)
+
+    def of_targets(self, a: Array, name: str) -> Array:
+        """What each synapse gets from its target: (n, H) -> (n, H, 1)."""
+        return a[:, :, None]
+
+    def weighted_sums(self, active: Array) -> tuple[Array, Array]:
+        """sum_i s_ij erev_ij and sum_i s_ij, (n, H) each, from sigma(...) (n, H, K)."""
+        sums = np.matmul(active.swapaxes(0, 1), self.both, out=self.scratch("both", self.synapses.units, len(active), 2))
+        return sums[:, :, 0].T, sums[:, :, 1].T
+
+    def pull(self, coupling: Array, d: Array) -> Array:
+        """From the gradients of num and den (n, 2, H) to that of the sources' values (n, K), through the couplings (n, 2, H, K)."""
+        n, (H, K) = len(d), self.shape
+        return np.matmul(d.reshape(n, 1, 2 * H), coupling.reshape(n, 2 * H, K), out=self.scratch("pulled", n, 1, K))[:, 0]
+
+    def row_sums(self, active: Array, v: Array, d_num: Array, d_den: Array) -> _SynapseSums:
+        """The sums over all rows: active (N, H, K), v (N, K), d_num and d_den (N, H)."""
+        d = self.scratch("d_both", self.shape[0], 2, len(v))
+        d[:, 0], d[:, 1] = d_num.T, d_den.T
+
+        def over_rows(a: Array) -> tuple[Array, Array]:
+            sums = np.matmul(d, a.swapaxes(0, 1), out=self.scratch("over_rows", *self.shape[:1], 2, *self.shape[1:]))
+            return sums[:, 0], sums[:, 1]
+
+        by_num, by_den = (a.copy() for a in over_rows(active))
+        slope = _slope(active, self.scratch("slope", *active.shape))
+        weights = (self.w_erev, self.w)
+        by_argument = sum(a * weight for a, weight in zip(over_rows(slope), weights, strict=True))
+        slope *= v[:, None, :]
+        by_product = sum(a * weight for a, weight in zip(over_rows(slope), weights, strict=True))
+        return _SynapseSums(*(np.asarray(a).reshape(-1) for a in (by_num, by_den, by_argument, by_product)))
+
+
+def _slope(active: Array, out: Array) -> Array:
+    """sigma's slope from its value."""
+    np.multiply(active, active, out=out)
+    return np.subtract(active, out, out=out)
+
+
+class _Kind:
+    """Synapses of one kind: what the step and its gradient ask of them."""
+
+    def __init__(self, synapses: Synapses, tree: Tree, scratch: Scratch):
+        self.form = (_Matrices if synapses.is_full else _Lists)(synapses, tree, scratch)
+        self.tree, self.scratch, self.sums = tree, scratch, Sums(scratch.part("sums"))
+
+    def activate(self, v: Array, out: Array | None = None) -> tuple[Array, Array, Array]:
+        """sigma(...) of each synapse, num (n, H) and den (n, H), from the sources' values v (n, K); the next call overwrites them."""
+        active = self.form.argument(v, self.scratch("active", len(v), *self.form.shape) if out is None else out)
+        np.exp(active, out=active)
+        active += active.dtype.type(1)
+        np.reciprocal(active, out=active)  # sigma(...) = 1 / (1 + exp(...))
+        return active, *self.form.weighted_sums(active)
+
+    def coupling(self, active: Array, out: Array) -> Array:
+        """(n, 2, ...): the slopes of each synapse's part of num and of den by its source's value."""
+        slope = _slope(active, self.scratch("slope", *active.shape))
+        slope *= self.form.sigma
+        np.multiply(slope, self.form.w_erev, out=out[:, 0])
+        np.multiply(slope, self.form.w, out=out[:, 1])
+        return out
+
+    def accumulate(self, active: Array, v: Array, d_num: Array, d_den: Array) -> None:
+        """Add a block's part of the parameters' gradients."""
+        for name, a in self.form.row_sums(active, v, d_num, d_den)._asdict().items():
+            self.sums.add(name, a)
+
+    def gradients(self) -> Tree:
+        """The gradients in the structure of the tree."""
+        p, by = self.tree, _SynapseSums(**self.sums.totals)
+        return {
+            "w": p["erev"] * by.by_num + by.by_den,
+            "sigma": by.by_product - p["mu"] * by.by_argument,
+            "mu": -p["sigma"] * by.by_argument,
+            "erev": p["w"] * by.by_num,
+        }
+
+
+def _semi_implicit(evaluate: Callable[[Array], tuple[Array, Array]], v: Array, delta: Array, cm: Array) -> Array:
+    """One unfold: v (n, H) -> (n, H); delta is (n, 1)."""
+    num, den = evaluate(v)
+    return (cm * v + delta * num) / (cm + delta * den)  # (5)
+
+
+def _explicit(evaluate: Callable[[Array], tuple[Array, Array]], v: Array, delta: Array, cm: Array) -> Array:
+    return v + delta * _rate(evaluate, v, cm)
+
+
+def _rk4(evaluate: Callable[[Array], tuple[Array, Array]], v: Array, delta: Array, cm: Array) -> Array:
+    first = _rate(evaluate, v, cm)
+    second = _rate(evaluate, v + delta / 2 * first, cm)
+    third = _rate(evaluate, v + delta / 2 * second, cm)
+    fourth = _rate(evaluate, v + delta * third, cm)
+    return v + delta / 6 * (first + 2 * second + 2 * third + fourth)
+
+
+def _rate(evaluate: Callable[[Array], tuple[Array, Array]], v: Array, cm: Array) -> Array:
+    """dv/dt."""
+    num, den = evaluate(v)
+    return (num - den * v) / cm
+
+
+# The same backwards: from the gradient of v after an unfold to that before it. `pull(e, h)` notes h, of which the gradients of evaluation
+# e are delta h for num and -delta h value for den, and returns the part of the gradient that comes through the synapses.
+Pull = Callable[[int, Array], Array]
+
+
+def _semi_implicit_back(pull: Pull, e: int, den: Array, dv: Array, delta: Array, cm: Array) -> Array:
+    h = dv / (cm + delta * den[e])
+    return cm * h + pull(e, h)
+
+
+def _explicit_back(pull: Pull, e: int, den: Array, dv: Array, delta: Array, cm: Array) -> Array:
+    h = dv / cm
+    return dv - delta * den[e] * h + pull(e, h)
+
+
+def _rk4_back(pull: Pull, e: int, den: Array, dv: Array, delta: Array, cm: Array) -> Array:
+    result, arriving = dv.copy(), np.zeros_like(dv)
+    for stage, weight, reach in ((3, 6, 0), (2, 3, 1), (1, 3, 0.5), (0, 6, 0.5)):
+        h = (dv / weight + reach * arriving) / cm
+        arriving = pull(e + stage, h) - delta * den[e + stage] * h
+        result += arriving
+    return result
+
+
+STEPS = {"semi_implicit": (_semi_implicit, _semi_implicit_back), "explicit": (_explicit, _explicit_back), "rk4": (_rk4, _rk4_back)}
+
+
+class _Block(NamedTuple):
+    """Some whole steps, n rows in all; the arrays of one step are those of its rows."""
+
+    rows: slice  # in the packed order
+    n: int
+    steps: list[slice]  # the rows of each, counted from the block's first
+    u: Array  # (n, I)
+    x: Array  # (n, I) with mixed memory, else (n, 0)
+    delta: Array  # (n, 1)
+    active: Array  # (n, ...): sigma(...) of the sensory synapses
+    num: Array  # (n, H): what num gets beside the synapses' part
+    den: Array  # (n, H)
+
+    def part(self, rows: slice) -> "_Block":
+        """One of the steps."""
+        arrays = {name: getattr(self, name)[rows] for name in ("u", "x", "delta", "active", "num", "den")}
+        return self._replace(rows=rows, n=rows.stop - rows.start, steps=[], **arrays)
+
+
+class _Point(NamedTuple):
+    """A block of N steps recomputed, E evaluations of the synapses each, and what the pull leaves there."""
+
+    v: Array  # (E, N, H): where the synapses were evaluated
+    minus_value: Array  # (E, N, H): minus what multiplies den in the equation that the evaluation serves
+    num: Array  # (E, N, H)
+    den: Array  # (E, N, H)
+    active: Array  # (E, N, ...)
+    coupling: Array  # (E, N, 2, ...)
+    h: Array  # (E, N, H): see Pull
+
+
+class _Scan:
+    """The parts of one scan, over packed rows."""
+
+    def __init__(self, spec: LTCSpec, arrays: Tree, scratch: Scratch):
+        steps, batch = arrays["dt"].shape
+        self.spec, self.scratch = spec, scratch
+        self.layout = packed_layout(steps, batch, arrays.get("lengths"))
+        self.flat = {name: self.layout.flat(a) for name, a in _by_row(arrays).items()}
+        self.d = {name: self.layout.flat(self.layout.result(a.shape[1], a.dtype)) for name, a in self.flat.items()}
+        self.gleak, self.vleak, self.cm = (arrays[name] for name in ("gleak", "vleak", "cm"))
+        self.synapses = _Kind(spec.synapses, arrays["synapses"], scratch.part("synapses"))
+        self.sensory = _Kind(spec.sensory, arrays["sensory"], scratch.part("sensory"))
+        self.lstm = MixedMemory(arrays["lstm"], batch, scratch.part("lstm")) if spec.mixed_memory else None
+        self.sums = Sums(scratch.part("sums"))
+        self.block_rows = BLOCK_FLOATS // (spec.evaluations * max(1, spec.synapses.count)) + 1
+        self.advance, self.pull_unfold = STEPS[spec.solver]
+
+    def block(self, first: int, last: int) -> _Block:
+        """The steps [first, last)."""
+        starts = self.layout.starts[first : last + 1]
+        rows, n = slice(starts[0], starts[-1]), starts[-1] - starts[0]
+        part = {name: self.layout.rows_of(a, rows, out=self.scratch(name, n, a.shape[1])) for name, a in self.flat.items()}
+        active, num, den = self.sensory.activate(part["u"])  # (1)
+        num = num + self.gleak * self.vleak
+        den = den + (self.gleak + den.dtype.type(self.spec.epsilon if self.spec.solver == "semi_implicit" else 0))
+        steps = [slice(a - starts[0], b - starts[0]) for a, b in pairwise(starts)]
+        delta = part["dt"] / self.spec.unfolds
+        return _Block(rows, n, steps, part["u"], part.get("x", part["u"]), delta, active, num, den)
+
+    def step(self, v: Array, part: _Block) -> Array:
+        """One step: v (n, H) -> (n, H)."""
+
+        def evaluate(v: Array) -> tuple[Array, Array]:
+            _, num, den = self.synapses.activate(v)  # (2)
+            num = num + part.num  # (3)
+            return num, den + part.den  # (4)
+
+        for _ in range(self.spec.unfolds):
+            v = self.advance(evaluate, v, part.delta, self.cm)
+        return v
+
+    def linearise(self, v: Array, block: _Block) -> _Point:
+        """Recompute a block of steps (N rows at once) from the states before them."""
+        E, N, H = self.spec.evaluations, block.n, self.spec.units
+        points, minus_value, nums, dens, h = (self.scratch(name, E, N, H) for name in ("points", "minus_value", "num", "den", "h"))
+        shape = self.synapses.form.shape
+        active, coupling = self.synapses.scratch("all_active", E, N, *shape), self.synapses.scratch("coupling", E, N, 2, *shape)
+        evaluations = iter(range(E))
+
+        def evaluate(v: Array) -> tuple[Array, Array]:
+            e = next(evaluations)
+            _, num, den = self.synapses.activate(v, out=active[e])  # (2)
+            points[e] = v
+            np.add(num, block.num, out=nums[e])  # (3)
+            return nums[e], np.add(den, block.den, out=dens[e])  # (4)
+
+        for _ in range(self.spec.unfolds):
+            v = self.advance(evaluate, v, block.delta, self.cm)
+        np.negative(points, out=minus_value)
+        if self.spec.solver == "semi_implicit":
+            minus_value[:-1], minus_value[-1] = minus_value[1:], -v
+        for e in range(E):
+            self.synapses.coupling(active[e], out=coupling[e])
+        return _Point(points, minus_value, nums, dens, active, coupling, h)
+
+    def pull(self, point: _Point, block: _Block, rows: slice, dv: Array) -> None:
+        """From the gradient of the state after one step to that of the state before it, in place."""
+        delta, minus_value = block.delta[rows], point.minus_value
+
+        def pull(e: int, h: Array) -> Array:
+            point.h[e, rows] = h
+            d = self.scratch("d_pulled", len(h), 2, h.shape[1])
+            np.multiply(delta, h, out=d[:, 0])
+            np.multiply(d[:, 0], minus_value[e, rows], out=d[:, 1])
+            return self.synapses.form.pull(point.coupling[e, rows], d)
+
+        stages = SOLVERS[self.spec.solver]
+        result = dv
+        for first in reversed(range(0, self.spec.evaluations, stages)):
+            result = self.pull_unfold(pull, first, point.den[:, rows], result, delta, self.cm)
+        dv[...] = result
+
+    def accumulate(self, block: _Block, point: _Point, memory: MemoryPoint | None) -> None:
+        """Add a block's part of the parameters' gradients, and store those of the inputs and the elapsed times."""
+        d_num = block.delta * point.h
+        d_den = d_num * point.minus_value
+        rest = point.num + point.den * point.minus_value
+        by_cm = point.h * (point.v + point.minus_value) if self.spec.solver == "semi_implicit" else -d_num * rest / self.cm
+        self.sums.add("cm", by_cm.sum((0, 1)))
+        self.synapses.accumulate(*(_rows_together(a) for a in (point.active, point.v, d_num, d_den)))
+        d_num, d_den = d_num.sum(0), d_den.sum(0)
+        self.sums.add("vleak", self.gleak * d_num.sum(0))
+        self.sums.add("gleak", self.vleak * d_num.sum(0) + d_den.sum(0))
+        self.sensory.accumulate(block.active, block.u, d_num, d_den)
+        coupling = self.sensory.coupling(block.active, out=self.sensory.scratch("coupling", block.n, 2, *self.sensory.form.shape))
+        d = {"u": self.sensory.form.pull(coupling, np.stack([d_num, d_den], axis=1))}
+        d["dt"] = (point.h * rest).sum((0, 2))[:, None] / self.spec.unfolds
+        if self.lstm is not None and memory is not None:
+            self.lstm.accumulate(memory)
+            d["x"] = memory.d_gates @ self.lstm.w_x
+        for name, a in d.items():
+            self.layout.rows_of(self.d[name], block.rows, out=self.scratch("d", *a.shape))[...] = a
+            self.layout.store(a, self.d[name], block.rows)
+
+    def gradients(self, dv0: Array, dc0: Array) -> Tree:
+        """All gradients, in the structure of the scan's arrays."""
+        T, B = self.layout.steps, self.layout.batch
+        result: Tree = {name: a.reshape(T, B, -1) for name, a in self.d.items()} | dict(self.sums.totals)
+        result |= {"dt": result["dt"][:, :, 0], "v0": dv0}
+        result |= {"synapses": self.synapses.gradients(), "sensory": self.sensory.gradients()}
+        return result if self.lstm is None else result | {"c0": dc0, "lstm": self.lstm.gradients()}
+
+
+def _by_row(arrays: Tree) -> Tree:
+    """The (T, B, F) arrays of a tree."""
+    return {"u": arrays["u"], "dt": arrays["dt"][:, :, None]} | ({"x": arrays["x"]} if "x" in arrays else {})
+
+
+def _rows_together(a: Array) -> Array:
+    """(E, N, ...) -> (E N, ...)."""
+    return a.reshape(a.shape[0] * a.shape[1], *a.shape[2:])

@@ -1,0 +1,25 @@
+"""Pieces of the MLX-ops forms."""
+
+from typing import Any
+
+import mlx.core as mx
+
+Tree = dict[str, Any]
+
+
+def by_step(a: mx.array) -> list[mx.array]:
+    """(T, ...) as the list of its steps: a[t]'s gradient, a scatter, has no jvp."""
+    return [part.squeeze(0) for part in mx.split(a, a.shape[0])]
+
+
+def project(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    """(T, B, I) -> (T, B, O): x W^T + b, one product for all steps."""
+    T, B, _ = x.shape
+    return mx.addmm(bias, x.reshape(T * B, -1), weight.T).reshape(T, B, -1)
+
+
+def lstm_step(p: Tree, h: mx.array, c: mx.array, t: int) -> tuple[mx.array, mx.array]:
+    """Step t of a mixed memory, from its `projected` inputs; see memory.py. (B, H) each."""
+    a, i, f, o = mx.split(p["projected"][t] + h @ p["w_h"].T, 4, axis=1)
+    c = c * mx.sigmoid(f + 1) + mx.tanh(a) * mx.sigmoid(i)
+    return mx.tanh(c) * mx.sigmoid(o), c
