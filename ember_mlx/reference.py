@@ -2,6 +2,20 @@
 
 from .scans.cfc.reference import cfc_backward, cfc_forward
 from .scans.cfc.spec import CfCSpec
+from .scans.quantum.reference import quantum_backward, quantum_forward
+from .scans.quantum.spec import QuantumSpec
 from .wiring import AutoNCPMap, FullyConnectedMap, NCPMap, NeuronMap, RandomMap
 
-__all__ = ["AutoNCPMap", "CfCSpec", "FullyConnectedMap", "NCPMap", "NeuronMap", "RandomMap", "cfc_backward", "cfc_forward"]
+__all__ = [
+    "AutoNCPMap",
+    "CfCSpec",
+    "FullyConnectedMap",
+    "NCPMap",
+    "NeuronMap",
+    "QuantumSpec",
+    "RandomMap",
+    "cfc_backward",
+    "cfc_forward",
+    "quantum_backward",
+    "quantum_forward",
+]

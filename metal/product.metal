@@ -158,3 +158,24 @@ inline void run_product(thread const P& product, threadgroup const float4* in, i
 inline void fill(threadgroup float* values, int count, int thread_index, int threads, float value) {
   for (int i = thread_index; i < count; i += threads) values[i] = value;
 }
+
+// How many steps each row of this group has; returns the most.
+template <int ROWS>
+inline int read_lengths(device const int* lengths, int row0, int B, thread int* length) {
+  int most = 0;
+  for (int r = 0; r < ROWS; r++) {
+    length[r] = row0 + r < B ? lengths[row0 + r] : 0;
+    most = length[r] > most ? length[r] : most;
+  }
+  return most;
+}
+
+// Rows (B, width) of step t from there on are 0 to the end of the sequence.
+template <int ROWS, int THREADS, typename IO>
+inline void clear_rest(device IO* values, int t, int T, int B, int width, int row0, int thread_index) {
+  for (; t < T; t++) {
+    for (int r = 0; r < ROWS && row0 + r < B; r++) {
+      for (int j = thread_index; j < width; j += THREADS) values[(t * B + row0 + r) * width + j] = IO(0.0f);
+    }
+  }
+}
