@@ -8,33 +8,43 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backend import current_backend, use_backend
-    from .layers import CfC
-    from .wiring import AutoNCPMap, FullyConnectedMap, NCPMap, NeuronMap, RandomMap
+    from .layers import CfC, CTRQNet, LQNet, spatial_regularization
+    from .wiring import AutoNCPMap, EnhancedNCPMap, EnhancedNeuronMap, FullyConnectedMap, NCPMap, NeuronMap, RandomMap
 
 _HOMES = {
     "AutoNCPMap": ".wiring",
+    "CTRQNet": ".layers",
     "CfC": ".layers",
+    "EnhancedNCPMap": ".wiring",
+    "EnhancedNeuronMap": ".wiring",
     "FullyConnectedMap": ".wiring",
+    "LQNet": ".layers",
     "NCPMap": ".wiring",
     "NeuronMap": ".wiring",
     "RandomMap": ".wiring",
     "convert": ".convert",
     "current_backend": ".backend",
     "reference": ".reference",
+    "spatial_regularization": ".layers",
     "use_backend": ".backend",
 }
 
 __version__ = "0.1.0"
 __all__ = [
     "AutoNCPMap",
+    "CTRQNet",
     "CfC",
+    "EnhancedNCPMap",
+    "EnhancedNeuronMap",
     "FullyConnectedMap",
+    "LQNet",
     "NCPMap",
     "NeuronMap",
     "RandomMap",
     "convert",
     "current_backend",
     "reference",
+    "spatial_regularization",
     "use_backend",
 ]
 

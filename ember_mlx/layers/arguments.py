@@ -83,8 +83,10 @@ def read_steps(owner: str, x: Any, time_deltas: Any, lengths: Any, input_size: i
     return Steps(x, dt, _read_lengths(owner, lengths, T, B, batched), batched, batch_first)
 
 
-def read_state(owner: str, initial_state: Any, names: tuple[str, ...], batch: int, units: int, batched: bool) -> list[mx.array | None]:
-    """Check a list of states, each None or (B, H) ((H,) where x has no batch axis); returns them (B, H) or None.
+def read_state(
+    owner: str, initial_state: Any, names: tuple[str, ...], batch: int, sizes: tuple[int, ...], batched: bool
+) -> list[mx.array | None]:
+    """Check a list of states, each None or (B, its size) ((size,) where x has no batch axis); returns them (B, size) or None.
 
     Raises:
         TypeError: not a list or tuple, or an entry that is no floating-point mx.array.
@@ -97,7 +99,10 @@ def read_state(owner: str, initial_state: Any, names: tuple[str, ...], batch: in
         raise bad_argument(owner, "initial_state", f"be {form}", type_name(initial_state), TypeError)
     if len(initial_state) != len(names):
         raise bad_argument(owner, "initial_state", f"be {form}", f"{len(initial_state)} entries")
-    return [_read_one_state(owner, f"initial_state {name}", a, batch, units, batched) for name, a in zip(names, initial_state, strict=True)]
+    return [
+        _read_one_state(owner, f"initial_state {name}", a, batch, size, batched)
+        for name, a, size in zip(names, initial_state, sizes, strict=True)
+    ]
 
 
 def compute_dtype(x: mx.array, parameters: mx.Dtype) -> mx.Dtype:
@@ -201,11 +206,11 @@ def _integer_array(owner: str, lengths: Any) -> mx.array:
     return lengths
 
 
-def _read_one_state(owner: str, name: str, a: Any, batch: int, units: int, batched: bool) -> mx.array | None:
+def _read_one_state(owner: str, name: str, a: Any, batch: int, size: int, batched: bool) -> mx.array | None:
     if a is None:
         return None
     check_array(owner, name, a)
-    expected = (batch, units) if batched else (units,)
+    expected, last = (batch, size) if batched else (size,), "H" if size > 1 else "1"
     if a.shape != expected:
-        raise bad_argument(owner, name, f"have shape {'(B, H)' if batched else '(H,)'} = {expected}", a.shape)
+        raise bad_argument(owner, name, f"have shape {f'(B, {last})' if batched else f'({last},)'} = {expected}", a.shape)
     return a if batched else mx.expand_dims(a, 0)

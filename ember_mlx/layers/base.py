@@ -15,7 +15,8 @@ from .arguments import Steps, read_state, read_steps
 class RecurrentLayer(nn.Module):
     """The base of the layers: it reads the arguments, runs the subclass's recurrence over the steps, and lays out the result.
 
-    A subclass names its states in `state_names` and defines `run`.
+    A subclass names its states in `state_names` and defines `run`; those options of a call that `run_options` names go there, the
+    others to `read_out`.
 
     Args:
         input_size: I, features of x.
@@ -28,6 +29,7 @@ class RecurrentLayer(nn.Module):
     """
 
     state_names: tuple[str, ...] = ("h",)
+    run_options: tuple[str, ...] = ()
 
     def __init__(
         self, input_size: int, units: int, return_sequences: bool, return_state: bool, batch_first: bool, go_backwards: bool = False
@@ -40,12 +42,17 @@ class RecurrentLayer(nn.Module):
         self.batch_first = check_flag(owner, "batch_first", batch_first)
         self.go_backwards = check_flag(owner, "go_backwards", go_backwards)
 
+    @property
+    def state_sizes(self) -> tuple[int, ...]:
+        """The last axis of each state."""
+        return (self.units,) * len(self.state_names)
+
     def run(self, steps: Steps, state: list[mx.array | None]) -> tuple[mx.array, list[mx.array]]:
         """Run the recurrence.
 
         Args:
             steps: the sequences, time first.
-            state: for each of `state_names` (B, H), or None for zeros.
+            state: for each of `state_names` (B, its size), or None for zeros.
 
         Returns:
             The output (T, B, O), zero past each length, and the state after each sequence's last valid step.
@@ -72,10 +79,11 @@ class RecurrentLayer(nn.Module):
         sequences = self.return_sequences if return_sequences is None else check_flag(owner, "return_sequences", return_sequences)
         with_state = self.return_state if return_state is None else check_flag(owner, "return_state", return_state)
         steps = read_steps(owner, x, time_deltas, lengths, self.input_size, self.batch_first)
-        state = read_state(owner, initial_state, self.state_names, steps.x.shape[1], self.units, steps.batched)
+        state = read_state(owner, initial_state, self.state_names, steps.x.shape[1], self.state_sizes, steps.batched)
         if self.go_backwards:
             steps = steps.backwards()
-        y, final = self.run(steps, state)
+        run_options = {name: options.pop(name) for name in self.run_options if name in options}
+        y, final = self.run(steps, state, **run_options)
         y = self.read_out(y, steps, **options).astype(mx.result_type(x.dtype, self.dtype))
         y = steps.to_caller(y) if sequences else steps.without_batch(steps.last(y))
         return (y, [steps.without_batch(a) for a in final]) if with_state else y

@@ -184,10 +184,10 @@ def _gradients(spec: QuantumSpec, arrays: Tree, point: Point, dh: mx.array, dr: 
     by_dt = (dh * point.change).sum(axis=2) * point.stay * point.nu / tau
     result = {"omega": _outer(d_theta * dt, point.p), "w_h": _outer(d_q, point.r), "tau": -(by_dt * dt).sum(axis=(0, 1)) / tau}
     result["dt"] = (d_theta * point.by_time + by_dt).sum(axis=-1)
-    before = {name: arrays[name] for name in ("x", "t", "w_x", "b", "f", "phi") if name in arrays}
+    before: Tree = {name: arrays[name] for name in ("x", "t", "w_x", "b", "f", "phi") if name in arrays}
     result |= _pulled(lambda a: drive(spec, a), before, d_q[:, :, 0])
     if "xi" in arrays:
-        given = {name: arrays[name] for name in ("dt", "w_noise")}
+        given: Tree = {name: arrays[name] for name in ("dt", "w_noise")}
         of_noise = _pulled(lambda a: noise({**arrays, **a}), given, dr)
         result |= {"dt": result["dt"] + of_noise["dt"], "w_noise": of_noise["w_noise"]}
     return result

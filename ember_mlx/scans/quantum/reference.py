@@ -98,9 +98,7 @@ def quantum_backward(
         for first, last in reversed(layout.chunks(BLOCK_ROWS)):
             block = scan.block(first, last)
             dy = [layout.rows_of(a, block.rows, out=scratch(f"dy{k}", block.n, H)) for k, a in enumerate(flat_dy)]
-            h_c, h_s = (
-                layout.previous(a, b, block.rows, out=scratch(f"h{k}", block.n, H)) for k, (a, b) in enumerate(zip(initial, flat, strict=True))
-            )
+            h_c, h_s = (layout.previous(initial[k], flat[k], block.rows, out=scratch(f"h{k}", block.n, H)) for k in range(2))
             point = scan.step.linearise((h_c, h_s), scan.drive.project(block), block)
             for rows in reversed(block.steps):
                 n = rows.stop - rows.start
@@ -119,7 +117,7 @@ class _Block(NamedTuple):
     steps: list[slice]  # the rows of each, counted from the block's first
     x: Array  # (n, I)
     dt: Array  # (n, 1)
-    t: Array | None  # (n, 1)
+    t: Array  # (n, 1): the time elapsed, with `harmonic`; else dt
     xi: Array | None  # (2 n, H): a row's two parts one after the other
     root: Array | None  # (n, 1): sqrt(dt)
     spread: Array | None  # (n, 2, H): xi W_noise
@@ -151,7 +149,7 @@ class _HarmonicDrive:
 
     def __init__(self, arrays: Tree, scratch: Scratch):
         self.a, self.f, self.phi = (np.ascontiguousarray(arrays[name].T) for name in ("w_x", "f", "phi"))  # (I, H)
-        self.omega_t = 2 * math.pi * self.f
+        self.angular = 2 * math.pi * self.f
         self.b, self.scratch = arrays["b"], scratch
         self.d = {name: np.zeros_like(self.a) for name in ("w_x", "f", "phi")}
         self.d_b = np.zeros_like(self.b)
@@ -183,14 +181,13 @@ class _HarmonicDrive:
             phase *= block.x[:, i : i + 1]
             phase *= a
             self.d["phi"][i] += phase.sum(0)
-            if block.t is not None:
-                self.d["f"][i] += 2 * math.pi * (block.t[:, 0] @ phase)
-            d_t[:, 0] += phase @ self.omega_t[i]
+            self.d["f"][i] += 2 * math.pi * (block.t[:, 0] @ phase)
+            d_t[:, 0] += phase @ self.angular[i]
         return d_t
 
     def _phase(self, block: _Block, i: int) -> Array:
         """2 pi f_ij t + phi_ij for input i, (n, H)."""
-        phase = np.multiply(self.omega_t[i], block.t, out=self.scratch("phase", block.n, len(self.b)))
+        phase = np.multiply(self.angular[i], block.t, out=self.scratch("phase", block.n, len(self.b)))
         phase += self.phi[i]
         return phase
 
@@ -354,7 +351,7 @@ class _Scan:
         if self.spread is not None:
             xi, root = given["xi"].reshape(2 * n, -1), np.sqrt(dt)
             spread = self.spread(xi).reshape(n, 2, -1)
-        return _Block(rows, n, steps, x, dt, given.get("t"), xi, root, spread)
+        return _Block(rows, n, steps, x, dt, given.get("t", dt), xi, root, spread)
 
     def accumulate(self, block: _Block, point: _Point) -> None:
         """Add a block's part of the weights' gradients, and store those of the inputs and the times."""
