@@ -20,7 +20,9 @@ from .initial import glorot_uniform, uniform_bias
 from .maps import built_map, parameter_of_map
 
 Tree = dict[str, Any]
-HIGHEST_FREQUENCY = 0.1  # of those that a layer starts with: ten steps of dt = 1 a period
+HIGHEST_FREQUENCY = 0.05  # of those that a layer starts with: twenty steps of dt = 1 a period
+# the parameter is f in this unit: the phase grows by t for each radian of 2 pi f, so an optimizer's usual steps would be too long for f itself
+FREQUENCY_UNIT = 0.01
 
 
 class LQNet(RecurrentLayer):
@@ -187,8 +189,8 @@ class CTRQNet(LQNet):
         (1) drive       u_j = sum_i x_i a_ij sin(2 pi f_ij t + phi_ij) + b_j      with use_harmonic_embedding; else as in LQNet
         (5) relaxation  kappa_j = 1 - exp(-nu dt / tau_j),  tau = time_scale_factor softplus(time_scale)
 
-    with t the time elapsed, this step's dt included, and the amplitudes a, the frequencies f (per unit of time), the phases phi and
-    time_scale learned. The phase is a product in float32: after t it is known to about 4e-7 f t radians, in the same way on every
+    with t the time elapsed, this step's dt included, and the amplitudes a, the frequencies f (per unit of time; the parameter is 100 f),
+    the phases phi and time_scale learned. The phase is a product in float32: after t it is known to about 4e-7 f t radians, in the same way on every
     backend; a drive that shall oscillate exactly for a long time needs t set back to 0 after whole periods.
 
     Args:
@@ -252,7 +254,7 @@ class CTRQNet(LQNet):
         if use_harmonic_embedding:
             shape = (self.units, self.input_size)
             self.drive["weight"] *= math.sqrt(2)  # the mean square of a sine is 1/2
-            self.drive["frequency"] = mx.random.uniform(0, HIGHEST_FREQUENCY, shape)
+            self.drive["frequency"] = mx.random.uniform(0, HIGHEST_FREQUENCY / FREQUENCY_UNIT, shape)
             self.drive["phase"] = mx.random.uniform(0, 2 * math.pi, shape)
 
     @property
@@ -265,7 +267,8 @@ class CTRQNet(LQNet):
     def _weights(self, dtype: mx.Dtype) -> Tree:
         weights = super()._weights(dtype)
         if self.use_harmonic_embedding:
-            weights |= {"f": self.drive["frequency"].astype(dtype), "phi": self.drive["phase"].astype(dtype)}
+            weights["f"] = mx.array(FREQUENCY_UNIT, dtype) * self.drive["frequency"].astype(dtype)
+            weights["phi"] = self.drive["phase"].astype(dtype)
         return weights
 
     def _extra_repr(self) -> str:
