@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
@@ -262,7 +261,9 @@ class CTRQNet(LQNet):
         return QuantumSpec(self.nu_0, self.beta, self.use_harmonic_embedding)
 
     def _tau(self, dtype: mx.Dtype) -> mx.array:
-        return mx.array(self.time_scale_factor, dtype) * nn.softplus(self.time_scale.astype(dtype))
+        raw = self.time_scale.astype(dtype)
+        softplus = mx.logaddexp(raw, mx.zeros_like(raw))  # nn.softplus is compiled, which mx.export_function refuses
+        return mx.array(self.time_scale_factor, dtype) * softplus
 
     def _weights(self, dtype: mx.Dtype) -> Tree:
         weights = super()._weights(dtype)
