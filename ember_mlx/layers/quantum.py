@@ -20,7 +20,7 @@ from .maps import built_map, parameter_of_map
 
 Tree = dict[str, Any]
 HIGHEST_FREQUENCY = 0.05  # of those that a layer starts with: twenty steps of dt = 1 a period
-# the parameter is f in this unit: the phase grows by t for each radian of 2 pi f, so an optimizer's usual steps would be too long for f itself
+# The parameter is f in this unit: a phase changes by 2 pi t times what f does, so an optimizer's usual steps would be too long for f itself.
 FREQUENCY_UNIT = 0.01
 
 
@@ -189,8 +189,8 @@ class CTRQNet(LQNet):
         (5) relaxation  kappa_j = 1 - exp(-nu dt / tau_j),  tau = time_scale_factor softplus(time_scale)
 
     with t the time elapsed, this step's dt included, and the amplitudes a, the frequencies f (per unit of time; the parameter is 100 f),
-    the phases phi and time_scale learned. The phase is a product in float32: after t it is known to about 4e-7 f t radians, in the same way on every
-    backend; a drive that shall oscillate exactly for a long time needs t set back to 0 after whole periods.
+    the phases phi and time_scale learned. In float32 a phase is known to some 4e-7 f t radians: a drive that shall oscillate exactly for
+    a long time needs t set back after whole periods.
 
     Args:
         neuron_map: the units and their synapses, with or without layers; see :class:`LQNet`.
