@@ -225,7 +225,7 @@ CALLS = {
     ),
     "key-of-another-layer": (
         TypeError,
-        lambda: layer()(X, key=mx.random.key(0)),
+        lambda: layer()(X, key=3),
         "CfC.read_out() got an unexpected keyword argument 'key'",
     ),
     "spatial-layer": (
@@ -236,7 +236,7 @@ CALLS = {
     "spatial-map": (
         ValueError,
         lambda: spatial_regularization(LQNet(6, input_size=3)),
-        "[spatial_regularization] layer must be on a map with places in space, as EnhancedNeuronMap, got LQNet.",
+        "[spatial_regularization] layer must be on a map with places in space, as EnhancedNeuronMap, got a FullyConnectedMap.",
     ),
     "spatial-backbone": (
         ValueError,

@@ -20,7 +20,7 @@ from .maps import built_map, parameter_of_map
 
 Tree = dict[str, Any]
 HIGHEST_FREQUENCY = 0.05  # of those that a layer starts with: twenty steps of dt = 1 a period
-# The parameter is f in this unit: a phase changes by 2 pi t times what f does, so an optimizer's usual steps would be too long for f itself.
+# The parameter is f in this unit: a phase changes by 2 pi t times what f does, so an optimizer's usual steps are too long for f itself.
 FREQUENCY_UNIT = 0.01
 
 

@@ -47,7 +47,7 @@ def spatial_regularization(layer: Any) -> mx.array:
         raise bad_argument("spatial_regularization", "layer", "be a layer on a neuron map", type_name(layer), TypeError)
     if not isinstance(layer.neuron_map, SpatialMap):
         expected = "be on a map with places in space, as EnhancedNeuronMap"
-        raise bad_argument("spatial_regularization", "layer", expected, type_name(layer.neuron_map))
+        raise bad_argument("spatial_regularization", "layer", expected, f"a {type(layer.neuron_map).__name__}")
     strengths = mx.abs(layer.recurrent_weights()).mean(axis=0)
     distance = mx.array(layer.neuron_map.distance_matrix, strengths.dtype)  # 0 on the diagonal, so c's does not count
     return (strengths * distance * _exponential(_normalised(strengths))).sum()
