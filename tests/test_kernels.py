@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import ember_mlx
-from ember_mlx import CfC, NCPMap
+from ember_mlx import CfC, CTRQNet, NCPMap
 from ember_mlx.kernels import first_use
 from ember_mlx.kernels.loader import kernels_made_by
 from ember_mlx.kernels.tiles import FAMILIES, Tile, family_of, forced_tile
 from ember_mlx.scans.cfc import fused
+from ember_mlx.scans.quantum import fused as quantum_fused
 from ember_mlx.scans.registry import RECURRENCES
 
 from .comparisons import assert_close, assert_trees_close, to_mlx
@@ -98,28 +99,35 @@ def test_where_kernels_ran(device):
 
 @devices
 @pytest.mark.parametrize(("T", "B", "H"), [(33, 2, 100), (4, 2, 300), (2, 1, 1024)], ids=["H100", "H300", "H1024"])
-def test_the_tables_own_layout(device, T, B, H):
-    recurrence = RECURRENCES["cfc"]
+@pytest.mark.parametrize(("name", "variant"), [("cfc", "default"), ("quantum", "ctrqnet_noise")], ids=["cfc", "quantum"])
+def test_the_tables_own_layout(device, name, variant, T, B, H):
+    recurrence = RECURRENCES[name]
     with kernels_on(device, maker=metal_kernel) as kind:
-        compare(kind, recurrence, *recurrence.problem("default", T, B, H, lengths=True))
+        compare(kind, recurrence, *recurrence.problem(variant, T, B, H, lengths=True))
 
 
 @on_host
-def test_backward_in_blocks_of_steps_is_the_whole(monkeypatch):
-    recurrence = RECURRENCES["cfc"]
+@pytest.mark.parametrize(
+    ("name", "variant", "module"), [("cfc", "dropout", fused), ("quantum", "ctrqnet_noise", quantum_fused)], ids=["cfc", "quantum"]
+)
+def test_backward_in_blocks_of_steps_is_the_whole(monkeypatch, name, variant, module):
+    recurrence = RECURRENCES[name]
     with kernels_on("host", Tile(64, 2, 4, False), metal_kernel) as kind:
         for block in (3, 4, 7):
-            monkeypatch.setattr(fused, "BLOCK_STEPS", block)
+            monkeypatch.setattr(module, "BLOCK_STEPS", block)
             for lengths in (False, True):
-                compare(kind, recurrence, *recurrence.problem("dropout", 7, 5, 6, lengths=lengths))
+                compare(kind, recurrence, *recurrence.problem(variant, 7, 5, 6, lengths=lengths))
 
 
 @devices
-@pytest.mark.parametrize("kind", ["dense", "layered"])
+@pytest.mark.parametrize("kind", ["dense", "layered", "quantum"])
 def test_layer_on_kernels(device, kind):
     """A whole layer, forward and backward, plain and compiled; its second derivative comes from the ops form."""
     mx.random.seed(0)
-    layer = CfC(7, 3, backbone_units=9) if kind == "dense" else CfC(NCPMap(5, 4, 3, 3, seed=1))
+    makers = {"dense": lambda: CfC(7, 3, backbone_units=9), "layered": lambda: CfC(NCPMap(5, 4, 3, 3, seed=1))}
+    makers["quantum"] = lambda: CTRQNet(NCPMap(5, 4, 3, 3, seed=1))
+    layer = makers[kind]()
+    layer.eval()
     x, dt = mx.random.normal((3, 6, 3)), mx.random.uniform(0.1, 2, (3, 6))
 
     def loss(p, a, d):
@@ -215,7 +223,7 @@ def test_the_table_has_a_row_for_every_gpu():
 
 
 @on_host
-@pytest.mark.parametrize("file", ["pointwise.metal", "product.metal", "cfc.metal"])
+@pytest.mark.parametrize("file", ["pointwise.metal", "product.metal", "cfc.metal", "quantum.metal"])
 def test_lint_names_file_and_line(file):
     """A line outside the subset, put into a file of metal/, is found where it stands."""
     from ember_mlx.kernels.loader import read_source
@@ -243,9 +251,10 @@ def test_report_for_an_issue(monkeypatch, capsys, maker, status, last):
     out = capsys.readouterr().out.strip().splitlines()
     assert out[-1].endswith(last)
     assert out[0].startswith(f"ember_mlx {ember_mlx.__version__}, mlx ")
-    assert sum(line.startswith("cfc ") for line in out) == len(CASES)
+    kernels = [line for line in out if line.startswith(tuple(f"{name} " for name in RECURRENCES))]
+    assert len(kernels) == len(CASES)
     if status:
-        assert all("FAILED: " in line and "undeclared identifier" in line for line in out if line.startswith("cfc "))
+        assert all("FAILED: " in line and "undeclared identifier" in line for line in kernels)
 
 
 def test_report_without_a_gpu(capsys, monkeypatch):
