@@ -94,7 +94,7 @@ def accuracy(model: Classifier, seed: int) -> float:
 def draw(path: Path, results: dict[str, tuple[Classifier, list[float]]], accuracies: dict[str, float]) -> None:
     """Both networks in space, and their wire lengths while they learned."""
     figure = Figure((13, 4.8), dpi=150, facecolor="white")
-    for k, (name, (model, lengths)) in enumerate(results.items()):
+    for k, (name, (model, _)) in enumerate(results.items()):
         axes = figure.add_axes((0.33 * k - 0.03, 0.0, 0.38, 0.88), projection="3d", computed_zorder=False)
         w, places = strengths(model), model.layer.neuron_map.coordinates
         signs = np.sign(np.array(model.layer.recurrent_weights().sum(axis=0)))
