@@ -93,6 +93,19 @@ def test_gradients_are_finite_over_a_thousand_steps(make, dtype):
     assert all(float(mx.abs(g).max()) > 0 for _, g in gradients)
 
 
+def test_half_the_step_half_the_error():
+    """Without noise the step is a method of first order for one differential equation: its results converge as dt falls."""
+    arrays, ends = arrays_for("float64", 1.0, start=0.7, weights=0.5), []
+    for steps in (64, 128, 256, 2048):
+        x = np.broadcast_to(0.3 * arrays["b"][:I], (steps, B, I))
+        h_c, h_s = quantum_forward(QuantumSpec(), arrays | {"x": x, "dt": np.full((steps, B), 2.0 / steps)})
+        ends.append(np.concatenate([h_c[-1], h_s[-1]]))
+    errors = [np.abs(end - ends[-1]).max() for end in ends[:-1]]
+    assert errors[0] > 1e-3
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.15)
+    assert errors[1] / errors[2] == pytest.approx(2, rel=0.15)
+
+
 def test_the_slope_of_the_noise_at_no_time_is_finite():
     layer = LQNet(5, input_size=I)
     dt = mx.array([[0.0, 1.0, 0.0]])
