@@ -17,7 +17,7 @@ from measure import environment, print_table, timed, write_json
 from mlx.utils import tree_map
 
 import ember_mlx
-from ember_mlx import CfC, NCPMap
+from ember_mlx import CfC, CTRQNet, LQNet, NCPMap
 from ember_mlx.backend import gpu_kind
 from ember_mlx.kernels.first_use import check
 from ember_mlx.scans.registry import RECURRENCES
@@ -34,10 +34,14 @@ ROWS = {
     "CfC NCP 32/16/8, B32 T1000": ("ncp", 56, 32, 1000),
     "CfC 64, mixed memory, B32 T1000": ("mixed", 64, 32, 1000),
     "CfC 64, bfloat16, B32 T1000": ("bfloat16", 64, 32, 1000),
+    "LQNet NCP 32/16/8, B32 T1000": ("lqnet", 56, 32, 1000),
+    "CTRQNet NCP 32/16/8, B32 T1000": ("ctrqnet", 56, 32, 1000),
 }
 
 
 def make_layer(kind, units):
+    if kind in ("lqnet", "ctrqnet"):
+        return {"lqnet": LQNet, "ctrqnet": CTRQNet}[kind](NCPMap(32, 16, 8, I, seed=1))
     if kind == "ncp":
         return CfC(NCPMap(32, 16, 8, I, seed=1), return_sequences=True)
     layer = CfC(units, I, mixed_memory=kind == "mixed", return_sequences=True)

@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backend import current_backend, use_backend
-    from .layers import GRU, LSTM, LTC, RNN, Bidirectional, CfC
+    from .layers import GRU, LSTM, LTC, RNN, Bidirectional, CfC, CTRQNet, LQNet, spatial_regularization
     from .sequences import bucket_batches, pack_sequences, unpack_sequences
-    from .wiring import AutoNCPMap, FullyConnectedMap, NCPMap, NeuronMap, RandomMap
+    from .wiring import AutoNCPMap, EnhancedNCPMap, EnhancedNeuronMap, FullyConnectedMap, NCPMap, NeuronMap, RandomMap
 
 _HOMES = {
     "AutoNCPMap": ".wiring",
     "Bidirectional": ".layers",
+    "CTRQNet": ".layers",
     "CfC": ".layers",
+    "EnhancedNCPMap": ".wiring",
+    "EnhancedNeuronMap": ".wiring",
     "FullyConnectedMap": ".wiring",
     "GRU": ".layers",
+    "LQNet": ".layers",
     "LSTM": ".layers",
     "LTC": ".layers",
     "NCPMap": ".wiring",
@@ -29,6 +33,7 @@ _HOMES = {
     "current_backend": ".backend",
     "pack_sequences": ".sequences",
     "reference": ".reference",
+    "spatial_regularization": ".layers",
     "unpack_sequences": ".sequences",
     "use_backend": ".backend",
 }
@@ -41,8 +46,12 @@ __all__ = [
     "RNN",
     "AutoNCPMap",
     "Bidirectional",
+    "CTRQNet",
     "CfC",
+    "EnhancedNCPMap",
+    "EnhancedNeuronMap",
     "FullyConnectedMap",
+    "LQNet",
     "NCPMap",
     "NeuronMap",
     "RandomMap",
@@ -51,6 +60,7 @@ __all__ = [
     "current_backend",
     "pack_sequences",
     "reference",
+    "spatial_regularization",
     "unpack_sequences",
     "use_backend",
 ]

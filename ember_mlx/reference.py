@@ -7,16 +7,21 @@ from .scans.gated.spec import GatedSpec
 from .scans.ltc.reference import ltc_backward, ltc_forward
 from .scans.ltc.spec import LTCSpec
 from .scans.ltc.synapses import Synapses
-from .wiring import AutoNCPMap, FullyConnectedMap, NCPMap, NeuronMap, RandomMap
+from .scans.quantum.reference import quantum_backward, quantum_forward
+from .scans.quantum.spec import QuantumSpec
+from .wiring import AutoNCPMap, EnhancedNCPMap, EnhancedNeuronMap, FullyConnectedMap, NCPMap, NeuronMap, RandomMap
 
 __all__ = [
     "AutoNCPMap",
     "CfCSpec",
+    "EnhancedNCPMap",
+    "EnhancedNeuronMap",
     "FullyConnectedMap",
     "GatedSpec",
     "LTCSpec",
     "NCPMap",
     "NeuronMap",
+    "QuantumSpec",
     "RandomMap",
     "Synapses",
     "cfc_backward",
@@ -25,4 +30,6 @@ __all__ = [
     "gated_forward",
     "ltc_backward",
     "ltc_forward",
+    "quantum_backward",
+    "quantum_forward",
 ]

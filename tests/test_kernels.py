@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ember_mlx
-from ember_mlx import LTC, CfC, NCPMap
+from ember_mlx import LTC, CfC, CTRQNet, NCPMap
 from ember_mlx.kernels import first_use
 from ember_mlx.kernels.loader import kernels_made_by
 from ember_mlx.kernels.tiles import FAMILIES, Tile, family_of, forced_tile
@@ -17,6 +17,7 @@ from ember_mlx.scans.ltc import fused as ltc_fused
 from ember_mlx.scans.ltc.problems import random_arrays as ltc_arrays
 from ember_mlx.scans.ltc.spec import LTCSpec
 from ember_mlx.scans.ltc.synapses import Synapses
+from ember_mlx.scans.quantum import fused as quantum_fused
 from ember_mlx.scans.registry import RECURRENCES
 
 from .comparisons import assert_close, assert_trees_close, to_mlx
@@ -146,13 +147,16 @@ def test_mixed_memory_of_an_ltc_is_refused_by_name():
 
 
 @on_host
-def test_backward_in_blocks_of_steps_is_the_whole(monkeypatch):
-    recurrence = RECURRENCES["cfc"]
+@pytest.mark.parametrize(
+    ("name", "variant", "module"), [("cfc", "dropout", fused), ("quantum", "ctrqnet_noise", quantum_fused)], ids=["cfc", "quantum"]
+)
+def test_backward_in_blocks_of_steps_is_the_whole(monkeypatch, name, variant, module):
+    recurrence = RECURRENCES[name]
     with kernels_on("host", Tile(64, 2, 4, False), metal_kernel) as kind:
         for block in (3, 4, 7):
-            monkeypatch.setattr(fused, "BLOCK_STEPS", block)
+            monkeypatch.setattr(module, "BLOCK_STEPS", block)
             for lengths in (False, True):
-                compare(kind, recurrence, *recurrence.problem("dropout", 7, 5, 6, lengths=lengths))
+                compare(kind, recurrence, *recurrence.problem(variant, 7, 5, 6, lengths=lengths))
 
 
 LAYERS = {
@@ -160,6 +164,7 @@ LAYERS = {
     "layered": lambda: CfC(NCPMap(5, 4, 3, 3, seed=1)),
     "ltc": lambda: LTC(7, 3),
     "ltc-sparse": lambda: LTC(NCPMap(5, 4, 3, 3, seed=1), output_mapping=None),
+    "quantum": lambda: CTRQNet(NCPMap(5, 4, 3, 3, seed=1)),
 }
 
 
@@ -169,6 +174,7 @@ def test_layer_on_kernels(device, kind):
     """A whole layer, forward and backward, plain and compiled; its second derivative comes from the ops form."""
     mx.random.seed(0)
     layer = LAYERS[kind]()
+    layer.eval()
     x, dt = mx.random.normal((3, 6, 3)), mx.random.uniform(0.1, 2, (3, 6))
 
     def loss(p, a, d):
@@ -264,7 +270,9 @@ def test_the_table_has_a_row_for_every_gpu():
 
 
 @on_host
-@pytest.mark.parametrize("file", ["pointwise.metal", "product.metal", "sequences.metal", "cfc.metal", "gated.metal", "ltc.metal"])
+@pytest.mark.parametrize(
+    "file", ["pointwise.metal", "product.metal", "sequences.metal", "cfc.metal", "gated.metal", "ltc.metal", "quantum.metal"]
+)
 def test_lint_names_file_and_line(file):
     """A line outside the subset, put into a file of metal/, is found where it stands."""
     from ember_mlx.kernels.loader import read_source

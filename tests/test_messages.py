@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from ember_mlx import LTC, CfC, FullyConnectedMap, NCPMap, NeuronMap, RandomMap
+from ember_mlx import LTC, CfC, CTRQNet, EnhancedNeuronMap, FullyConnectedMap, LQNet, NCPMap, NeuronMap, RandomMap, spatial_regularization
 
 X = mx.zeros((4, 5, 3))
 
@@ -211,6 +211,66 @@ CALLS = {
     "ltc-unfolds": (ValueError, lambda: LTC(6, 3, ode_unfolds=0), "[LTC] ode_unfolds must be at least 1, got 0."),
     "ltc-epsilon": (ValueError, lambda: LTC(6, 3, epsilon=-1e-8), "[LTC] epsilon must be in [0, inf), got -1e-08."),
     "batch-first": (TypeError, lambda: layer(batch_first="yes"), "[CfC] batch_first must be True or False, got 'yes'."),
+    "nu-0": (ValueError, lambda: LQNet(6, nu_0=-1, input_size=3), "[LQNet] nu_0 must be in [0, inf), got -1."),
+    "nu-0-type": (TypeError, lambda: LQNet(6, nu_0="1", input_size=3), "[LQNet] nu_0 must be a number, got '1'."),
+    "beta": (ValueError, lambda: LQNet(6, beta=float("nan"), input_size=3), "[LQNet] beta must be in [0, inf), got nan."),
+    "noise-scale": (ValueError, lambda: CTRQNet(6, noise_scale=-0.1, input_size=3), "[CTRQNet] noise_scale must be in [0, inf), got -0.1."),
+    "time-scale-ctrqnet": (
+        ValueError,
+        lambda: CTRQNet(6, time_scale_factor=0, input_size=3),
+        "[CTRQNet] time_scale_factor must be in (0, inf), got 0.",
+    ),
+    "harmonic": (
+        TypeError,
+        lambda: CTRQNet(6, use_harmonic_embedding=1, input_size=3),
+        "[CTRQNet] use_harmonic_embedding must be True or False, got 1.",
+    ),
+    "map-unbuilt-lqnet": (
+        ValueError,
+        lambda: LQNet(FullyConnectedMap(6)),
+        "[LQNet] input_size must be given where neuron_map is not built, got None.",
+    ),
+    "state-clock": (
+        ValueError,
+        lambda: LQNet(6, input_size=3)(X, [None, None, mx.zeros((4, 6))]),
+        "[LQNet] initial_state t must have shape (B, 1) = (4, 1), got (4, 6).",
+    ),
+    "state-clock-unbatched": (
+        ValueError,
+        lambda: LQNet(6, input_size=3)(X[0], [None, None, mx.zeros((1, 1))]),
+        "[LQNet] initial_state t must have shape (1,) = (1,), got (1, 1).",
+    ),
+    "state-count-lqnet": (
+        ValueError,
+        lambda: LQNet(6, input_size=3)(X, [None, None]),
+        "[LQNet] initial_state must be a list [h_c, h_s, t] of arrays or None, got 2 entries.",
+    ),
+    "key-type": (TypeError, lambda: LQNet(6, input_size=3)(X, key=3), "[LQNet] key must be a key of mx.random.key, got int."),
+    "key-array": (
+        ValueError,
+        lambda: LQNet(6, input_size=3)(X, key=mx.zeros((2,))),
+        "[LQNet] key must be a key of mx.random.key, got (2,) of float32.",
+    ),
+    "key-of-another-layer": (
+        TypeError,
+        lambda: layer()(X, key=3),
+        "CfC.read_out() got an unexpected keyword argument 'key'",
+    ),
+    "spatial-layer": (
+        TypeError,
+        lambda: spatial_regularization(X),
+        "[spatial_regularization] layer must be a layer on a neuron map, got mlx.core.array.",
+    ),
+    "spatial-map": (
+        ValueError,
+        lambda: spatial_regularization(LQNet(6, input_size=3)),
+        "[spatial_regularization] layer must be on a map with places in space, as EnhancedNeuronMap, got a FullyConnectedMap.",
+    ),
+    "spatial-backbone": (
+        ValueError,
+        lambda: spatial_regularization(CfC(EnhancedNeuronMap(4, sparsity_level=0.0), 3, backbone_units=5)),
+        "[CfC] backbone_layers must be 0 for weights between units, got 1.",
+    ),
 }
 
 

@@ -19,7 +19,7 @@ from .tolerances import FINITE_DIFFERENCE, FORWARD, GRADIENT
 
 CASES = [(name, variant) for name, recurrence in RECURRENCES.items() for variant in recurrence.variants]
 SIZES = [(1, 2, 1), (7, 3, 31), (33, 4, 32), (7, 100, 100), (33, 31, 31)]
-WITHOUT_GRADIENT = ("lengths", "dropout")
+WITHOUT_GRADIENT = ("lengths", "dropout", "xi")
 
 
 def cotangents_for(outputs, seed=1):

@@ -4,5 +4,7 @@ from .bidirectional import Bidirectional
 from .cfc import CfC
 from .gated import GRU, LSTM, RNN
 from .ltc import LTC
+from .quantum import CTRQNet, LQNet
+from .spatial import spatial_regularization
 
-__all__ = ["GRU", "LSTM", "LTC", "RNN", "Bidirectional", "CfC"]
+__all__ = ["GRU", "LSTM", "LTC", "RNN", "Bidirectional", "CTRQNet", "CfC", "LQNet", "spatial_regularization"]

@@ -113,7 +113,7 @@ class StateLayout(NamedTuple):
 
     def axes(self, batched: bool) -> str:
         """The same in letters."""
-        letters = [*([] if self.stack is None else [self.axis]), *(["B"] if batched else []), "H"]
+        letters = [*([] if self.stack is None else [self.axis]), *(["B"] if batched else []), "H" if self.features > 1 else "1"]
         return f"({', '.join(letters)}{',' if len(letters) == 1 else ''})"
 
 

@@ -17,7 +17,8 @@ class RecurrentLayer(nn.Module):
     """The base of the layers: it reads the arguments, runs the subclass's recurrence over the steps, and lays out the result.
 
     A subclass names its states in `state_names`, or describes them in `state_layouts`, and defines `run`. Where there is one state only and
-    `bare_state` is set, the caller gives and gets it alone, not in a list.
+    `bare_state` is set, the caller gives and gets it alone, not in a list. Those
+    options of a call that `run_options` names go to `run`, the others to `read_out`.
 
     Args:
         input_size: I, features of x.
@@ -33,6 +34,7 @@ class RecurrentLayer(nn.Module):
     timed: bool = True
     """Whether a step depends on the time elapsed before it."""
     bare_state: bool = False
+    run_options: tuple[str, ...] = ()
 
     def __init__(
         self, input_size: int, units: int, return_sequences: bool, return_state: bool, batch_first: bool, go_backwards: bool = False
@@ -44,6 +46,11 @@ class RecurrentLayer(nn.Module):
         self.return_state = check_flag(owner, "return_state", return_state)
         self.batch_first = check_flag(owner, "batch_first", batch_first)
         self.go_backwards = check_flag(owner, "go_backwards", go_backwards)
+
+    @property
+    def state_sizes(self) -> tuple[int, ...]:
+        """The last axis of each state."""
+        return (self.units,) * len(self.state_names)
 
     def run(self, steps: Steps, state: list[mx.array | None]) -> tuple[mx.array, list[mx.array]]:
         """Run the recurrence.
@@ -92,7 +99,8 @@ class RecurrentLayer(nn.Module):
         if time_deltas is not None and not self.timed:
             raise bad_argument(owner, "time_deltas", "be None, for this layer knows no elapsed time", type_name(time_deltas))
         steps, state = self.read_call(x, initial_state, time_deltas, lengths)
-        y, final = self.run(steps, state)
+        run_options = {name: options.pop(name) for name in self.run_options if name in options}
+        y, final = self.run(steps, state, **run_options)
         y = self.read_out(y, steps, **options).astype(mx.result_type(x.dtype, self.dtype))
         y = steps.to_caller(y) if sequences else steps.without_batch(self.last_step(y, steps))
         return (y, self.state_to_caller([steps.without_batch(a) for a in final])) if with_state else y

@@ -20,7 +20,7 @@ from ..wiring import NeuronMap
 from .arguments import Steps, compute_dtype
 from .base import RecurrentLayer
 from .initial import glorot_uniform, uniform_bias
-from .maps import built_map, layer_ranges
+from .maps import built_map, layer_ranges, parameter_of_map
 
 OUTPUTS = ("units", "motor")
 DEFAULT_BACKBONE_UNITS = 128
@@ -52,7 +52,7 @@ class CfC(RecurrentLayer):
         backbone_layers: number of backbone layers; 1 on a fully connected map, else 0, unless given.
         backbone_dropout: probability of dropping a backbone unit at a step, in training.
         mixed_memory: whether an LSTM step precedes each CfC step, whose h it works on.
-        time_scale_factor: every dt is multiplied by it.
+        time_scale_factor: every dt is multiplied by it. None: what the map's neuron_params say, else 1.
         mask_time_heads: whether the map masks t_a and t_b too, or f and g alone (as the package ncps does).
         proj_size: if given, y is a learned linear map of the output to this many features.
         output: "units": y holds all H units; "motor": the map's O motor units.
@@ -103,7 +103,7 @@ class CfC(RecurrentLayer):
         backbone_layers: int | None = None,
         backbone_dropout: float = 0.0,
         mixed_memory: bool = False,
-        time_scale_factor: float = 1.0,
+        time_scale_factor: float | None = None,
         mask_time_heads: bool = True,
         proj_size: int | None = None,
         output: str = "units",
@@ -120,7 +120,8 @@ class CfC(RecurrentLayer):
         self.backbone_units, self.backbone_layers = backbone_size(owner, neuron_map, backbone_units, backbone_layers)
         self.backbone_dropout = check_interval(owner, "backbone_dropout", backbone_dropout, 0, 1)
         self.mixed_memory = check_flag(owner, "mixed_memory", mixed_memory)
-        self.time_scale_factor = check_interval(owner, "time_scale_factor", time_scale_factor, 0, math.inf, open_below=True)
+        factor = parameter_of_map(neuron_map, "time_scale_factor", time_scale_factor, 1.0)
+        self.time_scale_factor = check_interval(owner, "time_scale_factor", factor, 0, math.inf, open_below=True)
         self.mask_time_heads = check_flag(owner, "mask_time_heads", mask_time_heads)
         self.proj_size = None if proj_size is None else check_integer(owner, "proj_size", proj_size)
         self.output = check_choice(owner, "output", output, OUTPUTS)
@@ -158,6 +159,24 @@ class CfC(RecurrentLayer):
             return mask
         times = mask if self.mask_time_heads else np.ones_like(mask)
         return np.concatenate([mask, mask, times, times])
+
+    def recurrent_weights(self) -> mx.array:
+        """What joins the units, masked, indexed [source, target]: one (H, H) for each head.
+
+        Raises:
+            ValueError: a layer with a backbone, through which every unit reaches every other.
+        """
+        if self.backbone_layers:
+            raise bad_argument(type(self).__name__, "backbone_layers", "be 0 for weights between units", self.backbone_layers)
+        ranges = self._ranges()
+        columns: dict[int, mx.array] = {}
+        for k, ((start, _), stage) in enumerate(zip(ranges, self.stages, strict=True)):
+            weight = stage.masked_heads()  # (heads, H_s, inputs + H_s)
+            own, others = weight[..., stage.inputs :], weight[..., : stage.inputs]
+            columns[start] = _spread(own, start, self.units)
+            if k:
+                columns[start] = columns[start] + _spread(others, ranges[k - 1][0], self.units)
+        return mx.concatenate([columns[start] for start in sorted(columns)], axis=1).swapaxes(1, 2)
 
     def run(self, steps: Steps, state: list[mx.array | None]) -> tuple[mx.array, list[mx.array]]:
         """Run the scan or scans of the layer; see RecurrentLayer.run."""
@@ -227,6 +246,14 @@ class CfCStage(nn.Module):
         if mode == "pure":
             self.w_tau, self.A = mx.zeros((units,)), mx.ones((units,))
 
+    def masked_heads(self) -> mx.array:
+        """The heads' weights on [u, h] of a stage without backbone, (heads, H_s, inputs + H_s)."""
+        weight = self.heads["weight"]
+        if self.mask is not None:
+            weight = weight * mx.array(self.mask, weight.dtype)
+        units = weight.shape[1] - self.inputs
+        return weight.reshape(-1, units, weight.shape[1])
+
     def scan_tree(self) -> Tree:
         """The stage's arrays for the scan."""
         layers: list[Tree] = [*self.get("backbone", []), self.heads]
@@ -243,6 +270,11 @@ class CfCStage(nn.Module):
     def _extra_repr(self) -> str:
         outputs, inputs = self.heads["weight"].shape
         return f"inputs={self.inputs}, heads={outputs} x {inputs}"
+
+
+def _spread(weight: mx.array, start: int, units: int) -> mx.array:
+    """(heads, H_s, sources) -> (heads, H_s, units): zeros from all units but the sources, which begin at `start`."""
+    return mx.pad(weight, [(0, 0), (0, 0), (start, units - start - weight.shape[2])])
 
 
 def backbone_size(owner: str, neuron_map: NeuronMap, units: int | None, layers: int | None) -> tuple[int | None, int]:

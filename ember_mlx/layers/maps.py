@@ -48,3 +48,8 @@ def layer_ranges(owner: str, neuron_map: NeuronMap) -> tuple[tuple[int, int], ..
             raise bad_argument(owner, "neuron_map", "have layers of consecutive neuron ids", ids.tolist())
         ranges.append((start, stop))
     return tuple(ranges)
+
+
+def parameter_of_map(neuron_map: NeuronMap, name: str, given: Any, default: float) -> Any:
+    """A layer's argument: what was given; where that is None, what the map's neuron_params say; else the default."""
+    return neuron_map.neuron_params.get(name, default) if given is None else given

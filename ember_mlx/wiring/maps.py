@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ..checks import check_number
 from ..errors import bad_argument
-from .neuron_map import NeuronMap, check_sparsity, random_polarities
+from .neuron_map import NeuronMap, check_sparsity, random_order, random_polarities
 
 
 class FullyConnectedMap(NeuronMap):
@@ -103,27 +103,26 @@ class RandomMap(NeuronMap):
 
     def make_synapses(self, rng: np.random.Generator) -> NDArray[np.int8]:
         """Return a random part of all recurrent synapses, (units, units)."""
-        return self._draw_synapses(rng, self.units, np.ones(self.units, bool), spare_diagonal=True)
+        order = random_order(rng, (self.units, self.units), self.synapse_weights())
+        return self._draw_synapses(rng, order, np.ones(self.units, bool), spare_diagonal=True)
 
     def make_sensory_synapses(self, rng: np.random.Generator) -> NDArray[np.int8]:
         """Return a random part of all sensory synapses, (inputs, units)."""
         # A synapse of a neuron with itself is not counted: it brings nothing in.
         from_others = self.adjacency_matrix * (1 - np.eye(self.units, dtype=np.int8))
         needy = np.count_nonzero(from_others, axis=0) == 0
-        return self._draw_synapses(rng, self.require_input_dim(), needy)
+        return self._draw_synapses(rng, random_order(rng, (self.require_input_dim(), self.units)), needy)
 
     def _draw_synapses(
-        self, rng: np.random.Generator, sources: int, needy: NDArray[np.bool_], spare_diagonal: bool = False
+        self, rng: np.random.Generator, order: NDArray[np.float64], needy: NDArray[np.bool_], spare_diagonal: bool = False
     ) -> NDArray[np.int8]:
-        """Draw synapses (sources, units) such that the `needy` targets (units,) come first in receiving one."""
-        shape = (sources, self.units)
-        order = rng.random(shape)  # the synapses with the smallest numbers are taken
+        """Take the first synapses of an order (sources, units), such that the `needy` targets (units,) come first in receiving one."""
         candidates = order + np.eye(self.units) if spare_diagonal else order
         first, targets = np.argmin(candidates, axis=0), np.arange(self.units)
         order[first[needy], targets[needy]] -= 1
         mask = np.zeros(order.size, np.int8)
         mask[np.argsort(order, axis=None, kind="stable")[: round(order.size * self.density)]] = 1
-        return mask.reshape(shape) * random_polarities(rng, shape, self.excitatory_fraction)
+        return mask.reshape(order.shape) * random_polarities(rng, order.shape, self.excitatory_fraction)
 
 
 def check_excitatory_fraction(owner: str, value: object) -> float:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ..checks import check_integer, check_number
 from ..errors import bad_argument
-from .neuron_map import NeuronMap, check_sparsity, random_polarities
+from .neuron_map import NeuronMap, check_sparsity, random_order, random_polarities
 
 _EXCITATORY_FRACTION = 0.5
 _COMMAND_FRACTION = 0.4  # of the neurons of an AutoNCPMap that are no motor neurons
@@ -107,18 +107,21 @@ class NCPMap(NeuronMap):
         """Return inter -> command, command -> command and command -> motor synapses, (units, units)."""
         motor, command = slice(0, self.motor_neurons), slice(self.motor_neurons, self.motor_neurons + self.command_neurons)
         inter = slice(command.stop, self.units)
+        weights = self.synapse_weights()
+        if weights is None:
+            weights = np.ones((self.units, self.units))
         matrix = np.zeros((self.units, self.units), np.int8)
-        matrix[inter, command] = _connect(rng, self.inter_neurons, self.command_neurons, self.inter_fanout)
-        recurrent = _choose(rng, 1, self.command_neurons**2, self.recurrent_command_synapses)
+        matrix[inter, command] = _connect(rng, weights[inter, command], self.inter_fanout)
+        recurrent = _choose(rng, weights[command, command].reshape(1, -1), self.recurrent_command_synapses)
         matrix[command, command] = _signed(rng, recurrent.reshape(self.command_neurons, self.command_neurons))
-        matrix[command, motor] = _connect(rng, self.motor_neurons, self.command_neurons, self.motor_fanin).T
+        matrix[command, motor] = _connect(rng, weights[command, motor].T, self.motor_fanin).T
         return matrix
 
     def make_sensory_synapses(self, rng: np.random.Generator) -> NDArray[np.int8]:
         """Return input -> inter synapses, (inputs, units)."""
         matrix = np.zeros((self.require_input_dim(), self.units), np.int8)
         first_inter = self.motor_neurons + self.command_neurons
-        matrix[:, first_inter:] = _connect(rng, len(matrix), self.inter_neurons, self.sensory_fanout)
+        matrix[:, first_inter:] = _connect(rng, np.ones((len(matrix), self.inter_neurons)), self.sensory_fanout)
         return matrix
 
     def _count(self, name: str, given: int | None, wanted: float, limit: tuple[str, int], minimum: int = 1) -> int:
@@ -179,20 +182,21 @@ class AutoNCPMap(NCPMap):
         super().__init__(units - output_size - command, command, output_size, input_dim, level, seed)
 
 
-def _connect(rng: np.random.Generator, sources: int, targets: int, fanout: int) -> NDArray[np.int8]:
+def _connect(rng: np.random.Generator, weights: NDArray[np.float64], fanout: int) -> NDArray[np.int8]:
     """Signed synapses (sources, targets): `fanout` of each source, and the mean fan-in for a target that got none."""
-    mask = _choose(rng, sources, targets, fanout)
+    sources, targets = weights.shape
+    mask = _choose(rng, weights, fanout)
     fanin = min(max(sources * fanout // targets, 1), sources)
     unreached = ~mask.any(axis=0)
-    mask[:, unreached] = _choose(rng, targets, sources, fanin).T[:, unreached]
+    mask[:, unreached] = _choose(rng, weights.T, fanin).T[:, unreached]
     return _signed(rng, mask)
 
 
-def _choose(rng: np.random.Generator, rows: int, columns: int, count: int) -> NDArray[np.int8]:
-    """A mask (rows, columns) with `count` ones at random places of each row."""
-    mask = np.zeros((rows, columns), np.int8)
-    chosen = np.argsort(rng.random((rows, columns)), axis=1, kind="stable")[:, :count]
-    np.put_along_axis(mask, chosen, 1, axis=1)
+def _choose(rng: np.random.Generator, weights: NDArray[np.float64], count: int) -> NDArray[np.int8]:
+    """A mask of the weights' shape with `count` ones at random places of each row, likelier where the weight is larger."""
+    mask = np.zeros(weights.shape, np.int8)
+    order = random_order(rng, weights.shape, None if (weights == 1).all() else weights)
+    np.put_along_axis(mask, np.argsort(order, axis=1, kind="stable")[:, :count], 1, axis=1)
     return mask
 
 

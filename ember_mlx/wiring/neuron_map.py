@@ -104,6 +104,13 @@ class NeuronMap:
         """
         return np.zeros((self.units, self.units), np.int8)
 
+    def synapse_weights(self) -> NDArray[np.float64] | None:
+        """Return how likely each recurrent synapse is chosen beside the others, (units, units), or None where all are alike.
+
+        The maps of this package that choose synapses at random ask this; a subclass of them may override it.
+        """
+        return None
+
     def make_sensory_synapses(self, rng: np.random.Generator) -> ArrayLike:
         """Return the synapses from the inputs of a new map; a subclass may override this.
 
@@ -163,6 +170,11 @@ class NeuronMap:
     def layer_names(self) -> list[str] | None:
         """Names of `layers`, or None for a map without layers."""
         return None if self._layer_names is None else list(self._layer_names)
+
+    @property
+    def neuron_params(self) -> dict[str, float]:
+        """Arguments of layers that the map states for its neurons; here none."""
+        return {}
 
     @property
     def adjacency_matrix(self) -> NDArray[np.int8]:
@@ -526,6 +538,32 @@ def random_polarities(rng: np.random.Generator, shape: tuple[int, ...], excitato
     """
     # Only rng.random is used in this package: NumPy may change how its other methods spend the same random bits.
     return np.where(rng.random(shape) < excitatory_fraction, 1, -1).astype(np.int8)
+
+
+def random_order(rng: np.random.Generator, shape: tuple[int, ...], weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Return random numbers in [0, 1), for choosing the places with the smallest ones; larger weights tend to smaller numbers.
+
+    Taking the places in this order draws them one after another without replacement, each with a probability in proportion to its weight
+    among those left (Efraimidis and Spirakis 2006, Information Processing Letters 97, 181-185, doi:10.1016/j.ipl.2005.11.003).
+
+    Args:
+        rng: random numbers.
+        shape: shape of the result.
+        weights: positive, of that shape; None: all alike.
+
+    Returns:
+        float64 array.
+
+    Example:
+        >>> order = random_order(np.random.Generator(np.random.PCG64(0)), (2, 2), np.array([[1.0, 1e-9], [1e-9, 1.0]]))
+        >>> np.argsort(order, axis=1)[:, 0].tolist()
+        [0, 1]
+    """
+    uniform = rng.random(shape)
+    if weights is None:
+        return uniform
+    waiting = -np.log1p(-uniform) / weights  # exponential times of rates `weights`
+    return waiting / (1 + waiting)
 
 
 def check_sparsity(owner: str, value: object) -> float:

@@ -1,0 +1,287 @@
+"""The quantum-inspired layers."""
+
+import math
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checks import check_flag, check_interval
+from ..errors import bad_argument
+from ..scans.dispatch import scan
+from ..scans.quantum.scan import QUANTUM
+from ..scans.quantum.spec import QuantumSpec
+from ..wiring import NeuronMap
+from .arguments import StateLayout, Steps, compute_dtype, dtype_name, type_name
+from .base import RecurrentLayer
+from .initial import glorot_uniform, uniform_bias
+from .maps import built_map, parameter_of_map
+
+Tree = dict[str, Any]
+HIGHEST_FREQUENCY = 0.05  # of those that a layer starts with: twenty steps of dt = 1 a period
+# The parameter is f in this unit: a phase changes by 2 pi t times what f does, so an optimizer's usual steps are too long for f itself.
+FREQUENCY_UNIT = 0.01
+
+
+class LQNet(RecurrentLayer):
+    r"""A liquid, quantum-inspired layer on a neuron map: complex units, whose phases turn and whose amplitudes relax.
+
+    One step, with dt the time elapsed before it and psi = h_c + i h_s::
+
+        (1) drive       u = x W_in + b
+        (2) rotation    theta = dt (h_c^2 + h_s^2) Omega
+                        h_c, h_s = h_c cos(theta) - h_s sin(theta), h_c sin(theta) + h_s cos(theta)
+        (3) noise       h_c, h_s = h_c + n_c, h_s + n_s;  n = noise_scale sqrt(dt) (xi B_noise), in training only
+        (4) viscosity   nu = nu_0 exp(-beta mean_j(h_c^2 + h_s^2))
+        (5) relaxation  kappa = 1 - exp(-nu dt)
+                        h_c = (1 - kappa) h_c + kappa tanh(h_c R + u)
+                        h_s = (1 - kappa) h_s + kappa tanh(h_s R)
+        output          y = h_c + h_s
+
+    The map masks W_in (sensory synapses) and R (recurrent ones); Omega is symmetric and couples two units where there is a synapse in
+    either direction. (2) is the exact flow of the Hamiltonian 1/4 |psi|^2 . Omega . |psi|^2, with h_s the coordinates and h_c their
+    momenta: it keeps every |psi|. Without noise |psi| <= max(sqrt(2), |psi| of the initial state) for every unit, any dt and any number
+    of steps, as docs/quantum.md shows.
+
+    From zeros, the initial state unless another is given, the first step has nothing to turn: it fills h_c alone. From the second step on
+    (2) moves part of it into h_s; with Omega = 0, and in a unit without any recurrent synapse, h_s stays 0 where there is no noise.
+
+    Args:
+        neuron_map: the units and their synapses, with or without layers. An int stands for ``FullyConnectedMap(int)``. The layer keeps a
+            copy.
+        nu_0: viscosity of a state of zeros, per unit of time, at least 0; with 0 there is no relaxation.
+        beta: fall of the viscosity with the mean of |psi|^2, at least 0.
+        noise_scale: size of the noise in training, at least 0.
+        return_sequences: whether y holds every step, or the last valid one.
+        return_state: whether the state is returned too.
+        batch_first: whether x is (B, T, I) or (T, B, I).
+        input_size: I, features of x; may be left out where the map is built.
+        go_backwards: whether each sequence is processed from its last valid step to its first; y is then in the order of processing.
+
+    Call:
+        ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state, key)``
+
+        x: (B, T, I), or (T, I) without batch; floating point.
+        initial_state: [h_c, h_s, t], (B, H), (B, H) and (B, 1), or None, for each or all of them, for zeros.
+        time_deltas: elapsed time before each step, in any unit, (B, T), (B, T, 1) or a scalar; 1 if None. Never negative.
+        lengths: (B,) integers in 1..T; steps past them neither change the state nor cost time on the CPU, and y is 0 there.
+        key: of the noise, from ``mx.random.key``; None: MLX's own, which ``mx.random.seed`` sets. xi is drawn once for the whole call, so
+            the same key gives the same noise on every backend.
+
+    Returns:
+        y (B, T, H), or (B, H) without return_sequences, in the promoted dtype of x and the parameters. With return_state
+        (y, [h_c, h_s, t]): float32; t is the time elapsed.
+
+    Raises:
+        TypeError: an argument of a wrong kind or dtype.
+        ValueError: an argument of a wrong shape or value; a map that is not built where input_size is missing.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from ember_mlx import LQNet, NCPMap
+        >>> layer = LQNet(NCPMap(inter_neurons=32, command_neurons=16, motor_neurons=8, sensory_neurons=10, seed=42))
+        >>> y, [h_c, h_s, t] = layer(mx.zeros((32, 100, 10)), time_deltas=0.5, return_state=True)
+        >>> y.shape, h_c.shape, t.shape, t[0, 0].item()
+        ((32, 100, 56), (32, 56), (32, 1), 50.0)
+
+    Source: this package's own definition, with the parts and parameters of ember-ml's layer of that name, which diverges; docs/quantum.md
+    says what it has of quantum mechanics.
+    """
+
+    state_names = ("h_c", "h_s", "t")
+    run_options = ("key",)
+
+    def __init__(
+        self,
+        neuron_map: NeuronMap | int,
+        nu_0: float = 1.0,
+        beta: float = 0.1,
+        noise_scale: float = 0.1,
+        return_sequences: bool = True,
+        return_state: bool = False,
+        batch_first: bool = True,
+        *,
+        input_size: int | None = None,
+        go_backwards: bool = False,
+    ):
+        owner = type(self).__name__
+        neuron_map = built_map(owner, neuron_map, input_size)
+        super().__init__(neuron_map.require_input_dim(), neuron_map.units, return_sequences, return_state, batch_first, go_backwards)
+        self.neuron_map = neuron_map
+        self.nu_0 = check_interval(owner, "nu_0", nu_0, 0, math.inf)
+        self.beta = check_interval(owner, "beta", beta, 0, math.inf)
+        self.noise_scale = check_interval(owner, "noise_scale", noise_scale, 0, math.inf)
+        # NumPy masks are no parameters, so nothing can thaw or train them
+        recurrent = neuron_map.get_recurrent_mask()
+        self.sensory_mask, self.recurrent_mask = _mask(neuron_map.get_input_mask().T), _mask(recurrent.T)
+        self.rotation_mask = _mask(np.maximum(recurrent, recurrent.T))
+        H, I = self.units, self.input_size
+        self.drive = {"weight": glorot_uniform(H, I), "bias": uniform_bias(H, I)}
+        self.R = glorot_uniform(H, H)
+        self.Omega = mx.random.uniform(-1 / math.sqrt(H), 1 / math.sqrt(H), (H, H))
+        self.B_noise = mx.eye(H)
+
+    @property
+    def state_layouts(self) -> tuple[StateLayout, ...]:
+        """The states in order; t is one number a sequence."""
+        return tuple(StateLayout(name, 1 if name == "t" else self.units) for name in self.state_names)
+
+    def run(self, steps: Steps, state: list[mx.array | None], key: mx.array | None = None) -> tuple[mx.array, list[mx.array]]:
+        """Run the scan; see RecurrentLayer.run."""
+        dtype, B = compute_dtype(steps.x, self.dtype), steps.x.shape[1]
+        h_c, h_s, t = (
+            mx.zeros((B, layout.features), dtype) if a is None else a.astype(dtype)
+            for a, layout in zip(state, self.state_layouts, strict=True)
+        )
+        dt = steps.dt.astype(dtype)
+        arrays: Tree = {"x": steps.x.astype(dtype), "dt": dt, "h_c0": h_c, "h_s0": h_s} | self._weights(dtype)
+        arrays |= {} if steps.lengths is None else {"lengths": steps.lengths}
+        arrays |= self._noise(steps, dtype, key)
+        arrays |= {"t": t[:, 0] + mx.cumsum(dt, axis=0)} if self._spec.harmonic else {}
+        h_c, h_s = scan(QUANTUM, self._spec, arrays)
+        elapsed = dt if steps.valid is None else mx.where(steps.valid, dt, 0)
+        return h_c + h_s, [steps.last(h_c), steps.last(h_s), t + elapsed.sum(axis=0)[:, None]]
+
+    @property
+    def _spec(self) -> QuantumSpec:
+        return QuantumSpec(self.nu_0, self.beta)
+
+    def rotation(self) -> mx.array:
+        """Omega as it acts: symmetric and masked, (H, H)."""
+        return _masked((self.Omega + self.Omega.T) / 2, self.rotation_mask)
+
+    def recurrent_weights(self) -> mx.array:
+        """What joins the units, masked, indexed [source, target]: R and Omega, (2, H, H)."""
+        return mx.stack([_masked(self.R, self.recurrent_mask).T, self.rotation()])
+
+    def _weights(self, dtype: mx.Dtype) -> Tree:
+        """The parameters as the scan takes them."""
+        w_x = _masked(self.drive["weight"], self.sensory_mask)
+        weights = {"w_x": w_x, "b": self.drive["bias"], "omega": self.rotation(), "w_h": _masked(self.R, self.recurrent_mask)}
+        return {name: a.astype(dtype) for name, a in weights.items()} | {"tau": self._tau(dtype)}
+
+    def _tau(self, dtype: mx.Dtype) -> mx.array:
+        """The units' time constants in units of 1 / nu, (H,)."""
+        return mx.ones((self.units,), dtype)
+
+    def _noise(self, steps: Steps, dtype: mx.Dtype, key: mx.array | None) -> Tree:
+        """xi for all steps, and the weight that it meets, in training; nothing else."""
+        if key is not None and not isinstance(key, mx.array):
+            raise bad_argument(type(self).__name__, "key", "be a key of mx.random.key", type_name(key), TypeError)
+        if key is not None and (key.shape, key.dtype) != ((2,), mx.uint32):
+            raise bad_argument(type(self).__name__, "key", "be a key of mx.random.key", f"{key.shape} of {dtype_name(key.dtype)}")
+        if not (self.training and self.noise_scale > 0):
+            return {}
+        xi = mx.random.normal((*steps.x.shape[:2], 2 * self.units), key=key).astype(dtype)
+        return {"xi": xi, "w_noise": mx.array(self.noise_scale, dtype) * self.B_noise.T.astype(dtype)}
+
+    def _extra_repr(self) -> str:
+        return f"{self.neuron_map!r}, nu_0={self.nu_0:g}, beta={self.beta:g}, noise_scale={self.noise_scale:g}"
+
+
+class CTRQNet(LQNet):
+    r"""A continuous-time, quantum-inspired layer on a neuron map: an :class:`LQNet` with a time constant for every unit, whose drive may
+    oscillate with the time elapsed.
+
+    The step is that of :class:`LQNet`, and ::
+
+        (1) drive       u_j = sum_i x_i a_ij sin(2 pi f_ij t + phi_ij) + b_j      with use_harmonic_embedding; else as in LQNet
+        (5) relaxation  kappa_j = 1 - exp(-nu dt / tau_j),  tau = time_scale_factor softplus(time_scale)
+
+    with t the time elapsed, this step's dt included, and the amplitudes a, the frequencies f (per unit of time; the parameter is 100 f),
+    the phases phi and time_scale learned. In float32 a phase is known to some 4e-7 f t radians: a drive that shall oscillate exactly for
+    a long time needs t set back after whole periods.
+
+    Args:
+        neuron_map: the units and their synapses, with or without layers; see :class:`LQNet`.
+        nu_0: viscosity of a state of zeros, per unit of time, at least 0; with 0 there is no relaxation.
+        beta: fall of the viscosity with the mean of |psi|^2, at least 0.
+        noise_scale: size of the noise in training, at least 0.
+        time_scale_factor: every time constant is multiplied by it; greater than 0. None: what the map's neuron_params say, else 1.
+        use_harmonic_embedding: whether the drive is multiplied by sines of the time elapsed.
+        return_sequences: whether y holds every step, or the last valid one.
+        return_state: whether the state is returned too.
+        batch_first: whether x is (B, T, I) or (T, B, I).
+        input_size: I, features of x; may be left out where the map is built.
+        go_backwards: whether each sequence is processed from its last valid step to its first; y is then in the order of processing.
+
+    Call, returns, raises: as :class:`LQNet`.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from ember_mlx import CTRQNet
+        >>> layer = CTRQNet(24, input_size=3, time_scale_factor=5.0)
+        >>> y, state = layer(mx.zeros((4, 10, 3)), return_state=True)
+        >>> more = layer(mx.zeros((4, 1, 3)), initial_state=state, time_deltas=0.25)
+        >>> y.shape, more.shape
+        ((4, 10, 24), (4, 1, 24))
+
+    Source: as :class:`LQNet`.
+    """
+
+    def __init__(
+        self,
+        neuron_map: NeuronMap | int,
+        nu_0: float = 1.0,
+        beta: float = 0.1,
+        noise_scale: float = 0.1,
+        time_scale_factor: float | None = None,
+        use_harmonic_embedding: bool = True,
+        return_sequences: bool = True,
+        return_state: bool = False,
+        batch_first: bool = True,
+        *,
+        input_size: int | None = None,
+        go_backwards: bool = False,
+    ):
+        super().__init__(
+            neuron_map,
+            nu_0,
+            beta,
+            noise_scale,
+            return_sequences,
+            return_state,
+            batch_first,
+            input_size=input_size,
+            go_backwards=go_backwards,
+        )
+        owner = type(self).__name__
+        factor = parameter_of_map(self.neuron_map, "time_scale_factor", time_scale_factor, 1.0)
+        self.time_scale_factor = check_interval(owner, "time_scale_factor", factor, 0, math.inf, open_below=True)
+        self.use_harmonic_embedding = check_flag(owner, "use_harmonic_embedding", use_harmonic_embedding)
+        self.time_scale = mx.full((self.units,), math.log(math.e - 1))  # softplus of it is 1
+        if use_harmonic_embedding:
+            shape = (self.units, self.input_size)
+            self.drive["weight"] *= math.sqrt(2)  # the mean square of a sine is 1/2
+            self.drive["frequency"] = mx.random.uniform(0, HIGHEST_FREQUENCY / FREQUENCY_UNIT, shape)
+            self.drive["phase"] = mx.random.uniform(0, 2 * math.pi, shape)
+
+    @property
+    def _spec(self) -> QuantumSpec:
+        return QuantumSpec(self.nu_0, self.beta, self.use_harmonic_embedding)
+
+    def _tau(self, dtype: mx.Dtype) -> mx.array:
+        raw = self.time_scale.astype(dtype)
+        softplus = mx.logaddexp(raw, mx.zeros_like(raw))  # nn.softplus is compiled, which mx.export_function refuses
+        return mx.array(self.time_scale_factor, dtype) * softplus
+
+    def _weights(self, dtype: mx.Dtype) -> Tree:
+        weights = super()._weights(dtype)
+        if self.use_harmonic_embedding:
+            weights["f"] = mx.array(FREQUENCY_UNIT, dtype) * self.drive["frequency"].astype(dtype)
+            weights["phi"] = self.drive["phase"].astype(dtype)
+        return weights
+
+    def _extra_repr(self) -> str:
+        harmonic = ", harmonic" if self.use_harmonic_embedding else ""
+        return f"{super()._extra_repr()}, time_scale_factor={self.time_scale_factor:g}{harmonic}"
+
+
+def _mask(mask: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """The mask, contiguous (mx.export_function ignores a constant's strides), or None where nothing is missing."""
+    return None if mask.all() else np.ascontiguousarray(mask)
+
+
+def _masked(weight: mx.array, mask: NDArray[np.float32] | None) -> mx.array:
+    return weight if mask is None else weight * mx.array(mask, weight.dtype)
