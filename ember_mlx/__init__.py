@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backend import current_backend, use_backend
-    from .layers import GRU, LSTM, LTC, RNN, Bidirectional, CfC, CTRQNet, LQNet, spatial_regularization
+    from .layers import (
+        GRU,
+        LSTM,
+        LTC,
+        RNN,
+        Bidirectional,
+        CfC,
+        CTRQNet,
+        LQNet,
+        StrideAware,
+        StrideAwareCfC,
+        StrideAwareLTC,
+        spatial_regularization,
+    )
     from .sequences import bucket_batches, pack_sequences, unpack_sequences
     from .wiring import AutoNCPMap, EnhancedNCPMap, EnhancedNeuronMap, FullyConnectedMap, NCPMap, NeuronMap, RandomMap
 
@@ -28,6 +41,9 @@ _HOMES = {
     "NeuronMap": ".wiring",
     "RNN": ".layers",
     "RandomMap": ".wiring",
+    "StrideAware": ".layers",
+    "StrideAwareCfC": ".layers",
+    "StrideAwareLTC": ".layers",
     "bucket_batches": ".sequences",
     "convert": ".convert",
     "current_backend": ".backend",
@@ -55,6 +71,9 @@ __all__ = [
     "NCPMap",
     "NeuronMap",
     "RandomMap",
+    "StrideAware",
+    "StrideAwareCfC",
+    "StrideAwareLTC",
     "bucket_batches",
     "convert",
     "current_backend",

@@ -76,7 +76,7 @@ inline float4 weight_at(thread const Streamed<COUNT, V>& weights, int i) {
   return unpack(weights.packed[i * weights.stride]);
 }
 
-template <bool RESIDENT, int COUNT, typename V>
+template <bool RESIDENT, int COUNT, typename V = float4>
 struct Weights {
   typedef Streamed<COUNT, V> type;
 };

@@ -6,5 +6,19 @@ from .gated import GRU, LSTM, RNN
 from .ltc import LTC
 from .quantum import CTRQNet, LQNet
 from .spatial import spatial_regularization
+from .strides import StrideAware, StrideAwareCfC, StrideAwareLTC
 
-__all__ = ["GRU", "LSTM", "LTC", "RNN", "Bidirectional", "CTRQNet", "CfC", "LQNet", "spatial_regularization"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "LTC",
+    "RNN",
+    "Bidirectional",
+    "CTRQNet",
+    "CfC",
+    "LQNet",
+    "StrideAware",
+    "StrideAwareCfC",
+    "StrideAwareLTC",
+    "spatial_regularization",
+]

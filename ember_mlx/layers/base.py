@@ -69,6 +69,10 @@ class RecurrentLayer(nn.Module):
         """The states in order."""
         return tuple(StateLayout(name, self.units) for name in self.state_names)
 
+    def output_of(self, state: list[mx.array]) -> mx.array:
+        """(B, O): what `run` gave for the step after which the states are these."""
+        return state[0]
+
     def last_step(self, y: mx.array, steps: Steps) -> mx.array:
         """(T, B, O) -> (B, O): what y is without return_sequences."""
         return steps.last(y)

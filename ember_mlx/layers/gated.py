@@ -119,6 +119,10 @@ class GatedLayer(RecurrentLayer):
         kept = mx.random.bernoulli(1 - self.dropout, u.shape).astype(u.dtype)
         return u * kept / (1 - self.dropout)
 
+    def output_of(self, state: list[mx.array]) -> mx.array:
+        """The last layer's h; in one direction only."""
+        return state[0][-1]
+
     def last_step(self, y: mx.array, steps: Steps) -> mx.array:
         """Each direction's last step: that of the backward one is the first."""
         if not self.bidirectional:

@@ -143,6 +143,10 @@ class LQNet(RecurrentLayer):
         elapsed = dt if steps.valid is None else mx.where(steps.valid, dt, 0)
         return h_c + h_s, [steps.last(h_c), steps.last(h_s), t + elapsed.sum(axis=0)[:, None]]
 
+    def output_of(self, state: list[mx.array]) -> mx.array:
+        """h_c + h_s."""
+        return state[0] + state[1]
+
     @property
     def _spec(self) -> QuantumSpec:
         return QuantumSpec(self.nu_0, self.beta)

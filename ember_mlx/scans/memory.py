@@ -71,7 +71,7 @@ class MixedMemory(StateProduct):
         tanh_c *= h_inner
         slope_c = np.subtract(o, tanh_c, out=tanh_c)  # o (1 - tanh(c)^2)
         d_gates = self.scratch("d_gates", len(h), len(self.w_h))
-        return MemoryPoint(x, h, h_inner, f, slope_c, slopes[:3].swapaxes(0, 1), by_o, d_gates, d_gates.reshape(len(h), 4, -1))
+        return MemoryPoint(x, h, h_inner, f, slope_c, slopes[:3].swapaxes(0, 1), by_o, d_gates, d_gates.reshape(len(h), 4, h.shape[1]))
 
     def pull(self, point: "MemoryPoint", local: slice, dh: Array, dc: Array) -> None:
         """Gradients of the LSTM's h and c (n, H) -> those of the h and c before it, in place."""

@@ -8,8 +8,11 @@ Tree = dict[str, Any]
 
 
 def by_step(a: mx.array) -> list[mx.array]:
-    """(T, ...) as the list of its steps: a[t]'s gradient, a scatter, has no jvp."""
-    return [part.squeeze(0) for part in mx.split(a, a.shape[0])]
+    """(T, ...) as the list of its steps: a[t]'s gradient, a scatter, has no jvp.
+
+    Contiguous first: mx.compile of MLX 0.32.4 fails where a pointwise result is split, and the same once more.
+    """
+    return [part.squeeze(0) for part in mx.split(mx.contiguous(a), a.shape[0])]
 
 
 def project(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:

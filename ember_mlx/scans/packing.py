@@ -18,7 +18,7 @@ class PackedLayout:
     Args:
         steps: T, the padded number of steps.
         batch: B, the number of sequences.
-        lengths: (B,) integers in 1..T, or None where every sequence has T steps.
+        lengths: (B,) integers in 0..T, or None where every sequence has T steps.
 
     Example:
         >>> import numpy as np
@@ -73,8 +73,8 @@ class PackedLayout:
 
         A view where it can be, else in `out`.
         """
-        B = self.batch
-        initial = initial[: max(B - rows.start, 0)]  # all or none: the first step's rows come first
+        B, first = self.batch, self.starts[1]
+        initial = initial[: max(first - rows.start, 0)]  # all or none: the first step's rows come first
         earlier = slice(rows.start + len(initial) - B, rows.stop - B)
         if self.order is None and not len(initial):
             return flat[earlier]

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..ops import project
+from ..ops import by_step, project
 from .spec import QuantumSpec
 
 Tree = dict[str, Any]
@@ -17,12 +17,12 @@ Tree = dict[str, Any]
 def quantum_ops(spec: QuantumSpec, arrays: Tree) -> list[mx.array]:
     """Run an LQNet or CTRQNet scan: [h_c, h_s] (T, B, H) each, zero past each length."""
     h_c, h_s, lengths = arrays["h_c0"], arrays["h_s0"], arrays.get("lengths")
-    by_step = {name: _steps(a) for name, a in (("u", drive(spec, arrays)), ("dt", arrays["dt"]))}
+    steps = {name: by_step(a) for name, a in (("u", drive(spec, arrays)), ("dt", arrays["dt"]))}
     if "xi" in arrays:
-        by_step["noise"] = _steps(noise(arrays))
+        steps["noise"] = by_step(noise(arrays))
     results = []
     for t in range(arrays["dt"].shape[0]):
-        part = {name: steps[t] for name, steps in by_step.items()}
+        part = {name: a[t] for name, a in steps.items()}
         c, s = _step(spec, arrays, h_c, h_s, part)
         if lengths is None:
             h_c, h_s = c, s
@@ -53,11 +53,6 @@ def noise(arrays: Tree) -> mx.array:
 def root(dt: mx.array) -> mx.array:
     """sqrt(dt), with the slope 0 at dt = 0."""
     return mx.where(dt > 0, mx.sqrt(mx.where(dt > 0, dt, 1)), 0)
-
-
-def _steps(a: mx.array) -> list[mx.array]:
-    """(T, ...) as the list of its steps: a[t]'s gradient, a scatter, has no jvp."""
-    return [part.squeeze(0) for part in mx.split(a, a.shape[0])]
 
 
 def _step(spec: QuantumSpec, p: Tree, h_c: mx.array, h_s: mx.array, part: Tree) -> tuple[mx.array, mx.array]:

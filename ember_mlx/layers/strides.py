@@ -1,0 +1,356 @@
+"""Layers that look at a sequence at several strides."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from ..checks import check_integer
+from ..errors import bad_argument
+from ..wiring import NeuronMap
+from .arguments import Steps, check_array, compute_dtype, dtype_name, read_state, read_steps, type_name
+from .base import RecurrentLayer
+from .cfc import CfC
+from .ltc import LTC
+
+
+class OwnSteps(NamedTuple):
+    """A stride's own steps among those of a call, K at the most in each sequence.
+
+    Args:
+        steps: the own steps: x (K, B, I), dt since the last own step, and how many there are in each sequence, which may be none.
+        first: (B,) the first of them, or None where it is step 0 everywhere.
+        taken: (B,) how many there are.
+        last: (B,) the last of them; negative where there is none.
+    """
+
+    steps: Steps
+    first: mx.array | None
+    taken: mx.array
+    last: mx.array
+
+
+class StrideAware(RecurrentLayer):
+    """One recurrent layer for each stride s, over every s-th step of a sequence; between its steps its output is held.
+
+    The layer of stride s takes the steps t with t mod s = 0, counted from the first step of the stream; the time elapsed before such a step
+    is that since its own last one. So a stride of 8 sees an eighth of the steps, each with the time of eight.
+
+    Args:
+        layer: a layer of this package, the pattern: each stride's is made from its configuration, with weights of its own, in its dtype.
+        stride_lengths: the strides, integers from 1 on, in the order of the outputs; sorted or not, and one may come more than once, for
+            layers that differ in their weights alone.
+        return_sequences: whether y holds every step, or the last valid one.
+        return_state: whether the state is returned too.
+        batch_first: whether x is (B, T, I) or (T, B, I).
+
+    Call:
+        ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state)``
+
+        x: (B, T, I), or (T, I) without batch; floating point.
+        initial_state: a list of each stride's state, as its layer returns it, or None, and last the clock [steps, elapsed]: steps (B, 1)
+            int32, the steps so far, and elapsed (B, strides), the time since each stride's last own step. All of it may be None.
+        time_deltas: elapsed time before each step, (B, T), (B, T, 1) or a scalar; 1 if None. Not for layers that know no time.
+        lengths: (B,) integers in 1..T; steps past them change no state, and y is 0 there.
+
+    Returns:
+        y (B, strides * O), or (B, T, strides * O) with return_sequences, O the outputs of the wrapped layer. With return_state
+        (y, state), from which the sequence can be continued wherever it was cut.
+
+    Raises:
+        TypeError: `layer` is no layer of this package; strides that are no integers; an argument of a wrong kind.
+        ValueError: no stride, or one below 1; a layer that runs backwards; an argument of a wrong shape or value.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from ember_mlx import GRU, StrideAware
+        >>> y, [h_1, h_4, [steps, elapsed]] = StrideAware(GRU(10, 20), [1, 4])(mx.zeros((32, 7, 10)), return_state=True)
+        >>> y.shape, steps[0].item(), elapsed[0].tolist()            # the last step of stride 4 was step 4, two steps ago
+        ((32, 40), 7, [0.0, 2.0])
+    """
+
+    def __init__(
+        self,
+        layer: RecurrentLayer,
+        stride_lengths: Sequence[int],
+        *,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        batch_first: bool = True,
+    ):
+        owner = type(self).__name__
+        if not isinstance(layer, RecurrentLayer) or isinstance(layer, StrideAware):
+            raise bad_argument(owner, "layer", "be a recurrent layer of ember_mlx without strides", type_name(layer), TypeError)
+        config = layer.get_config()
+        if config.get("go_backwards") or config.get("bidirectional"):
+            raise bad_argument(owner, "layer", "run forwards", repr(layer))
+        self_strides = check_strides(owner, stride_lengths)
+        super().__init__(layer.input_size, layer.units * len(self_strides), return_sequences, return_state, batch_first)
+        self.stride_lengths = self_strides
+        self.layers = [type(layer).from_config(config) for _ in self_strides]
+        self.set_dtype(layer.dtype)
+
+    @property
+    def timed(self) -> bool:  # type: ignore[override]
+        """Whether a step depends on the time elapsed before it."""
+        return self.layers[0].timed
+
+    def read_call(self, x: Any, initial_state: Any, time_deltas: Any, lengths: Any) -> tuple[Steps, list[mx.array | None]]:
+        """A call's arguments, checked; the state as one list: every stride's states, then steps and elapsed."""
+        owner = type(self).__name__
+        steps = read_steps(owner, x, time_deltas, lengths, self.input_size, self.batch_first)
+        batch, count = steps.x.shape[1], len(self.layers)
+        given = [None] * (count + 1) if initial_state is None else initial_state
+        form = f"be a list of {count} states, one a stride, and the clock [steps, elapsed]"
+        if not isinstance(given, (list, tuple)):
+            raise bad_argument(owner, "initial_state", form, type_name(given), TypeError)
+        if len(given) != count + 1:
+            raise bad_argument(owner, "initial_state", form, f"{len(given)} entries")
+        states: list[mx.array | None] = []
+        for layer, one in zip(self.layers, given, strict=False):
+            states += read_state(owner, [one] if layer.bare_state else one, layer.state_layouts, batch, steps.batched)
+        return steps, states + _read_clock(owner, given[-1], batch, count, steps.batched)
+
+    def run(self, steps: Steps, state: list[mx.array | None]) -> tuple[mx.array, list[mx.array]]:
+        """Run every stride's layer over its own steps; see RecurrentLayer.run."""
+        *states, taken, elapsed = state
+        dtype = compute_dtype(steps.x, self.dtype)
+        own = {stride: own_steps(stride, steps, taken) for stride in self.stride_lengths}  # once: mx.compile fails at such copies
+        outputs, finals, since = [], [], []
+        for k, (layer, stride) in enumerate(zip(self.layers, self.stride_lengths, strict=True)):
+            count = len(layer.state_layouts)
+            initial, states = states[:count], states[count:]
+            waited = None if elapsed is None else elapsed[:, k]
+            y, final, left = run_stride(layer, stride, steps, own[stride], initial, waited, dtype)
+            outputs.append(y)
+            finals += final
+            since.append(left)
+        T, B, _ = steps.x.shape
+        passed = mx.full((B,), T, mx.int32) if steps.lengths is None else steps.lengths
+        after = passed if taken is None else passed + taken[:, 0]
+        y = mx.concatenate(outputs, axis=2)
+        return y if steps.valid is None else mx.where(steps.valid[:, :, None], y, 0), [*finals, after[:, None], mx.stack(since, axis=1)]
+
+    def state_to_caller(self, state: list[mx.array]) -> Any:
+        """Each stride's state as its layer gives it, then [steps, elapsed]."""
+        result: list[Any] = []
+        for layer in self.layers:
+            count = len(layer.state_layouts)
+            result.append(layer.state_to_caller(state[:count]))
+            state = state[count:]
+        return [*result, state]
+
+    def get_config(self) -> dict[str, Any]:
+        """The pattern's class and configuration, and the strides, as values that JSON can hold."""
+        pattern = self.layers[0]
+        return {"layer": {"class": type(pattern).__name__, "config": pattern.get_config()}} | self._own_config()
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "RecurrentLayer":
+        """The layer that `get_config` described, with new weights."""
+        from .. import layers
+
+        wrapped = config["layer"]
+        return cls(**config | {"layer": getattr(layers, wrapped["class"]).from_config(wrapped["config"])})
+
+    def _own_config(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("stride_lengths", "return_sequences", "return_state", "batch_first")}
+
+    def _extra_repr(self) -> str:
+        return f"stride_lengths={self.stride_lengths}"
+
+
+class _StrideAwareOnMap(StrideAware):
+    """StrideAware over a layer on a neuron map, made here from the map and the layer's options."""
+
+    kind: Callable[..., RecurrentLayer]
+
+    def __init__(
+        self,
+        neuron_map: NeuronMap | int,
+        stride_lengths: Sequence[int],
+        input_size: int | None = None,
+        *,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        batch_first: bool = True,
+        **options: Any,
+    ):
+        pattern = self.kind(neuron_map, input_size, **options)
+        super().__init__(pattern, stride_lengths, return_sequences=return_sequences, return_state=return_state, batch_first=batch_first)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments as values that JSON can hold."""
+        config = self.layers[0].get_config()
+        return {name: value for name, value in config.items() if name != "go_backwards"} | self._own_config()
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "RecurrentLayer":
+        """The layer that `get_config` described, with new weights."""
+        return super(StrideAware, cls).from_config(config)
+
+
+class StrideAwareCfC(_StrideAwareOnMap):
+    """A closed-form continuous-time layer for each of several strides: StrideAware over CfC.
+
+    Args:
+        neuron_map: the map of each stride's layer, or an int for FullyConnectedMap(int).
+        stride_lengths: the strides, integers from 1 on.
+        input_size: I, where the map is not built yet.
+        return_sequences: whether y holds every step, or the last valid one.
+        return_state: whether the state is returned too.
+        batch_first: whether x is (B, T, I) or (T, B, I).
+        **options: of CfC: mode, backbone_units, backbone_layers, mixed_memory, output, ...
+
+    Call, returns and errors as StrideAware: y (B, strides * H), or (B, T, strides * H) with return_sequences; the state is a list of
+    [h, t] for each stride, and the clock.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from ember_mlx import FullyConnectedMap, StrideAwareCfC
+        >>> neuron_map = FullyConnectedMap(units=20, input_dim=10, output_dim=20)
+        >>> layer = StrideAwareCfC(neuron_map=neuron_map, stride_lengths=[1, 2, 4, 8], backbone_units=32, backbone_layers=2)
+        >>> layer(mx.zeros((32, 100, 10))).shape, layer(mx.zeros((32, 100, 10)), return_sequences=True).shape
+        ((32, 80), (32, 100, 80))
+    """
+
+    kind = CfC
+
+
+class StrideAwareLTC(_StrideAwareOnMap):
+    """A liquid time-constant layer for each of several strides: StrideAware over LTC.
+
+    Args:
+        neuron_map: the map of each stride's layer, or an int for FullyConnectedMap(int).
+        stride_lengths: the strides, integers from 1 on.
+        input_size: I, where the map is not built yet.
+        return_sequences: whether y holds every step, or the last valid one.
+        return_state: whether the state is returned too.
+        batch_first: whether x is (B, T, I) or (T, B, I).
+        **options: of LTC: ode_unfolds, solver, input_mapping, output_mapping, ...
+
+    Call, returns and errors as StrideAware: y (B, strides * O), or (B, T, strides * O) with return_sequences; the state is a list of v for
+    each stride, and the clock.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from ember_mlx import NCPMap, StrideAwareLTC
+        >>> layer = StrideAwareLTC(NCPMap(10, 5, 3, sensory_neurons=4, seed=1), [1, 5])
+        >>> layer(mx.zeros((2, 12, 4)), return_sequences=True).shape
+        (2, 12, 6)
+    """
+
+    kind = LTC
+
+
+def run_stride(
+    layer: RecurrentLayer,
+    stride: int,
+    steps: Steps,
+    own: OwnSteps,
+    state: list[mx.array | None],
+    waited: mx.array | None,
+    dtype: mx.Dtype,
+) -> tuple[mx.array, list[mx.array], mx.array]:
+    """Run one stride's layer.
+
+    Args:
+        layer: the stride's.
+        stride: s.
+        steps: all steps.
+        own: the stride's.
+        state: of the layer.
+        waited: (B,) time since the last own step before these, or None.
+        dtype: of the states.
+
+    Returns:
+        y (T, B, O), held between own steps; the layer's states; and (B,) the time since the last own step.
+    """
+    T, B, _ = steps.x.shape
+    initial = [
+        mx.zeros(layout.shape(B, True), dtype) if a is None else a.astype(dtype)
+        for a, layout in zip(state, layer.state_layouts, strict=True)
+    ]
+    here = own.steps
+    if waited is not None:
+        here = here._replace(dt=mx.concatenate([here.dt[:1] + waited.astype(here.dt.dtype), here.dt[1:]]))
+    y, final = layer.run(here, list(initial))
+    y = layer.read_out(y, here)
+    if own.first is None:
+        held = mx.repeat(y, stride, axis=0)[:T]
+    else:
+        one = here._replace(x=here.x[:1], dt=here.dt[:1], lengths=None)
+        before = layer.read_out(mx.expand_dims(layer.output_of(initial), 0), one)
+        t = mx.arange(T)[:, None]
+        place = mx.maximum(t - own.first, 0) // stride
+        held = mx.where((t >= own.first)[:, :, None], mx.take_along_axis(y, place[:, :, None], axis=0), before)
+        final = [mx.where((own.taken > 0)[:, None], a, b) for a, b in zip(final, initial, strict=True)]
+    return held, final, _time_since(own, steps, waited)
+
+
+def own_steps(stride: int, steps: Steps, taken: mx.array | None) -> OwnSteps:
+    """The steps t with (taken + t) mod stride = 0, and the time elapsed since the one before, as far as it is in these steps."""
+    T, B, _ = steps.x.shape
+    length = mx.full((B,), T, mx.int32) if steps.lengths is None else steps.lengths
+    if taken is None:
+        count = (length + stride - 1) // stride
+        windows = mx.concatenate([mx.zeros((stride - 1, B), steps.dt.dtype), steps.dt])
+        windows = windows[: (T - 1) // stride * stride + stride].reshape(-1, stride, B)
+        own = steps._replace(x=steps.x[::stride], dt=windows.sum(axis=1), lengths=None if steps.lengths is None else count)
+        return OwnSteps(own, None, count, (count - 1) * stride)
+    first = (-taken[:, 0]) % stride  # (B,)
+    count = mx.maximum(length - first + stride - 1, 0) // stride
+    K = (T + stride - 1) // stride
+    places = first + mx.arange(K)[:, None] * stride  # (K, B)
+    x = mx.take_along_axis(steps.x, mx.minimum(places, T - 1)[:, :, None], axis=0)
+    window = places[:, None] - mx.arange(stride - 1, -1, -1)[None, :, None]  # (K, stride, B): the steps up to each own one
+    there = (window >= 0) & (window < T)
+    dt = mx.take_along_axis(steps.dt, mx.clip(window, 0, T - 1).reshape(-1, B), axis=0).reshape(window.shape)
+    dt = mx.where(there, dt, 0).sum(axis=1)
+    own = steps._replace(x=x, dt=dt, lengths=count)
+    return OwnSteps(own, first, count, first + (count - 1) * stride)
+
+
+def _time_since(own: OwnSteps, steps: Steps, waited: mx.array | None) -> mx.array:
+    """(B,) the time since the last own step, at the end of each sequence."""
+    t = mx.arange(steps.x.shape[0])[:, None]
+    counts = t > mx.where(own.taken > 0, own.last, -1)
+    counts = counts if steps.valid is None else counts & steps.valid
+    since = mx.where(counts, steps.dt, 0).sum(axis=0)
+    return since if waited is None else since + mx.where(own.taken > 0, 0, waited.astype(since.dtype))
+
+
+def check_strides(owner: str, stride_lengths: Any) -> list[int]:
+    """The strides as a list of ints, or a TypeError or ValueError."""
+    if isinstance(stride_lengths, str) or not isinstance(stride_lengths, Sequence):
+        raise bad_argument(owner, "stride_lengths", "be a sequence of integers", type_name(stride_lengths), TypeError)
+    if not stride_lengths:
+        raise bad_argument(owner, "stride_lengths", "hold at least one stride", "none")
+    return [check_integer(owner, f"stride_lengths[{k}]", stride) for k, stride in enumerate(stride_lengths)]
+
+
+def _read_clock(owner: str, clock: Any, batch: int, strides: int, batched: bool) -> list[mx.array | None]:
+    """Check the last entry of a state, [steps, elapsed] or None; returns them (B, 1) and (B, strides), or None."""
+    if clock is None:
+        return [None, None]
+    form = "be a list [steps, elapsed] of arrays or None"
+    if not isinstance(clock, (list, tuple)):
+        raise bad_argument(owner, "initial_state clock", form, type_name(clock), TypeError)
+    if len(clock) != 2:
+        raise bad_argument(owner, "initial_state clock", form, f"{len(clock)} entries")
+    result: list[mx.array | None] = []
+    for name, a, features in zip(("steps", "elapsed"), clock, (1, strides), strict=True):
+        if a is not None:
+            _check_clock(owner, f"initial_state {name}", a, (batch, features) if batched else (features,))
+        result.append(a if a is None or batched else mx.expand_dims(a, 0))
+    return result
+
+
+def _check_clock(owner: str, name: str, a: Any, shape: tuple[int, ...]) -> None:
+    if name.endswith("elapsed"):
+        check_array(owner, name, a)
+    elif not isinstance(a, mx.array) or not mx.issubdtype(a.dtype, mx.integer):
+        got = dtype_name(a.dtype) if isinstance(a, mx.array) else type_name(a)
+        raise bad_argument(owner, name, "be an mx.array of integers", got, TypeError)
+    if a.shape != shape:
+        raise bad_argument(owner, name, f"have shape {shape}", a.shape)
