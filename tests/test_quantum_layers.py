@@ -82,7 +82,7 @@ def test_layer_is_its_equations(kind, lengths, dtype, batch):
     xi = np.array(mx.random.normal((9, 4, 2 * H), key=mx.random.key(3)), np.float64).transpose(1, 0, 2)
     p = {name: np.array(a, np.float64) for name, a in tree_flatten(layer.parameters())}
     joined = n_map.adjacency_matrix != 0
-    w_in, r = p["drive.weight"].T * (n_map.sensory_adjacency_matrix != 0), p["R"].T * joined
+    w_in, r = p["drive.weight"].T * (n_map.sensory_adjacency_matrix != 0), p["R"] * joined
     omega = (p["Omega"] + p["Omega"].T) / 2 * (joined | joined.T)
     tau = layer.time_scale_factor * np.log1p(np.exp(p["time_scale"])) if isinstance(layer, CTRQNet) else 1.0
     for b, n in enumerate(lengths or [9] * 4):
@@ -239,7 +239,7 @@ def test_masks_hold_while_training_and_omega_is_symmetric(kind, batch):
     gradient = mx.grad(lambda p: (layer.update(p), (layer(x) ** 2).sum())[1])(layer.parameters())
     n_map = layer.neuron_map
     joined, sensory = np.abs(n_map.adjacency_matrix), np.abs(n_map.sensory_adjacency_matrix)
-    for got, mask in ((gradient["drive"]["weight"], sensory.T), (gradient["R"], joined.T), (gradient["Omega"], joined | joined.T)):
+    for got, mask in ((gradient["drive"]["weight"], sensory.T), (gradient["R"], joined), (gradient["Omega"], joined | joined.T)):
         assert not np.array(got)[mask == 0].any()
         assert np.array(got)[mask != 0].any()
     assert_close(gradient["Omega"], np.array(gradient["Omega"]).T, 0)
