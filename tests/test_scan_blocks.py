@@ -12,7 +12,7 @@ from ember_mlx.scans.registry import RECURRENCES
 
 T, B, H = 5, 200, 8
 CASES = [("cfc", "default"), ("cfc", "dropout"), ("cfc", "layered_mixed_memory"), ("rnn", "relu"), ("lstm", "lstm_projected_bidirectional")]
-CASES += [("lstm", "lstm"), ("gru", "gru"), ("gru", "gru_bidirectional")]
+CASES += [("lstm", "lstm"), ("gru", "gru"), ("gru", "gru_bidirectional"), ("quantum", "lqnet"), ("quantum", "ctrqnet_noise")]
 
 
 def outputs_and_gradients(monkeypatch, rows, recurrence, spec, arrays):

@@ -46,6 +46,9 @@ class LQNet(RecurrentLayer):
 
     From zeros, the initial state unless another is given, the first step has nothing to turn: it fills h_c alone. From the second step on
     (2) moves part of it into h_s; with Omega = 0, and in a unit without any recurrent synapse, h_s stays 0 where there is no noise.
+    Gradients have no such bound as the states: choose a unit of time in which dt is about 1 or below.
+
+    Parameters: drive, {weight (H, I), bias}, W_in's transpose and b; R, Omega and B_noise, (H, H), indexed [source, target].
 
     Args:
         neuron_map: the units and their synapses, with or without layers. An int stands for ``FullyConnectedMap(int)``. The layer keeps a
@@ -114,7 +117,7 @@ class LQNet(RecurrentLayer):
         self.noise_scale = check_interval(owner, "noise_scale", noise_scale, 0, math.inf)
         # NumPy masks are no parameters, so nothing can thaw or train them
         recurrent = neuron_map.get_recurrent_mask()
-        self.sensory_mask, self.recurrent_mask = _mask(neuron_map.get_input_mask().T), _mask(recurrent.T)
+        self.sensory_mask, self.recurrent_mask = _mask(neuron_map.get_input_mask().T), _mask(recurrent)
         self.rotation_mask = _mask(np.maximum(recurrent, recurrent.T))
         H, I = self.units, self.input_size
         self.drive = {"weight": glorot_uniform(H, I), "bias": uniform_bias(H, I)}
@@ -157,12 +160,12 @@ class LQNet(RecurrentLayer):
 
     def recurrent_weights(self) -> mx.array:
         """What joins the units, masked, indexed [source, target]: R and Omega, (2, H, H)."""
-        return mx.stack([_masked(self.R, self.recurrent_mask).T, self.rotation()])
+        return mx.stack([_masked(self.R, self.recurrent_mask), self.rotation()])
 
     def _weights(self, dtype: mx.Dtype) -> Tree:
         """The parameters as the scan takes them."""
         w_x = _masked(self.drive["weight"], self.sensory_mask)
-        weights = {"w_x": w_x, "b": self.drive["bias"], "omega": self.rotation(), "w_h": _masked(self.R, self.recurrent_mask)}
+        weights = {"w_x": w_x, "b": self.drive["bias"], "omega": self.rotation(), "w_h": _masked(self.R, self.recurrent_mask).T}
         return {name: a.astype(dtype) for name, a in weights.items()} | {"tau": self._tau(dtype)}
 
     def _tau(self, dtype: mx.Dtype) -> mx.array:

@@ -105,9 +105,10 @@ def quantum_fused_forward(kind: str, spec: QuantumSpec, arrays: Tree) -> list[mx
     """[h_c, h_s] (T, B, H) each, in one launch."""
     variant = variant_of(kind, spec, arrays)
     (T, B), H = arrays["dt"].shape, variant.H
-    blocks = [_steps(arrays, block) for block in _blocks(T)]
+    # a harmonic drive has I sines for each unit and step
+    parts = [_steps(arrays, block) for block in _blocks(T)] if spec.harmonic else [arrays]
     inputs = [
-        mx.concatenate([drive(spec, part) for part in blocks]),  # (1)
+        mx.concatenate([drive(spec, part) for part in parts]),  # (1)
         pack(arrays["omega"], variant.square),
         pack(arrays["w_h"], variant.square),
         arrays["tau"],
