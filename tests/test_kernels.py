@@ -2,21 +2,27 @@
 
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten, tree_unflatten
 
 import ember_mlx
 from ember_mlx import CfC, NCPMap
 from ember_mlx.kernels import first_use
-from ember_mlx.kernels.loader import kernels_made_by
-from ember_mlx.kernels.tiles import FAMILIES, Tile, family_of, forced_tile
+from ember_mlx.kernels.loader import kernels_made_by, read_source, source_folder
+from ember_mlx.kernels.tiles import FAMILIES, THREADGROUP_BYTES, Tile, family_of, forced_tile
 from ember_mlx.scans.cfc import fused
+from ember_mlx.scans.cfc.spec import CfCSpec
+from ember_mlx.scans.cfc.variant import Variant
+from ember_mlx.scans.dispatch import scan
 from ember_mlx.scans.registry import RECURRENCES
 
-from .comparisons import assert_close, assert_trees_close, to_mlx
-from .metal_host import metal_kernel, unsupported_reason
+from .comparisons import assert_close, assert_trees_close, to_mlx, to_numpy
+from .metal_host import lint_file, metal_kernel, unsupported_reason
 from .tolerances import FORWARD, GRADIENT
 
 HOST_REASON = unsupported_reason()
@@ -25,6 +31,7 @@ DEVICES = {
     "metal": None if mx.metal.is_available() else "no Metal device here",
     "cuda": None if mx.cuda.is_available() else "no CUDA device here",
 }
+KERNEL_FILES = sorted(path.name for path in source_folder().glob("*.metal"))
 PRESENT = [name for name, reason in DEVICES.items() if reason is None]
 devices = pytest.mark.parametrize("device", PRESENT)
 on_host = pytest.mark.skipif(HOST_REASON is not None, reason=str(DEVICES["host"]))
@@ -72,12 +79,13 @@ TILES = {"streamed": Tile(64, 1, 8, False), "resident-rows2": Tile(128, 2, 4, Tr
 
 
 def sweep():
-    """Every layout at every size on a GPU; on the host every layout at one odd size, and one layout at each size."""
+    """Every layout at every size on a GPU; on the host every layout at one odd size, and one layout at one of the others in turn."""
     for device in PRESENT:
-        for name, variant in CASES:
+        for number, (name, variant) in enumerate(CASES):
+            others = [size for size in SIZES if size != "T7-B3-H31"]
             for tile in TILES:
                 for size in SIZES:
-                    if device != "host" or size == "T7-B3-H31" or tile == "streamed":
+                    if device != "host" or size == "T7-B3-H31" or (tile == "streamed" and size == others[number % len(others)]):
                         yield pytest.param(device, name, variant, TILES[tile], SIZES[size], id=f"{name}-{variant}-{device}-{tile}-{size}")
 
 
@@ -96,12 +104,91 @@ def test_where_kernels_ran(device):
         pytest.skip(str(DEVICES[device]))
 
 
+BY_STEP = Tile(64, 0, 8, False)
+
+
 @devices
-@pytest.mark.parametrize(("T", "B", "H"), [(33, 2, 100), (4, 2, 300), (2, 1, 1024)], ids=["H100", "H300", "H1024"])
-def test_the_tables_own_layout(device, T, B, H):
+@pytest.mark.parametrize("lengths", [False, True], ids=["full", "lengths"])
+@pytest.mark.parametrize(("name", "variant"), CASES, ids=[f"{n}-{v}" for n, v in CASES])
+def test_step_by_step_agrees_with_float64_numpy(device, name, variant, lengths):
+    recurrence = RECURRENCES[name]
+    with kernels_on(device, BY_STEP, verified if lengths else metal_kernel) as kind:
+        compare(kind, recurrence, *recurrence.problem(variant, 3, 2, 5, lengths=lengths))
+
+
+HALF_CASES = [("default", Tile(64, 2, 8, False, True)), ("default", Tile(128, 1, 4, True)), ("pure", Tile(64, 1, 8, True, True))]
+HALF_CASES += [
+    ("layered", Tile(64, 1, 8, True, True)),
+    ("layered_mixed_memory", Tile(64, 1, 4, True, True, False)),
+    ("mixed_memory", BY_STEP),
+]
+
+
+@devices
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize(("variant", "tile"), HALF_CASES, ids=[f"{v}-{'-'.join(map(str, t))}" for v, t in HALF_CASES])
+def test_inputs_and_weights_in_half_precision(device, variant, tile, dtype):
+    """Against float64 NumPy on the same rounded numbers: outputs are float32, gradients in the arrays' own dtypes."""
+    recurrence, name = RECURRENCES["cfc"], str(dtype).removeprefix("mlx.core.")
+    spec, arrays = recurrence.problem(variant, 7, 3, 13, lengths=True)
+    states = ("dt", "h0", "c0", "lengths")
+    given = {path: a if path in states else a.astype(dtype) for path, a in tree_flatten(to_mlx(arrays))}
+    exact = tree_unflatten([(path, to_numpy(a).astype(np.int32 if path == "lengths" else np.float64)) for path, a in given.items()])
+    outputs = recurrence.forward(spec, exact)
+    dy = [np.random.default_rng(1).standard_normal(a.shape) for a in outputs]
+    expected = dict(tree_flatten(recurrence.backward(spec, exact, outputs, tuple(dy))))
+    paths = sorted(expected)
+
+    def run(*leaves):
+        return scan(recurrence, spec, tree_unflatten(list((given | dict(zip(paths, leaves, strict=True))).items())))
+
+    with kernels_on(device, tile) as kind, ember_mlx.use_backend(kind):
+        got, gradients = mx.vjp(run, [given[path] for path in paths], [mx.array(a.astype(np.float32)) for a in dy])
+        mx.eval(got, gradients)
+    for a, b in zip(got, outputs, strict=True):
+        assert a.dtype == mx.float32
+        assert_close(a, b, FORWARD[name])
+    for path, gradient in zip(paths, gradients, strict=True):
+        assert gradient.dtype == given[path].dtype
+        assert_close(gradient, expected[path], GRADIENT[name], path)
+
+
+@devices
+@pytest.mark.parametrize("family", ["sm_90", "applegpu_g13"])
+@pytest.mark.parametrize(
+    ("variant", "T", "B", "H"),
+    [
+        ("default", 33, 2, 100),
+        ("default", 4, 2, 300),
+        ("mixed_memory", 3, 2, 64),
+        ("layered", 5, 3, 56),
+        ("layered_mixed_memory", 3, 2, 56),
+    ],
+)
+def test_the_tables_own_layout(device, monkeypatch, family, variant, T, B, H):
     recurrence = RECURRENCES["cfc"]
+    monkeypatch.setattr(fused, "current_family", lambda: family_of(family))
     with kernels_on(device, maker=metal_kernel) as kind:
-        compare(kind, recurrence, *recurrence.problem("default", T, B, H, lengths=True))
+        compare(kind, recurrence, *recurrence.problem(variant, T, B, H, lengths=True))
+
+
+@devices
+@pytest.mark.parametrize("variant", ["default", "heads_only", "layered"])
+def test_1024_units_in_one_launch(device, variant):
+    """Also with 1027 backbone units: the layout serves them within threadgroup memory, whether or not the table would choose it."""
+    recurrence = RECURRENCES["cfc"]
+    with kernels_on(device, Tile(256, 1, 8, False), maker=metal_kernel) as kind:
+        compare(kind, recurrence, *recurrence.problem(variant, 2, 1, 1024))
+
+
+@devices
+@pytest.mark.parametrize("variant", ["default", "mixed_memory"])
+def test_1024_units_by_the_table(device, variant):
+    recurrence = RECURRENCES["cfc"]
+    spec, arrays = recurrence.problem(variant, 2, 1, 1024)
+    with kernels_on(device, maker=metal_kernel) as kind:
+        assert fused.variant_of(kind, spec, to_mlx(arrays)).tile.rows == 0
+        compare(kind, recurrence, spec, arrays)
 
 
 @on_host
@@ -188,8 +275,8 @@ def test_auto_takes_kernels_where_the_device_is_a_gpu(monkeypatch):
     layer, x = CfC(5, 3, backbone_units=6), mx.random.normal((2, 4, 3))
     with kernels_made_by("metal", counting):
         mx.eval(mx.grad(lambda a: layer(a).sum())(x))
-    # the first use runs both ways on a small problem
-    assert calls == ["cfc_forward", "cfc_backward"] * 2
+    # the first use runs both ways on a small problem; the slopes come between the scans
+    assert calls == ["cfc_forward", "cfc_activate", "cfc_slopes", "cfc_backward"] * 2
 
 
 @pytest.mark.skipif(mx.metal.is_available(), reason="there is a Metal device here")
@@ -201,10 +288,32 @@ def test_a_named_backend_never_gives_way():
 
 
 @on_host
-def test_sizes_that_no_kernel_serves():
-    layer, x = CfC(9000, 3, backbone_layers=0), mx.zeros((1, 1, 3))
-    with kernels_made_by("metal", metal_kernel), ember_mlx.use_backend("metal"), pytest.raises(RuntimeError, match="threadgroup memory"):
-        layer(x)
+def test_sizes_that_no_threadgroup_serves_go_step_by_step():
+    layer, x = CfC(9000, 3, backbone_layers=0), mx.ones((1, 1, 3))
+    with ember_mlx.use_backend("ops"):
+        expected = layer(x)
+        mx.eval(expected)
+    with kernels_made_by("metal", metal_kernel), ember_mlx.use_backend("metal"):
+        assert_close(layer(x), expected, FORWARD["float32"])
+
+
+def tile_for(family, H, Z=128, depth=1, batch=32, half=False, **options):
+    return fused.choose_tile(family_of(family), CfCSpec(((0, H),), **options), Z, depth, batch, half)
+
+
+def test_the_table_chooses_by_registers_memory_and_time():
+    assert tile_for("sm_90", 64) == Tile(256, 1, 8, True)
+    assert tile_for("sm_90", 64, batch=256).rows == 2  # 132 cores: 256 sequences in one wave
+    assert not tile_for("sm_90", 64, mixed_memory=True).gates_resident
+    assert tile_for("sm_90", 128, half=True) == Tile(256, 1, 8, True, True)  # two weights a register
+    assert tile_for("sm_90", 64, half=True) == Tile(256, 1, 8, True)  # not needed
+    assert tile_for("applegpu_g13", 64) == Tile(256, 4, 8, False)  # 164 KB: not in a core's registers, so each weight for 4 sequences
+    assert tile_for("applegpu_g13", 1024, 1024).rows == 0
+    for family in FAMILIES:
+        for H in (1, 31, 64, 256, 1024):
+            for Z, depth in ((0, 0), (128, 1), (1024, 2)):
+                tile = fused.choose_tile(family, CfCSpec(((0, H),)), Z or H, depth, 64, False)
+                assert tile.rows == 0 or Variant(CfCSpec(((0, H),)), Z or H, depth, tile).threadgroup_bytes <= THREADGROUP_BYTES
 
 
 def test_the_table_has_a_row_for_every_gpu():
@@ -215,16 +324,15 @@ def test_the_table_has_a_row_for_every_gpu():
 
 
 @on_host
-@pytest.mark.parametrize("file", ["pointwise.metal", "product.metal", "cfc.metal"])
+@pytest.mark.parametrize("file", KERNEL_FILES)
 def test_lint_names_file_and_line(file):
-    """A line outside the subset, put into a file of metal/, is found where it stands."""
-    from ember_mlx.kernels.loader import read_source
-
+    """A line outside the subset, put into a file of metal/, is found where it stands; the files themselves are clean."""
     lines = read_source(file).splitlines()
-    text = "\n".join([*lines, "inline double half_of(double a) { return a / 2; }"])
-    findings = metal_kernel("k", ["a"], ["b"], "b[0] = a[0];", header=text).lint()
-    assert any(finding.line == len(lines) + 1 and "double" in str(finding) for finding in findings)
-    assert not metal_kernel("k", ["a"], ["b"], "b[0] = a[0];", header="\n".join(lines)).lint()
+    assert not lint_file(source_folder() / file)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / file
+        path.write_text("\n".join([*lines, "inline double half_of(double a) { return a / 2; }", ""]))
+        assert lint_file(path)[0] == f"{path}:{len(lines) + 1}: double: Metal has no double: `double`"
 
 
 @on_host
@@ -238,14 +346,52 @@ def test_report_for_an_issue(monkeypatch, capsys, maker, status, last):
     monkeypatch.setattr(report, "TIMED", (3, 2, 8))
     monkeypatch.setattr(report, "REPETITIONS", 1)
     monkeypatch.setattr("sys.argv", ["ember_mlx", "--check"])
+    few = FAMILIES[-1]._replace(threads=64, resident_rows=1, streamed_rows=1)
+    monkeypatch.setattr(report, "current_family", lambda: few)
+    monkeypatch.setattr(report, "_served", lambda kind: CASES[:1])
     with kernels_made_by("metal", maker):
         assert report.main() == status
     out = capsys.readouterr().out.strip().splitlines()
     assert out[-1].endswith(last)
     assert out[0].startswith(f"ember_mlx {ember_mlx.__version__}, mlx ")
-    assert sum(line.startswith("cfc ") for line in out) == len(CASES)
+    assert sum(line.startswith("cfc ") for line in out) == 1
+    assert any("works in all its 5 layouts" in line for line in out) == (not status)
     if status:
         assert all("FAILED: " in line and "undeclared identifier" in line for line in out if line.startswith("cfc "))
+
+
+@on_host
+def test_report_tells_a_layout_that_fails(monkeypatch):
+    from ember_mlx import __main__ as report
+
+    def failing(kind, recurrence, spec, arrays, like):
+        if forced_tile.get().rows == 0:
+            raise RuntimeError("no such luck")
+        return (1.0, 0.0) if forced_tile.get().half else (0.0, 0.0)
+
+    monkeypatch.setattr(report, "check", failing)
+    text, failures = report._check_layouts("metal", "cfc", "mixed_memory")
+    assert failures == text.count("WRONG: 1.0e+00 (outputs)") + text.count("FAILED: no such luck")
+    assert text.count("FAILED: no such luck") == 1
+
+
+def test_the_report_covers_every_kernel():
+    from ember_mlx import __main__ as report
+
+    assert list(report._served("metal")) == CASES
+
+
+def test_every_choice_of_the_table_is_among_the_layouts_that_are_checked():
+    for family in FAMILIES:
+        for options in ({}, {"mode": "pure"}, {"mixed_memory": True}):
+            chosen = {
+                tile_for(family.name, H, Z, depth, batch, half, **options)
+                for H in (3, 64, 200, 700)
+                for Z, depth in ((H, 0), (128, 1), (1000, 2))
+                for batch in (1, 17, 300)
+                for half in (False, True)
+            }
+            assert chosen <= set(fused.layouts(family_of(family.name), CfCSpec(((0, 1),), **options)))
 
 
 def test_report_without_a_gpu(capsys, monkeypatch):

@@ -15,7 +15,7 @@ from ...kernels.loader import KernelText, launch
 from ...kernels.tiles import Family, Tile, current_family, forced_tile, rows_for, steps_apart
 from .by_step import back_by_step, forward_by_step
 from .problems import random_arrays
-from .slopes import FILES, Point, dims, floats, linearise, projected
+from .slopes import Point, dims, floats, linearise, projected
 from .spec import CfCSpec
 from .variant import (
     Variant,
@@ -31,6 +31,7 @@ from .variant import (
 
 Tree = dict[str, Any]
 BLOCK_STEPS = 256  # steps whose slopes are in memory at a time
+FILES = ("pointwise.metal", "product.metal", "cfc_pointwise.metal", "cfc.metal")
 SIZES = "CfC<H, Z, DEPTH, MODE, ACTIVATION, MEMORY, STAGES, SLOTS, WINDOW, FIRST, THREADS, ROWS, SPLIT, RESIDENT, GATES_RESIDENT, WEIGHT>"
 FORWARD = KernelText(
     "cfc_forward",
@@ -59,7 +60,7 @@ def choose_tile(family: Family, spec: CfCSpec, Z: int, depth: int, batch: int, h
 
     An LSTM's weights are the first that are left out. Where one launch for all steps does not pay, the layout has 0 rows.
     """
-    split = 8 if spec.mode != "pure" else 4
+    split = _split(spec)
     one = Variant(spec, Z, depth, Tile(family.threads, 1, split, True))
     step, gates, most = one.step_weights, one.gate_weights, family.register_floats
     in_half = half and step + gates > most
@@ -69,7 +70,25 @@ def choose_tile(family: Family, spec: CfCSpec, Z: int, depth: int, batch: int, h
     streamed = (2 if in_half else 4) * one.streamed_weights(resident, gates_resident)
     if steps_apart(family, batch, rows, streamed, 2 * len(spec.stages) * (1 + depth) + 2 * spec.mixed_memory):
         return Tile(family.threads, 0, split, False)
-    return Tile(family.threads, rows, split, resident, in_half, gates_resident)
+    return Tile(family.threads, rows, split, resident, in_half, gates_resident if resident else True)
+
+
+def _split(spec: CfCSpec) -> int:
+    return 4 if spec.mode == "pure" else 8
+
+
+def layouts(family: Family, spec: CfCSpec) -> list[Tile]:
+    """Every layout that `choose_tile` can give on a family of GPUs, for some size."""
+    threads, split = family.threads, _split(spec)
+    gates = (True, False) if spec.mixed_memory else (True,)
+    tiles = [
+        Tile(threads, rows, split, True, half, gates_resident)
+        for half in (False, True)
+        for gates_resident in gates
+        for rows in range(1, family.resident_rows + 1)
+    ]
+    tiles += [Tile(threads, rows, split, False, half) for half in (False, True) for rows in range(1, family.streamed_rows + 1)]
+    return [*tiles, Tile(threads, 0, split, False)]
 
 
 def variant_of(kind: str, spec: CfCSpec, arrays: Tree) -> Variant:
