@@ -1,5 +1,7 @@
 """Every kernel's own text, run on the CPU by the host runner and, where there is one, on the GPU."""
 
+import json
+import runpy
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -401,3 +403,31 @@ def test_report_without_a_gpu(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["ember_mlx", "--check"])
     assert report.main() == 2
     assert "no kernel was checked" in capsys.readouterr().out
+
+
+@on_host
+@pytest.mark.parametrize("arguments", [[], ["--tune"], ["--only-check", "--small"]], ids=["times", "tune", "check"])
+def test_gpu_benchmark(monkeypatch, capsys, tmp_path, arguments):
+    """The script for a machine with a GPU, on the host: it checks, times and writes JSON."""
+    folder = Path(__file__).parent.parent / "benchmarks"
+    monkeypatch.syspath_prepend(str(folder))
+    bench = runpy.run_path(str(folder / "gpu.py"))
+    parts = bench["main"].__globals__
+    monkeypatch.setitem(parts, "gpu_kind", lambda: "metal")
+    monkeypatch.setitem(parts, "check_all", lambda kind, size: {"cfc default": (1e-7, 1e-7, True)})
+    monkeypatch.setitem(parts, "candidates", lambda weights, half: [Tile(64, 1, 8, False), Tile(64, 1, 8, True)])
+    parts["ROWS"].clear()
+    bench["add"]("CfC 4", lambda: CfC(4, bench["I"], backbone_units=5, return_sequences=True), 4, ("ops", "mlx.nn.GRU"), ((2, 3),))
+    path = tmp_path / "bench.json"
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--seconds", "0.001", "--json", str(path), *arguments])
+    with kernels_made_by("metal", metal_kernel), pytest.raises(SystemExit) as leave:
+        bench["main"]()
+    assert leave.value.code == 0
+    out, result = capsys.readouterr().out, json.loads(path.read_text())
+    assert result["errors"] == {"cfc default": [1e-7, 1e-7, True]}
+    if not arguments:
+        assert set(result["ms"]["CfC 4, B2 T3"]) == {"ember_mlx", "ops", "mlx.nn.GRU"}
+        assert out.splitlines()[-1].startswith("| CfC 4, B2 T3 | mlx.nn.GRU |")
+    elif arguments == ["--tune"]:
+        assert len(result["tune"]["CfC 4, B2 T3"]["tiles"]) == 2
+        assert "the table's choice" in out
