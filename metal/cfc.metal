@@ -18,12 +18,12 @@ struct CfC {
     H = H_, Z = Z_, DEPTH = DEPTH_, MODE = MODE_, ACTIVATION = ACTIVATION_, MEMORY = MEMORY_, STAGES = STAGES_, SLOTS = SLOTS_,
     FIRST = FIRST_, THREADS = THREADS_, ROWS = ROWS_, RESIDENT = RESIDENT_,
     HEADS = MODE_ == PURE ? 1 : 4,
-    OUTPUTS = 4,
     PIPELINED = STAGES_ > 1 && !MEMORY_,
     STATE_BUFFERS = DEPTH_ > 0 || MEMORY_ ? 1 : 2,  // with nothing between, a step writes its result beside what others still read
     LAYER_BUFFERS = DEPTH_ > 1 ? 2 : DEPTH_,
     SPLIT = SPLIT_,
     GROUPS = THREADS_ / SPLIT_,
+    OUTPUTS = Z_ <= int(GROUPS) ? 1 : Z_ <= 2 * int(GROUPS) ? 2 : 4,  // results of a group of lanes in a layer, so that no group is idle
     BLOCKS = (SLOTS_ + GROUPS - 1) / GROUPS,  // how often the groups of lanes take the next units
     UNROLL = RESIDENT_ ? int(BLOCKS) : 1
   };
@@ -135,7 +135,7 @@ inline float interpolate(float q, int head, float dt, float w_tau, float A) {
   if (MODE == PURE) return next_pure_state(q, dt, w_tau, A);  // (3)
   float other = simd_shuffle_xor(q, COPIES);  // f with g, t_a with t_b
   float t_argument = head == 2 ? q * dt + other : other * dt + q;
-  float value = head < 2 ? fast_tanh(q) : fast_sigmoid(t_argument);  // (2)
+  float value = tanh_or_sigmoid(head < 2, head < 2 ? q : t_argument);  // (2)
   float f = value;
   float g = simd_shuffle_xor(value, COPIES);
   float t_interp = simd_shuffle_xor(value, 2 * COPIES);
@@ -202,7 +202,7 @@ inline void memory_step(
 #pragma unroll
     for (int r = 0; r < C::ROWS; r++) {
       float q = sums[r * 4] + here[r];
-      float value = gate == 0 ? fast_tanh(q) : fast_sigmoid(gate == 2 ? q + 1.0f : q);
+      float value = tanh_or_sigmoid(gate == 0, gate == 2 ? q + 1.0f : q);
       float a = value;
       float i = simd_shuffle_xor(value, int(Gates::COPIES));
       float f = simd_shuffle_xor(value, 2 * int(Gates::COPIES));
