@@ -203,12 +203,53 @@ def test_backward_in_blocks_of_steps_is_the_whole(monkeypatch):
                 compare(kind, recurrence, *recurrence.problem("dropout", 7, 5, 6, lengths=lengths))
 
 
+LAYERS = {
+    "dense": lambda: CfC(7, 3, backbone_units=9),
+    "layered": lambda: CfC(NCPMap(5, 4, 3, 3, seed=1)),
+    "layered-mixed": lambda: CfC(NCPMap(5, 4, 3, 3, seed=1), mixed_memory=True),
+}
+
+
 @devices
-@pytest.mark.parametrize("kind", ["dense", "layered"])
+def test_layer_in_half_precision_on_kernels(device):
+    """In bfloat16 x and the weights reach the kernels as they are; y and dx come back in it, the state in float32."""
+    mx.random.seed(0)
+    layer, x = CfC(7, 3, backbone_units=9, return_state=True), mx.random.normal((3, 6, 3)).astype(mx.bfloat16)
+    layer.set_dtype(mx.bfloat16)
+    given = []
+
+    def noting(**text):
+        kernel = metal_kernel(**text)
+
+        def call(**arguments):
+            given.append([text["name"], *(a.dtype for a in arguments["inputs"][:2])])
+            return kernel(**arguments)
+
+        return call
+
+    def loss(a):
+        y, state = layer(a)
+        return y.astype(mx.float32).sum() + sum(s.sum() for s in state), (y, *state)
+
+    with ember_mlx.use_backend("ops"):
+        (_, expected), dx = mx.value_and_grad(loss)(x)
+        mx.eval(expected, dx)
+    with kernels_on(device, Tile(64, 1, 8, True, True), noting) as name, ember_mlx.use_backend(name):
+        (_, got), got_dx = mx.value_and_grad(loss)(x)
+        mx.eval(got, got_dx)
+    assert [a.dtype for a in got] == [mx.bfloat16, mx.float32, mx.float32]
+    assert got_dx.dtype == mx.bfloat16
+    assert_trees_close({"y": got, "dx": got_dx}, {"y": expected, "dx": dx}, FORWARD["bfloat16"])
+    if device == "host":
+        assert given[0] == ["cfc_forward", mx.bfloat16, mx.bfloat16]
+
+
+@devices
+@pytest.mark.parametrize("kind", LAYERS)
 def test_layer_on_kernels(device, kind):
     """A whole layer, forward and backward, plain and compiled; its second derivative comes from the ops form."""
     mx.random.seed(0)
-    layer = CfC(7, 3, backbone_units=9) if kind == "dense" else CfC(NCPMap(5, 4, 3, 3, seed=1))
+    layer = LAYERS[kind]()
     x, dt = mx.random.normal((3, 6, 3)), mx.random.uniform(0.1, 2, (3, 6))
 
     def loss(p, a, d):

@@ -64,8 +64,8 @@ class Variant(NamedTuple):
     @property
     def outputs(self) -> int:
         """Results of a group of lanes in a layer, so that no group is idle."""
-        groups = self.tile.threads // self.tile.split
-        return 1 if self.Z <= groups else 2 if self.Z <= 2 * groups else 4
+        by_group = -(-self.Z // (self.tile.threads // self.tile.split))
+        return by_group if by_group < 3 else 4
 
     @property
     def first(self) -> ProductShape:
