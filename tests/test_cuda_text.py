@@ -46,7 +46,9 @@ def compiling(folder, reports):
             arrays += [f"{TYPES[dtype]}* {n}" for dtype, n in zip(output_dtypes, output_names, strict=True)]
             constants = "".join(constant(*pair) for pair in template)
             bounds = f"__launch_bounds__({threadgroup[0]})"
-            kernel = f"namespace mlx {{\n__global__ void {bounds} custom_kernel_{name}({', '.join(arrays)}) {{\n{constants}{source}\n}}\n}}\n"
+            kernel = (
+                f"namespace mlx {{\n__global__ void {bounds} custom_kernel_{name}({', '.join(arrays)}) {{\n{constants}{source}\n}}\n}}\n"
+            )
             path = folder / f"{name}.cu"
             path.write_text(f"#include <cuda_bf16.h>\n#include <cuda_fp16.h>\n{header}\n{kernel}")
             command = [NVCC, "-std=c++17", "-arch=sm_90", "-Xptxas", "-v", "-cubin", "-o", str(path.with_suffix(".cubin")), str(path)]

@@ -198,7 +198,7 @@ def test_backward_in_blocks_of_steps_is_the_whole(monkeypatch):
     recurrence = RECURRENCES["cfc"]
     with kernels_on("host", Tile(64, 2, 4, False), metal_kernel) as kind:
         for block in (3, 4, 7):
-            monkeypatch.setattr(fused, "BLOCK_STEPS", block)
+            monkeypatch.setattr(fused, "block_steps", lambda variant, batch, block=block: block)
             for lengths in (False, True):
                 compare(kind, recurrence, *recurrence.problem("dropout", 7, 5, 6, lengths=lengths))
 
@@ -338,6 +338,13 @@ def test_sizes_that_no_threadgroup_serves_go_step_by_step():
         mx.eval(expected)
     with kernels_made_by("metal", metal_kernel), ember_mlx.use_backend("metal"):
         assert_close(layer(x), expected, FORWARD["float32"])
+
+
+def test_blocks_of_steps_bound_the_memory():
+    variant = Variant(CfCSpec(((0, 64),)), 128, 1, Tile(256, 1, 8, True))
+    assert fused.block_steps(variant, 32) > 1000
+    assert 100 < fused.block_steps(variant, 256) < 1000
+    assert fused.block_steps(variant._replace(Z=10**7), 256) == 1
 
 
 def tile_for(family, H, Z=128, depth=1, batch=32, half=False, **options):

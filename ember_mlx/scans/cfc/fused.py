@@ -30,7 +30,7 @@ from .variant import (
 )
 
 Tree = dict[str, Any]
-BLOCK_STEPS = 256  # steps whose slopes are in memory at a time
+BLOCK_BYTES = 2**28  # of the steps whose slopes are in memory at a time: few launches, bounded memory
 FILES = ("pointwise.metal", "product.metal", "cfc_pointwise.metal", "cfc.metal")
 SIZES = "CfC<H, Z, DEPTH, MODE, ACTIVATION, MEMORY, STAGES, SLOTS, WINDOW, FIRST, THREADS, ROWS, SPLIT, RESIDENT, GATES_RESIDENT, WEIGHT>"
 FORWARD = KernelText(
@@ -162,8 +162,9 @@ def cfc_fused_backward(kind: str, spec: CfCSpec, arrays: Tree, outputs: list[mx.
     lengths = _lengths(arrays, T, B)
     carry, parts = [mx.zeros((B, H)) for _ in outputs], []
     packed = _packed_back(variant, Weights.of(spec, arrays["stages"]), arrays) if variant.tile.rows else []
-    for start in reversed(range(0, T, BLOCK_STEPS)):
-        block = slice(start, min(start + BLOCK_STEPS, T))
+    steps = block_steps(variant, B)
+    for start in reversed(range(0, T, steps)):
+        block = slice(start, min(start + steps, T))
         part, states, dy = _steps(arrays, block), [a[block] for a in before], [a[block] for a in cotangents]
         point = linearise(kind, spec, part, states, outputs[0][block])
         here = mx.clip(lengths - start, 0, block.stop - block.start)
@@ -173,6 +174,13 @@ def cfc_fused_backward(kind: str, spec: CfCSpec, arrays: Tree, outputs: list[mx.
             dh, dz, d_gates, carry = _scan_back(kind, variant, packed, point, dy, carry, here)
         parts.append(_gradients(spec, part, states[0], point, dh, dz, d_gates))
     return _joined(parts[::-1]) | dict(zip(("h0", "c0"), carry, strict=False))
+
+
+def block_steps(variant: Variant, batch: int) -> int:
+    """Steps whose slopes and gradients are in memory at a time."""
+    heads = (variant.spec.heads + 1) * variant.H + variant.depth * variant.Z
+    gates = 6 * variant.H if variant.spec.mixed_memory else 0
+    return max(1, BLOCK_BYTES // (4 * batch * (2 * heads + 2 * gates)))
 
 
 def _initial(spec: CfCSpec, arrays: Tree) -> list[mx.array]:
@@ -250,6 +258,8 @@ def _product_gradients(d: mx.array, x: mx.array, h: mx.array) -> Tree:
 
 def _joined(parts: list[Tree]) -> Tree:
     """Gradients of consecutive blocks of steps together: those with a time axis in a row, the others added up."""
+    if len(parts) == 1:
+        return parts[0]
     by_path = [dict(tree_flatten(part)) for part in parts]
     over_time = ("x", "dt")
     joined = {
