@@ -139,7 +139,7 @@ struct LaneSum<1, 0> {
 // RESULTS results from INPUTS inputs. Results come in blocks: in each block, group g of SPLIT lanes has OUTPUTS of them, and after `run_product`
 // each lane holds one in sums[row * OUTPUTS]: number `owned` of its group, in the lanes with `primary` set (others hold copies).
 // WEIGHT is the element type of the array in which the weights lie packed.
-template <int INPUTS, int RESULTS, int SPLIT_, int OUTPUTS_, int THREADS_, bool RESIDENT_, typename WEIGHT>
+template <int INPUTS, int RESULTS, int SPLIT_, int OUTPUTS_, int THREADS_, bool RESIDENT_, typename WEIGHT = float>
 struct Product {
   typedef WEIGHT Element;
   typedef typename Packed<WEIGHT>::type Four;

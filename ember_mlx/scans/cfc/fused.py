@@ -97,7 +97,8 @@ def variant_of(kind: str, spec: CfCSpec, arrays: Tree) -> Variant:
     depth, weight = len(first.get("dense", [])), first["w_h"].dtype
     Z, half = (first["w_h"].shape[0] if depth else spec.units), weight != mx.float32
     tile = forced_tile.get() or choose_tile(current_family(), spec, Z, depth, B, half)
-    return Variant(spec, Z, depth, tile, mx.result_type(arrays["x"].dtype, weight), weight if tile.half else mx.float32)
+    io = mx.result_type(*(a.dtype for a in (arrays["x"], first["w_x"], first["b"])))
+    return Variant(spec, Z, depth, tile, io, weight if tile.half else mx.float32)
 
 
 def refusal(kind: str, spec: CfCSpec, arrays: Tree) -> str | None:
@@ -124,7 +125,7 @@ def cfc_fused_forward(kind: str, spec: CfCSpec, arrays: Tree) -> list[mx.array]:
     dropout = arrays.get("dropout")
     heads = window_weights(variant, w.heads)
     inputs = [
-        projected(arrays, arrays["stages"][0]),
+        projected(arrays, arrays["stages"][0]).astype(variant.io),
         packed_none if w.first is None else variant.pack(w.first, variant.first),  # (1)
         mx.concatenate([variant.pack(layer["w"], variant.middle) for layer in w.middle]) if w.middle else packed_none,
         floats(mx.stack([layer["b"] for layer in w.middle])) if w.middle else none,
@@ -151,7 +152,7 @@ def _memory_inputs(variant: Variant, arrays: Tree) -> list[mx.array]:
     if not variant.spec.mixed_memory:
         return [mx.zeros((8,), variant.io), mx.zeros((8,), variant.weight), mx.zeros((8,))]
     w_gates = variant.pack(unit_rows(variant, arrays["lstm"]["w_h"], 4), variant.gates)
-    return [projected(arrays, arrays["lstm"]), w_gates, arrays["c0"]]
+    return [projected(arrays, arrays["lstm"]).astype(variant.io), w_gates, arrays["c0"]]
 
 
 def cfc_fused_backward(kind: str, spec: CfCSpec, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
