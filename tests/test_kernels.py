@@ -306,17 +306,38 @@ def test_a_kernel_that_does_not_work_gives_way_once_and_says_so(monkeypatch, mak
         assert any(verdict and message in verdict for verdict in first_use.verdicts().values())
 
 
-@on_host
-def test_auto_takes_kernels_where_the_device_is_a_gpu(monkeypatch):
-    calls = []
+def counting(calls):
+    """A device that notes the names of the kernels that it runs."""
 
-    def counting(**text):
+    def make(**text):
         kernel = metal_kernel(**text)
         return lambda **call: (calls.append(text["name"]), kernel(**call))[1]
 
+    return make
+
+
+@on_host
+@pytest.mark.parametrize(
+    ("kind", "slopes"),
+    [
+        ("dense", ["cfc_activate", "cfc_slopes"]),
+        ("layered", ["cfc_slopes"]),
+        ("layered-mixed", ["cfc_gate_slopes", "cfc_slopes"]),
+    ],
+)
+def test_a_scan_is_one_launch_each_way_for_all_layers(kind, slopes):
+    calls, layer, x = [], LAYERS[kind](), mx.random.normal((2, 4, 3))
+    with kernels_made_by("metal", counting(calls)), ember_mlx.use_backend("metal"):
+        mx.eval(mx.grad(lambda a: layer(a).sum())(x))
+    assert [calls[0], *sorted(calls[1:-1]), calls[-1]] == ["cfc_forward", *slopes, "cfc_backward"]
+
+
+@on_host
+def test_auto_takes_kernels_where_the_device_is_a_gpu(monkeypatch):
+    calls = []
     monkeypatch.setattr("ember_mlx.scans.dispatch.gpu_kind", lambda: "metal")
     layer, x = CfC(5, 3, backbone_units=6), mx.random.normal((2, 4, 3))
-    with kernels_made_by("metal", counting):
+    with kernels_made_by("metal", counting(calls)):
         mx.eval(mx.grad(lambda a: layer(a).sum())(x))
     # the first use runs both ways on a small problem; the slopes come between the scans
     assert calls == ["cfc_forward", "cfc_activate", "cfc_slopes", "cfc_backward"] * 2
