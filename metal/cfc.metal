@@ -12,7 +12,9 @@
 // SLOTS: the units in the order in which groups of lanes take them, stage by stage, with gaps; H where there is one stage.
 // RESIDENT: weights are in registers, those of the LSTM with GATES_RESIDENT.
 // WINDOW: units whose values a stage reads, its own and its neighbour's, where DEPTH is 0. FIRST: units of the first stage.
-template <int H_, int Z_, int DEPTH_, int MODE_, int ACTIVATION_, bool MEMORY_, int STAGES_, int SLOTS_, int WINDOW_, int FIRST_, int THREADS_, int ROWS_, int SPLIT_, bool RESIDENT_, bool GATES_RESIDENT_, typename WEIGHT>
+template <
+    int H_, int Z_, int DEPTH_, int MODE_, int ACTIVATION_, bool MEMORY_, int STAGES_, int SLOTS_, int WINDOW_, int FIRST_, int THREADS_,
+    int ROWS_, int SPLIT_, bool RESIDENT_, bool GATES_RESIDENT_, typename WEIGHT>
 struct CfC {
   enum {
     H = H_, Z = Z_, DEPTH = DEPTH_, MODE = MODE_, ACTIVATION = ACTIVATION_, MEMORY = MEMORY_, STAGES = STAGES_, SLOTS = SLOTS_,
@@ -389,7 +391,7 @@ inline void cfc_forward(
   }
 }
 
-// The gradient of a unit's state at step t, turned into those of its heads: `slope` is that of the lane's own head.
+// Where the gradient of a unit's head goes: into the window of its own stage, and into that of the stage below.
 template <typename C>
 inline void put_heads(threadgroup float* windows, Slot slot, int head, int r, float d) {
   windows[(slot.stage * C::ROWS + r) * C::Q_ROW + slot.own * C::HEADS + head] = d;
@@ -540,7 +542,8 @@ inline void cfc_backward(
   threadgroup float* d_gates = layers + C::LAYER_BUFFERS * C::ROWS * C::Z_ROW_BACK;  // (ROWS, GATES_ROW), with MEMORY
   threadgroup float* dc = d_gates + C::ROWS * C::GATES_ROW;                       // (ROWS, 4, H), with MEMORY
   threadgroup float* waiting = dc + C::ROWS * 4 * C::H;                           // dh of lower stages, (ROWS, H), where COUPLED
-  fill(buffers, C::STATE_BUFFERS * WINDOWS + C::ROWS * (C::LAYER_BUFFERS * C::Z_ROW_BACK + (C::MEMORY ? C::GATES_ROW : 0)), thread_index, C::THREADS, 0.0f);
+  enum { ZEROS = C::STATE_BUFFERS * WINDOWS + C::ROWS * (C::LAYER_BUFFERS * C::Z_ROW_BACK + (C::MEMORY ? int(C::GATES_ROW) : 0)) };
+  fill(buffers, int(ZEROS), thread_index, C::THREADS, 0.0f);
 
   Rows<C::ROWS> rows;
   load_rows(rows, lengths, dims[1], group_index * C::ROWS);

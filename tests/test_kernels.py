@@ -361,6 +361,14 @@ def test_sizes_that_no_threadgroup_serves_go_step_by_step():
         assert_close(layer(x), expected, FORWARD["float32"])
 
 
+def test_arrays_that_an_int_cannot_index_are_refused():
+    spec, arrays = RECURRENCES["cfc"].problem("heads_only", 1, 1, 64)
+    arrays = to_mlx(arrays)
+    assert fused.refusal("metal", spec, arrays) is None
+    long = arrays | {"dt": mx.broadcast_to(arrays["dt"], (2**16, 2**7))}
+    assert fused.refusal("metal", spec, long) == "an array of 2147483648 numbers has more than an int counts"
+
+
 def test_blocks_of_steps_bound_the_memory():
     variant = Variant(CfCSpec(((0, 64),)), 128, 1, Tile(256, 1, 8, True))
     assert fused.block_steps(variant, 32) > 1000

@@ -31,6 +31,7 @@ from .variant import (
 
 Tree = dict[str, Any]
 BLOCK_BYTES = 2**28  # of the steps whose slopes are in memory at a time: few launches, bounded memory
+MOST_NUMBERS = 2**31  # of an array, which the kernels index by int
 FILES = ("pointwise.metal", "product.metal", "cfc_pointwise.metal", "cfc.metal")
 SIZES = "CfC<H, Z, DEPTH, MODE, ACTIVATION, MEMORY, STAGES, SLOTS, WINDOW, FIRST, THREADS, ROWS, SPLIT, RESIDENT, GATES_RESIDENT, WEIGHT>"
 FORWARD = KernelText(
@@ -105,6 +106,10 @@ def refusal(kind: str, spec: CfCSpec, arrays: Tree) -> str | None:
     """Why no kernel serves such arrays, or None."""
     if arrays["dt"].dtype != mx.float32:
         return "kernels compute in float32"
+    (T, B), first, H = arrays["dt"].shape, arrays["stages"][0], spec.units
+    numbers = T * B * max(len(first["w_h"]) * max(1, len(first.get("dense", []))), 4 * H if spec.mixed_memory else H)
+    if numbers >= MOST_NUMBERS:
+        return f"an array of {numbers} numbers has more than an int counts"
     return None
 
 
