@@ -16,6 +16,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tests.metal_host metal/*.metal
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/cpu.py $(ARGS)

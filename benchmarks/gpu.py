@@ -2,56 +2,86 @@
 
 Runs on Metal (a Mac) and on MLX's CUDA build. Peers are those that are installed: torch (CUDA with cuDNN, or MPS), ncps on it, mlx.nn,
 and the package's own MLX-ops form. Set MLX_ENABLE_TF32=0 before Python starts, so that MLX's float32 products on CUDA are float32.
+
+    python benchmarks/gpu.py                        # checks and times all rows
+    python benchmarks/gpu.py --rows "CfC 64" NCP    # the rows whose names contain one of these
+    python benchmarks/gpu.py --sanitize             # compute-sanitizer's memcheck and racecheck over every kernel first (CUDA)
+    python benchmarks/gpu.py --tune --rows "CfC 64" # tries layouts, and names the best beside the table's choice
 """
 
 import argparse
+import itertools
 import os
+import shutil
 import statistics
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from measure import environment, print_table, timed, write_json
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
 import ember_mlx
 from ember_mlx import CfC, CTRQNet, LQNet, NCPMap
 from ember_mlx.backend import gpu_kind
-from ember_mlx.kernels.first_use import check
+from ember_mlx.kernels.first_use import check, in_half, works
+from ember_mlx.kernels.tiles import Tile, current_family, forced_tile
 from ember_mlx.scans.registry import RECURRENCES
 
 I = 10
-# name -> (layer, B, T); the peers of a row are those of its kind of layer
-ROWS = {
-    "CfC 64, backbone 128, B32 T100": ("dense", 64, 32, 100),
-    "CfC 64, backbone 128, B32 T1000": ("dense", 64, 32, 1000),
-    "CfC 64, backbone 128, B256 T1000": ("dense", 64, 256, 1000),
-    "CfC 64, backbone 128, B32 T4096": ("dense", 64, 32, 4096),
-    "CfC 256, backbone 128, B32 T1000": ("dense", 256, 32, 1000),
-    "CfC 512, backbone 128, B32 T1000": ("dense", 512, 32, 1000),
-    "CfC NCP 32/16/8, B32 T1000": ("ncp", 56, 32, 1000),
-    "CfC 64, mixed memory, B32 T1000": ("mixed", 64, 32, 1000),
-    "CfC 64, bfloat16, B32 T1000": ("bfloat16", 64, 32, 1000),
-    "LQNet NCP 32/16/8, B32 T1000": ("lqnet", 56, 32, 1000),
-    "CTRQNet NCP 32/16/8, B32 T1000": ("ctrqnet", 56, 32, 1000),
-}
+MOST_REGISTERS = 200  # weights of a thread that are worth trying, of 255 registers at 256 threads
+Runs = tuple[Callable[[], object], Callable[[], object]]  # forward, forward + backward; each waits for its result
 
 
-def make_layer(kind, units):
-    if kind in ("lqnet", "ctrqnet"):
-        return {"lqnet": LQNet, "ctrqnet": CTRQNet}[kind](NCPMap(32, 16, 8, I, seed=1))
-    if kind == "ncp":
-        return CfC(NCPMap(32, 16, 8, I, seed=1), return_sequences=True)
-    layer = CfC(units, I, mixed_memory=kind == "mixed", return_sequences=True)
-    if kind == "bfloat16":
-        layer.set_dtype(mx.bfloat16)
-    return layer
+class Row(NamedTuple):
+    """One line of the benchmark: a layer at a size, and the peers to time beside it.
+
+    Args:
+        layer: makes it, with return_sequences.
+        units: of the layer, and of its peers.
+        B, T: sequences and steps.
+        peers: names in PEERS.
+        dtype: of x and the parameters.
+    """
+
+    layer: Callable[[], nn.Module]
+    units: int
+    B: int
+    T: int
+    peers: tuple[str, ...]
+    dtype: mx.Dtype = mx.float32
 
 
-def mlx_runs(layer, x, dt=None, backend=None):
-    """(forward, forward + backward) of an MLX layer, each evaluated."""
+ROWS: dict[str, Row] = {}
+
+
+def add(name, layer, units, peers=(), sizes=((32, 1000),), dtype=mx.float32):
+    """Add a layer's rows, one for each (B, T)."""
+    for B, T in sizes:
+        ROWS[f"{name}, B{B} T{T}"] = Row(layer, units, B, T, tuple(peers), dtype)
+
+
+ALL_SIZES = ((32, 100), (32, 1000), (256, 1000), (32, 4096))
+CFC_PEERS = ("ops", "mlx.nn.GRU", "torch GRU", "torch LSTM", "ncps CfC")
+add("CfC 64, backbone 128", lambda: CfC(64, I, return_sequences=True), 64, CFC_PEERS, ALL_SIZES)
+add("CfC 64, backbone 128, bfloat16", lambda: CfC(64, I, return_sequences=True), 64, ("torch GRU",), ((32, 1000),), mx.bfloat16)
+for size in (256, 512):
+    add(f"CfC {size}, backbone 128", lambda units=size: CfC(units, I, return_sequences=True), size, CFC_PEERS)
+add("CfC 1024, backbone 1024", lambda: CfC(1024, I, backbone_units=1024, return_sequences=True), 1024, ("torch GRU",), ((32, 100),))
+add("CfC NCP 32/16/8", lambda: CfC(NCPMap(32, 16, 8, I, seed=1), return_sequences=True), 56, ("ops", "ncps CfC NCP"))
+add("CfC NCP 32/16/8, mixed memory", lambda: CfC(NCPMap(32, 16, 8, I, seed=1), mixed_memory=True, return_sequences=True), 56)
+add("LQNet NCP 32/16/8", lambda: LQNet(NCPMap(32, 16, 8, I, seed=1)), 56, ("ops",))
+add("CTRQNet NCP 32/16/8", lambda: CTRQNet(NCPMap(32, 16, 8, I, seed=1)), 56, ("ops",))
+add("CfC 64, mixed memory", lambda: CfC(64, I, mixed_memory=True, return_sequences=True), 64)
+
+
+def mlx_runs(layer, x, dt=None, backend=None) -> Runs:
+    """An MLX layer's runs."""
     options = {} if dt is None else {"time_deltas": dt}
 
     def output(m):
@@ -73,11 +103,29 @@ def mlx_runs(layer, x, dt=None, backend=None):
     return run(output), run(step)
 
 
-def torch_runs(module, x, device, spans=None):
-    """The same of a torch module."""
-    import torch
+def torch_device():
+    """torch and its GPU, or None."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
+    return device and (torch, device)
 
-    module, x = module.to(device), torch.tensor(x, device=device)
+
+def torch_runs(make, x, dtype, spans=None) -> Runs | None:
+    """A torch module's runs, or None where torch has no GPU or the peer is not installed."""
+    found = torch_device()
+    if found is None:
+        return None
+    torch, device = found
+    try:
+        module = make(torch)
+    except ImportError:
+        return None
+    kind = getattr(torch, str(dtype).removeprefix("mlx.core."))
+    module, x = module.to(device, kind), torch.tensor(x, device=device, dtype=kind)
     options = {} if spans is None else {"timespans": torch.tensor(spans, device=device)}
     wait = torch.cuda.synchronize if device == "cuda" else torch.mps.synchronize
 
@@ -94,80 +142,182 @@ def torch_runs(module, x, device, spans=None):
     return forward, both
 
 
-def torch_peers(units, x, dt):
-    """The peers on torch's GPU, if it has one."""
-    try:
-        import torch
-    except ImportError:
-        return {}
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
-    if device is None:
-        return {}
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    peers = {
-        "torch GRU": torch_runs(torch.nn.GRU(I, units, batch_first=True), x, device),
-        "torch LSTM": torch_runs(torch.nn.LSTM(I, units, batch_first=True), x, device),
-    }
-    try:
+def ncps_dense(units):
+    def make(_):
         from ncps.torch import CfC as TorchCfC
-    except ImportError:
-        return peers
-    spans = np.repeat(dt[:, :, None], units, axis=2)
-    return peers | {"ncps CfC": torch_runs(TorchCfC(I, units), x, device, spans)}
+
+        return TorchCfC(I, units)
+
+    return make
 
 
-def compare(kind, layer_kind, units, B, T, seconds, slow_peers):
-    """Milliseconds (forward, both) of the layer and its peers."""
+def ncps_wired(_):
+    from ncps.torch import CfC as TorchCfC
+    from ncps.wirings import NCP
+
+    return TorchCfC(I, NCP(32, 16, 8, 16, 8, 4, 8, seed=1))
+
+
+# name -> (row, x, dt) -> runs, or None where the peer is not here; x (B, T, I) and dt (B, T) are NumPy arrays
+PEERS: dict[str, Callable[[Row, np.ndarray, np.ndarray], Runs | None]] = {
+    "ops": lambda row, x, dt: mlx_runs(made(row), mx.array(x).astype(row.dtype), mx.array(dt), "ops") if row.T <= 1000 else None,
+    "mlx.nn.GRU": lambda row, x, dt: mlx_runs(nn.GRU(I, row.units), mx.array(x)) if row.T <= 1000 else None,
+    "torch GRU": lambda row, x, dt: torch_runs(lambda torch: torch.nn.GRU(I, row.units, batch_first=True), x, row.dtype),
+    "torch LSTM": lambda row, x, dt: torch_runs(lambda torch: torch.nn.LSTM(I, row.units, batch_first=True), x, row.dtype),
+    "ncps CfC": lambda row, x, dt: torch_runs(ncps_dense(row.units), x, row.dtype, np.repeat(dt[:, :, None], row.units, axis=2)),
+    "ncps CfC NCP": lambda row, x, dt: torch_runs(ncps_wired, x, row.dtype, dt[:, :, None]),
+}
+SLOW = ("ops", "mlx.nn.GRU", "ncps CfC", "ncps CfC NCP")  # loops of small launches
+
+
+def made(row):
+    """The row's layer."""
+    mx.random.seed(0)
+    layer = row.layer()
+    layer.set_dtype(row.dtype)
+    mx.eval(layer.parameters())
+    return layer
+
+
+def inputs_of(row):
+    """x (B, T, I) and dt (B, T), NumPy."""
     rng = np.random.default_rng(0)
-    x, dt = rng.standard_normal((B, T, I)).astype(np.float32), rng.uniform(0.1, 2, (B, T)).astype(np.float32)
-    mlx_x = mx.array(x).astype(mx.bfloat16 if layer_kind == "bfloat16" else mx.float32)
-    layer = make_layer(layer_kind, units)
-    runs = {"ember_mlx": mlx_runs(layer, mlx_x, mx.array(dt), kind)}
-    if slow_peers and T <= 1000:
-        runs["ember_mlx ops"] = mlx_runs(layer, mlx_x, mx.array(dt), "ops")
-        runs["mlx.nn.GRU"] = mlx_runs(nn.GRU(I, units), mlx_x)
-    if layer_kind == "dense":
-        runs |= {name: pair for name, pair in torch_peers(units, x, dt).items() if slow_peers or "ncps" not in name}
-    return {name: [statistics.median(timed(run, seconds)) for run in pair] for name, pair in runs.items()}
+    return rng.standard_normal((row.B, row.T, I)).astype(np.float32), rng.uniform(0.1, 2, (row.B, row.T)).astype(np.float32)
 
 
-def check_all(kind):
-    """Errors of every variant against float64: name -> (outputs, gradients)."""
+def milliseconds_of(pair, seconds):
+    return [statistics.median(timed(run, seconds)) for run in pair]
+
+
+def time_row(kind, row, seconds, without):
+    """Milliseconds (forward, both) of the layer and its peers."""
+    x, dt = inputs_of(row)
+    runs = {"ember_mlx": mlx_runs(made(row), mx.array(x).astype(row.dtype), mx.array(dt), kind)}
+    runs |= {name: PEERS[name](row, x, dt) for name in row.peers if name not in without}
+    return {name: milliseconds_of(pair, seconds) for name, pair in runs.items() if pair is not None}
+
+
+def check_all(kind, size=(33, 5, 64)):
+    """Errors of every variant against float64, float32 and bfloat16: name -> (outputs, gradients, whether they are those of rounding)."""
     errors = {}
     for name, recurrence in RECURRENCES.items():
         for variant in recurrence.variants:
-            spec, arrays = recurrence.problem(variant, 33, 5, 64, lengths=True, dtype=np.float32)
-            if recurrence.fused.refusal(kind, spec, tree_map(mx.array, arrays)) is None:
-                errors[f"{name} {variant}"] = check(kind, recurrence, spec, arrays)
+            spec, arrays = recurrence.problem(variant, *size, lengths=True, dtype=np.float32)
+            for label, like in (("", None), (", bfloat16", in_half(arrays, mx.bfloat16))):
+                if recurrence.fused.refusal(kind, spec, tree_map(mx.array, arrays)) is None:
+                    pair = check(kind, recurrence, spec, arrays, like)
+                    errors[f"{name} {variant}{label}"] = (*pair, works(pair, like))
     return errors
 
 
-def main():
+def candidates(weights, half_too):
+    """Layouts to try: threads, rows, lanes that share a product, weights in registers if they can be, and in half precision."""
+    yield Tile(256, 0, 8, False)
+    for threads, split, half in itertools.product((128, 256, 512), (4, 8, 16), (False, True) if half_too else (False,)):
+        for resident, rows in ((True, 1), (True, 2), (False, 1), (False, 2), (False, 4), (False, 8)):
+            if not resident or weights / threads <= (2 if half else 1) * MOST_REGISTERS * 256 / max(threads, 256):
+                yield Tile(threads, rows, split, resident, half)
+
+
+def tune_row(kind, row, seconds):
+    """(layout, forward, both) of every layout that gives the gradients of the table's choice, the fastest first; and the times of that."""
+    x, dt = inputs_of(row)
+    layer, x, dt = made(row), mx.array(x).astype(row.dtype), mx.array(dt)
+    runs = mlx_runs(layer, x, dt, kind)
+    step = nn.value_and_grad(layer, lambda m: m(x, time_deltas=dt).astype(mx.float32).sum())
+
+    def result():
+        with ember_mlx.use_backend(kind):
+            return [np.array(a.astype(mx.float32)) for _, a in tree_flatten(step(layer))]
+
+    expected, table = result(), milliseconds_of(runs, seconds)
+    found = []
+    weights = sum(a.size for _, a in tree_flatten(layer.parameters()))
+    for tile in candidates(weights, row.dtype != mx.float32):
+        token = forced_tile.set(tile)
+        try:
+            if all(np.abs(a - b).max() <= 1e-2 * max(1, np.abs(b).max()) for a, b in zip(result(), expected, strict=True)):
+                found.append((tile, *milliseconds_of(runs, seconds)))
+        except (RuntimeError, ValueError) as error:  # more memory or registers than there are
+            print(f"  {tile}: {str(error).splitlines()[0][:120]}", flush=True)
+        finally:
+            forced_tile.reset(token)
+    return sorted(found, key=lambda item: item[2]), table
+
+
+def sanitize():
+    """compute-sanitizer over every kernel, in processes of their own; whether it found nothing."""
+    if shutil.which("compute-sanitizer") is None:
+        sys.exit("gpu.py: --sanitize needs compute-sanitizer on the PATH")
+    clean = True
+    for tool in ("memcheck", "racecheck"):
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, __file__, "--only-check", "--small"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        print(f"compute-sanitizer {tool}: {'clean' if done.returncode == 0 else 'FAILED'}", flush=True)
+        if done.returncode:
+            clean = False
+            print(done.stdout[-6000:], done.stderr[-3000:], sep="\n")
+    return clean
+
+
+def parsed():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=1.0, help="time for each figure")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="rows of the table; all of them")
+    parser.add_argument("--rows", nargs="+", default=[""], metavar="TEXT", help="rows whose names contain one of these; all of them")
     parser.add_argument("--without-slow-peers", action="store_true", help="leave out loops of small launches (ncps, mlx.nn, ops)")
+    parser.add_argument("--sanitize", action="store_true", help="run compute-sanitizer over every kernel first")
+    parser.add_argument("--tune", action="store_true", help="try layouts instead of timing peers")
+    parser.add_argument("--only-check", action="store_true", help="check every kernel, time nothing")
+    parser.add_argument("--small", action="store_true", help="check on small problems, for slow tools")
     parser.add_argument("--json", type=Path, default=Path("out/bench-gpu.json"))
-    arguments = parser.parse_args()
-    kind = gpu_kind()
+    return parser.parse_args()
+
+
+def tune(kind, rows, seconds):
+    """The tuned table's rows, and what goes into the JSON."""
+    lines, kept = [], {}
+    for name, row in rows.items():
+        found, table = tune_row(kind, row, seconds)
+        kept[name] = {"table": table, "tiles": [[list(tile), forward, both] for tile, forward, both in found]}
+        lines.append([name, "the table's choice", *(f"{ms:.2f} ms" for ms in table)])
+        lines += [[name, f"{tile}", f"{forward:.2f} ms", f"{both:.2f} ms"] for tile, forward, both in found[:3]]
+        print(*lines[-4:], sep="\n", flush=True)
+    return lines, kept
+
+
+def time_rows(kind, rows, seconds, without):
+    """The table of times, and what goes into the JSON."""
+    lines, kept = [], {}
+    for name, row in rows.items():
+        kept[name] = times = time_row(kind, row, seconds, without)
+        print(name, times, flush=True)
+        for peer, pair in times.items():
+            lines.append([name, peer, *(f"{ms:.2f} ms ({ms / times['ember_mlx'][k]:.2f} x)" for k, ms in enumerate(pair))])
+    return lines, kept
+
+
+def main():
+    arguments, kind = parsed(), gpu_kind()
     if kind is None:
         sys.exit("gpu.py: MLX's default device is the CPU here; this benchmark needs Metal or CUDA")
     if kind == "cuda" and os.environ.get("MLX_ENABLE_TF32") != "0":
         print("MLX_ENABLE_TF32 is not 0: MLX's float32 products run in TF32, and errors are larger")
-    errors, milliseconds = check_all(kind), {}
-    for row in arguments.rows:
-        milliseconds[row] = compare(kind, *ROWS[row], arguments.seconds, not arguments.without_slow_peers)
-        print(row, milliseconds[row], flush=True)
+    clean = not arguments.sanitize or sanitize()
+    errors = check_all(kind, (5, 3, 31) if arguments.small else (33, 5, 64))
+    rows = {name: row for name, row in ROWS.items() if any(text in name for text in arguments.rows) and not arguments.only_check}
+    if arguments.tune:
+        lines, result = tune(kind, rows, arguments.seconds)
+    else:
+        lines, result = time_rows(kind, rows, arguments.seconds, SLOW if arguments.without_slow_peers else ())
     device = {name: str(value) for name, value in mx.device_info().items()}
-    write_json(arguments.json, {"device": device, "kind": kind, "errors": errors, "ms": milliseconds})
+    measured = {"errors": errors, "tune" if arguments.tune else "ms": result}
+    write_json(arguments.json, {"device": device, "kind": kind, "family": current_family()._asdict(), **measured})
     print(f"\n{device.get('device_name')}, {environment()['versions']}, {environment()['date']}")
-    print_table("errors against float64", ["kernel", "outputs", "gradients"], [[n, f"{a:.1e}", f"{b:.1e}"] for n, (a, b) in errors.items()])
-    rows = [
-        [row, name, *(f"{ms:.2f} ms ({ms / times['ember_mlx'][k]:.2f} x)" for k, ms in enumerate(pair))]
-        for row, times in milliseconds.items()
-        for name, pair in times.items()
-    ]
-    print_table("times", ["", "", "forward", "forward + backward"], rows)
+    texts = [[name, f"{a:.1e}", f"{b:.1e}", "" if ok else "WRONG"] for name, (a, b, ok) in errors.items()]
+    print_table("errors against float64", ["kernel", "outputs", "gradients", ""], texts)
+    if lines:
+        print_table("the best layouts" if arguments.tune else "times", ["", "", "forward", "forward + backward"], lines)
+    sys.exit(0 if clean and all(ok for *_, ok in errors.values()) else 1)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from mlx.utils import tree_map
 
 from . import __version__
 from .backend import current_backend, gpu_kind
-from .kernels.first_use import check, works
+from .kernels.first_use import check, in_half, works
 from .kernels.loader import is_available, source_folder
-from .kernels.tiles import current_family
+from .kernels.tiles import current_family, forced_tile
 from .scans.registry import RECURRENCES
 
 SMALL, TIMED = (7, 3, 31), (100, 32, 64)  # T, B, H
@@ -56,9 +56,32 @@ def _check_all(kind: str) -> int:
     for name, variant in _served(kind):
         line, ok = _check_one(kind, name, variant)
         print(line, flush=True)
-        failures += not ok
+        line, wrong = _check_layouts(kind, name, variant) if ok else ("", 0)
+        print(line, end="", flush=True)
+        failures += wrong + (not ok)
     print(f"\n{failures} of the kernels failed" if failures else "\nevery kernel works here")
     return 1 if failures else 0
+
+
+def _check_layouts(kind: str, name: str, variant: str) -> tuple[str, int]:
+    """Every layout that the table can choose on this GPU: lines of the table, the failures one by one; and how many fail."""
+    recurrence, lines = RECURRENCES[name], []
+    spec, arrays = _problem(recurrence, variant, True)
+    tiles = recurrence.fused.layouts(current_family(), spec)
+    for tile in tiles:
+        like = in_half(arrays, mx.bfloat16) if tile.half else None
+        token = forced_tile.set(tile)
+        try:
+            errors = check(kind, recurrence, spec, arrays, like)
+            state = "" if works(errors, like) else f"WRONG: {errors[0]:.1e} (outputs), {errors[1]:.1e} (gradients)"
+        except (RuntimeError, ValueError) as error:
+            state = f"FAILED: {error}"
+        finally:
+            forced_tile.reset(token)
+        if state:
+            lines.append(f"  {tile}   {state}\n")
+    works_in = f"{'':<32}{'':>45}   works in all its {len(tiles)} layouts\n" if tiles and not lines else ""
+    return "".join(lines) or works_in, len(lines)
 
 
 def _served(kind: str) -> Iterator[tuple[str, str]]:

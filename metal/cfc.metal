@@ -1,31 +1,31 @@
 // CfC, equations (1) to (3): ROWS sequences by one threadgroup, all their steps, forward and backward.
 // Arrays are time-major. The products with the inputs x come before the forward scan; the gates' slopes, which follow from the stored
-// states (the kernels at the end), come before the backward scan, and the weights' gradients after it.
+// states (cfc_pointwise.metal), come before the backward scan, and the weights' gradients after it.
 //
 // On a layered map a step is a chain of STAGES without backbone, each fed by the new state of the one before it. One threadgroup runs all of
 // them as a pipeline: at tick s stage k works on step s - k, so that its inputs, its own last state and the state that the stage below it
 // made one tick ago, are all there, and one phase computes every stage. An LSTM before the stages (MEMORY) needs the last stage's state first:
 // then the stages of a step run one after another.
 
-enum Mode { DEFAULT = 0, NO_GATE = 1, PURE = 2 };
-
 // The sizes of one variant; SPLIT is 4, 8, 16 or 32. DEPTH backbone layers of Z units (Z = H where DEPTH is 0), HEADS linear heads a unit.
 // MEMORY: an LSTM step comes first, and the CfC step works on its h.
 // SLOTS: the units in the order in which groups of lanes take them, stage by stage, with gaps; H where there is one stage.
 // RESIDENT: weights are in registers, those of the LSTM with GATES_RESIDENT.
 // WINDOW: units whose values a stage reads, its own and its neighbour's, where DEPTH is 0. FIRST: units of the first stage.
-template <int H_, int Z_, int DEPTH_, int MODE_, int ACTIVATION_, bool MEMORY_, int STAGES_, int SLOTS_, int WINDOW_, int FIRST_, int THREADS_, int ROWS_, int SPLIT_, bool RESIDENT_, bool GATES_RESIDENT_, typename WEIGHT>
+template <
+    int H_, int Z_, int DEPTH_, int MODE_, int ACTIVATION_, bool MEMORY_, int STAGES_, int SLOTS_, int WINDOW_, int FIRST_, int THREADS_,
+    int ROWS_, int SPLIT_, bool RESIDENT_, bool GATES_RESIDENT_, typename WEIGHT>
 struct CfC {
   enum {
     H = H_, Z = Z_, DEPTH = DEPTH_, MODE = MODE_, ACTIVATION = ACTIVATION_, MEMORY = MEMORY_, STAGES = STAGES_, SLOTS = SLOTS_,
     FIRST = FIRST_, THREADS = THREADS_, ROWS = ROWS_, RESIDENT = RESIDENT_,
     HEADS = MODE_ == PURE ? 1 : 4,
-    OUTPUTS = 4,
     PIPELINED = STAGES_ > 1 && !MEMORY_,
     STATE_BUFFERS = DEPTH_ > 0 || MEMORY_ ? 1 : 2,  // with nothing between, a step writes its result beside what others still read
     LAYER_BUFFERS = DEPTH_ > 1 ? 2 : DEPTH_,
     SPLIT = SPLIT_,
     GROUPS = THREADS_ / SPLIT_,
+    OUTPUTS = Z_ <= int(GROUPS) ? 1 : Z_ <= 2 * int(GROUPS) ? 2 : 4,  // results of a group of lanes in a layer, so that no group is idle
     BLOCKS = (SLOTS_ + GROUPS - 1) / GROUPS,  // how often the groups of lanes take the next units
     UNROLL = RESIDENT_ ? int(BLOCKS) : 1
   };
@@ -131,26 +131,17 @@ inline void clear_rest(device float* values, int t, int T, int width, thread con
   }
 }
 
-// (3): the next state of a unit, from tanh f, tanh g and t_interp; in pure mode from f.
-template <int MODE>
-inline float next_state(float f, float g, float t_interp) {
-  return MODE == NO_GATE ? f + g * t_interp : f * (1.0f - t_interp) + g * t_interp;
-}
-inline float next_pure_state(float f, float dt, float w_tau, float A) {
-  return A - A * fast::exp(-dt * (fabs(w_tau) + fabs(f))) * f;
-}
-
-// The same where the lanes of a unit hold the heads f, g, t_a, t_b, COPIES lanes each; the lanes of f return the state.
+// The next state of a unit whose lanes hold the heads f, g, t_a, t_b, COPIES lanes each; the lanes of f return it.
 template <int MODE, int COPIES>
 inline float interpolate(float q, int head, float dt, float w_tau, float A) {
-  if (MODE == PURE) return next_pure_state(q, dt, w_tau, A);
+  if (MODE == PURE) return next_pure_state(q, dt, w_tau, A);  // (3)
   float other = simd_shuffle_xor(q, COPIES);  // f with g, t_a with t_b
   float t_argument = head == 2 ? q * dt + other : other * dt + q;
-  float value = head < 2 ? fast_tanh(q) : fast_sigmoid(t_argument);  // (2)
+  float value = tanh_or_sigmoid(head < 2, head < 2 ? q : t_argument);  // (2)
   float f = value;
   float g = simd_shuffle_xor(value, COPIES);
   float t_interp = simd_shuffle_xor(value, 2 * COPIES);
-  return next_state<MODE>(f, g, t_interp);
+  return next_state<MODE>(f, g, t_interp);  // (3)
 }
 
 // What a step needs from device memory is read one step before where weights are in registers (then `waits` holds it), so that the memory's
@@ -213,7 +204,7 @@ inline void memory_step(
 #pragma unroll
     for (int r = 0; r < C::ROWS; r++) {
       float q = sums[r * 4] + here[r];
-      float value = gate == 0 ? fast_tanh(q) : fast_sigmoid(gate == 2 ? q + 1.0f : q);
+      float value = tanh_or_sigmoid(gate == 0, gate == 2 ? q + 1.0f : q);
       float a = value;
       float i = simd_shuffle_xor(value, int(Gates::COPIES));
       float f = simd_shuffle_xor(value, 2 * int(Gates::COPIES));
@@ -400,7 +391,7 @@ inline void cfc_forward(
   }
 }
 
-// The gradient of a unit's state at step t, turned into those of its heads: `slope` is that of the lane's own head.
+// Where the gradient of a unit's head goes: into the window of its own stage, and into that of the stage below.
 template <typename C>
 inline void put_heads(threadgroup float* windows, Slot slot, int head, int r, float d) {
   windows[(slot.stage * C::ROWS + r) * C::Q_ROW + slot.own * C::HEADS + head] = d;
@@ -551,7 +542,8 @@ inline void cfc_backward(
   threadgroup float* d_gates = layers + C::LAYER_BUFFERS * C::ROWS * C::Z_ROW_BACK;  // (ROWS, GATES_ROW), with MEMORY
   threadgroup float* dc = d_gates + C::ROWS * C::GATES_ROW;                       // (ROWS, 4, H), with MEMORY
   threadgroup float* waiting = dc + C::ROWS * 4 * C::H;                           // dh of lower stages, (ROWS, H), where COUPLED
-  fill(buffers, C::STATE_BUFFERS * WINDOWS + C::ROWS * (C::LAYER_BUFFERS * C::Z_ROW_BACK + (C::MEMORY ? C::GATES_ROW : 0)), thread_index, C::THREADS, 0.0f);
+  enum { ZEROS = C::STATE_BUFFERS * WINDOWS + C::ROWS * (C::LAYER_BUFFERS * C::Z_ROW_BACK + (C::MEMORY ? int(C::GATES_ROW) : 0)) };
+  fill(buffers, int(ZEROS), thread_index, C::THREADS, 0.0f);
 
   Rows<C::ROWS> rows;
   load_rows(rows, lengths, dims[1], group_index * C::ROWS);
@@ -668,132 +660,4 @@ inline void cfc_backward(
     d_gates_out[0] = 0.0f;
     dc0[0] = 0.0f;
   }
-}
-
-// What precedes the backward scan, for all steps at once: one thread for each value of N rows (step and sequence).
-
-// (1): z = activation(a) times the dropout factor, and its slope.
-template <int ACTIVATION, int THREADS>
-inline void cfc_activate(
-    device const float* a,        // (N, Z)
-    device const float* dropout,  // (N, Z)
-    device const int* dims,       // N Z, whether there is dropout
-    device float* z, device float* slope,
-    int group_index, int thread_index, threadgroup float4* scratch) {
-  int i = group_index * THREADS + thread_index;
-  if (i >= dims[0]) return;
-  float value = activate<ACTIVATION>(a[i]), factor = dims[1] ? dropout[i] : 1.0f;
-  z[i] = value * factor;
-  slope[i] = activation_slope<ACTIVATION>(a[i], value) * factor;
-}
-
-// The slopes of the next state by the heads' products q, by dt, and in pure mode by w_tau and A; compare `interpolate`.
-template <int MODE, int H, int THREADS>
-inline void cfc_slopes(
-    device const float* q,      // (N, HEADS, H)
-    device const float* dt,     // (N)
-    device const float* pure,   // (2, H)
-    device const int* dims,     // N
-    device float* by_q,         // (N, HEADS, H)
-    device float* by_dt,        // (N, H)
-    device float* by_w_tau,     // (N, H) and the next in pure mode, else one element each
-    device float* by_A,
-    int group_index, int thread_index, threadgroup float4* scratch) {
-  int i = group_index * THREADS + thread_index;
-  if (i >= dims[0] * H) return;
-  int n = i / H, u = i % H;
-  float passed = dt[n];
-  if (MODE == PURE) {
-    float f = q[i], w_tau = pure[u], A = pure[H + u];
-    float rate = fabs(w_tau) + fabs(f), decay = fast::exp(-passed * rate);
-    by_q[i] = -A * decay * (1.0f - passed * fabs(f));
-    by_dt[i] = A * decay * f * rate;
-    by_w_tau[i] = A * decay * f * passed * (w_tau < 0.0f ? -1.0f : 1.0f);
-    by_A[i] = 1.0f - decay * f;
-    return;
-  }
-  device const float* heads = q + n * 4 * H + u;
-  device float* by_head = by_q + n * 4 * H + u;
-  float f = fast_tanh(heads[0]), g = fast_tanh(heads[H]), t_a = heads[2 * H];
-  float t_interp = fast_sigmoid(t_a * passed + heads[3 * H]);
-  float slope = (MODE == NO_GATE ? g : g - f) * t_interp * (1.0f - t_interp);
-  by_head[0] = (1.0f - f * f) * (MODE == NO_GATE ? 1.0f : 1.0f - t_interp);
-  by_head[H] = (1.0f - g * g) * t_interp;
-  by_head[2 * H] = slope * passed;
-  by_head[3 * H] = slope;
-  by_dt[i] = slope * t_a;
-  if (i == 0) by_w_tau[0] = by_A[0] = 0.0f;
-}
-
-// The LSTM's h, and the slopes that `memory_step_back` takes; compare `memory_step`.
-template <int H, int THREADS>
-inline void cfc_gate_slopes(
-    device const float* q,  // (N, 4, H)
-    device const float* c,  // (N, H): before the step
-    device const int* dims, // N
-    device float* h_inner, device float* slopes,  // (N, H), (N, 6, H)
-    int group_index, int thread_index, threadgroup float4* scratch) {
-  int index = group_index * THREADS + thread_index;
-  if (index >= dims[0] * H) return;
-  int n = index / H, u = index % H;
-  device const float* gates = q + n * 4 * H + u;
-  device float* by = slopes + n * 6 * H + u;
-  float a = fast_tanh(gates[0]), i = fast_sigmoid(gates[H]), f = fast_sigmoid(gates[2 * H] + 1.0f), o = fast_sigmoid(gates[3 * H]);
-  float tanh_c = fast_tanh(c[index] * f + a * i);
-  h_inner[index] = tanh_c * o;
-  by[0] = (1.0f - a * a) * i;
-  by[H] = a * i * (1.0f - i);
-  by[2 * H] = c[index] * f * (1.0f - f);
-  by[3 * H] = tanh_c * o * (1.0f - o);
-  by[4 * H] = o * (1.0f - tanh_c * tanh_c);
-  by[5 * H] = f;
-}
-
-// One step by itself, where a scan in one launch would not pay: the products are made outside, one thread has one unit of one sequence.
-
-// (2), (3): the next state, and y; past a sequence's length the state stays and y is 0.
-template <int MODE, int H, int THREADS>
-inline void cfc_next(
-    device const float* q,      // (B, HEADS, H)
-    device const float* dt,     // (B)
-    device const float* pure,   // (2, H)
-    device const float* h,      // (B, H)
-    device const int* lengths,  // (B)
-    device const int* dims,     // B, the step
-    device float* h_next, device float* y,  // (B, H)
-    int group_index, int thread_index, threadgroup float4* scratch) {
-  int i = group_index * THREADS + thread_index;
-  if (i >= dims[0] * H) return;
-  int b = i / H, u = i % H;
-  float value;
-  if (MODE == PURE) {
-    value = next_pure_state(q[i], dt[b], pure[u], pure[H + u]);
-  } else {
-    device const float* heads = q + b * 4 * H + u;
-    value = next_state<MODE>(fast_tanh(heads[0]), fast_tanh(heads[H]), fast_sigmoid(heads[2 * H] * dt[b] + heads[3 * H]));
-  }
-  bool now = dims[1] < lengths[b];
-  h_next[i] = now ? value : h[i];
-  y[i] = now ? value : 0.0f;
-}
-
-// The LSTM's h, its next c, and what is kept of c.
-template <int H, int THREADS>
-inline void cfc_memory_next(
-    device const float* q,      // (B, 4, H)
-    device const float* c,      // (B, H)
-    device const int* lengths,  // (B)
-    device const int* dims,     // B, the step
-    device float* h_inner, device float* c_next, device float* c_out,  // (B, H)
-    int group_index, int thread_index, threadgroup float4* scratch) {
-  int index = group_index * THREADS + thread_index;
-  if (index >= dims[0] * H) return;
-  int b = index / H;
-  device const float* gates = q + b * 4 * H + index % H;
-  float a = fast_tanh(gates[0]), i = fast_sigmoid(gates[H]), f = fast_sigmoid(gates[2 * H] + 1.0f), o = fast_sigmoid(gates[3 * H]);
-  float value = c[index] * f + a * i;
-  bool now = dims[1] < lengths[b];
-  h_inner[index] = fast_tanh(value) * o;
-  c_next[index] = now ? value : c[index];
-  c_out[index] = now ? value : 0.0f;
 }

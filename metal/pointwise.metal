@@ -9,6 +9,12 @@ enum Activation { LECUN_TANH = 0, TANH = 1, RELU = 2, SILU = 3, GELU = 4 };
 inline float fast_tanh(float a) { return 1.0f - fast::divide(2.0f, fast::exp(2.0f * a) + 1.0f); }
 inline float fast_sigmoid(float a) { return fast::divide(1.0f, 1.0f + fast::exp(-a)); }
 
+// Either of them, without a branch between lanes that need different ones: tanh(a) = 2 sigmoid(2 a) - 1.
+inline float tanh_or_sigmoid(bool is_tanh, float a) {
+  float s = fast_sigmoid(is_tanh ? 2.0f * a : a);
+  return is_tanh ? 2.0f * s - 1.0f : s;
+}
+
 // Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7; neither Metal nor the subset has an erf
 inline float fast_erf(float a) {
   float magnitude = a < 0.0f ? -a : a;

@@ -1,27 +1,30 @@
 """Every kernel's own text, run on the CPU by the host runner and, where there is one, on the GPU."""
 
+import json
+import runpy
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten, tree_unflatten
 
 import ember_mlx
 from ember_mlx import LTC, CfC, CTRQNet, NCPMap
 from ember_mlx.kernels import first_use
-from ember_mlx.kernels.loader import kernels_made_by
-from ember_mlx.kernels.tiles import FAMILIES, Tile, family_of, forced_tile
+from ember_mlx.kernels.loader import kernels_made_by, read_source, source_folder
+from ember_mlx.kernels.tiles import FAMILIES, THREADGROUP_BYTES, Tile, family_of, forced_tile
 from ember_mlx.scans.cfc import fused
-from ember_mlx.scans.ltc import fused as ltc_fused
-from ember_mlx.scans.ltc.problems import random_arrays as ltc_arrays
-from ember_mlx.scans.ltc.spec import LTCSpec
-from ember_mlx.scans.ltc.synapses import Synapses
-from ember_mlx.scans.quantum import fused as quantum_fused
+from ember_mlx.scans.cfc.spec import CfCSpec
+from ember_mlx.scans.cfc.variant import Variant
+from ember_mlx.scans.dispatch import scan
 from ember_mlx.scans.registry import RECURRENCES
 
-from .comparisons import assert_close, assert_trees_close, to_mlx
-from .metal_host import metal_kernel, unsupported_reason
+from .comparisons import assert_close, assert_trees_close, to_mlx, to_numpy
+from .metal_host import lint_file, metal_kernel, unsupported_reason
 from .tolerances import FORWARD, GRADIENT
 
 HOST_REASON = unsupported_reason()
@@ -30,6 +33,7 @@ DEVICES = {
     "metal": None if mx.metal.is_available() else "no Metal device here",
     "cuda": None if mx.cuda.is_available() else "no CUDA device here",
 }
+KERNEL_FILES = sorted(path.name for path in source_folder().glob("*.metal"))
 PRESENT = [name for name, reason in DEVICES.items() if reason is None]
 devices = pytest.mark.parametrize("device", PRESENT)
 on_host = pytest.mark.skipif(HOST_REASON is not None, reason=str(DEVICES["host"]))
@@ -77,12 +81,13 @@ TILES = {"streamed": Tile(64, 1, 8, False), "resident-rows2": Tile(128, 2, 4, Tr
 
 
 def sweep():
-    """Every layout at every size on a GPU; on the host every layout at one odd size, and one layout at each size."""
+    """Every layout at every size on a GPU; on the host every layout at one odd size, and one layout at one of the others in turn."""
     for device in PRESENT:
-        for name, variant in CASES:
+        for number, (name, variant) in enumerate(CASES):
+            others = [size for size in SIZES if size != "T7-B3-H31"]
             for tile in TILES:
                 for size in SIZES:
-                    if device != "host" or size == "T7-B3-H31" or tile == "streamed":
+                    if device != "host" or size == "T7-B3-H31" or (tile == "streamed" and size == others[number % len(others)]):
                         yield pytest.param(device, name, variant, TILES[tile], SIZES[size], id=f"{name}-{variant}-{device}-{tile}-{size}")
 
 
@@ -101,71 +106,146 @@ def test_where_kernels_ran(device):
         pytest.skip(str(DEVICES[device]))
 
 
-@devices
-@pytest.mark.parametrize(("T", "B", "H"), [(33, 2, 100), (4, 2, 300), (2, 1, 1024)], ids=["H100", "H300", "H1024"])
-@pytest.mark.parametrize("name", RECURRENCES)
-def test_the_tables_own_layout(device, name, T, B, H):
-    recurrence = RECURRENCES[name]
-    with kernels_on(device, maker=metal_kernel) as kind:
-        compare(kind, recurrence, *recurrence.problem(recurrence.variants[0], T, B, H, lengths=True))
+BY_STEP = Tile(64, 0, 8, False)
+BY_STEP_CASES = [case for case in CASES if case[0] == "cfc"]
 
 
 @devices
-@pytest.mark.parametrize(
-    ("T", "B", "H", "density"), [(5, 2, 64, 1.0), (2, 3, 256, 1.0), (2, 1, 1024, 0.1)], ids=["H64-full", "H256-full", "H1024-sparse"]
-)
-@pytest.mark.parametrize("family", ["applegpu", "sm_90"])
-def test_the_tables_own_layout_for_synapses(monkeypatch, device, family, T, B, H, density):
-    monkeypatch.setattr(ltc_fused, "current_family", lambda: family_of(family))
-    rng = np.random.default_rng(0)
-    spec = LTCSpec(Synapses(rng.random((H, H)) < density), Synapses(rng.random((3, H)) < density), unfolds=2)
-    resident = {("sm_90", 64)}
-    with kernels_on(device, maker=metal_kernel) as kind:
-        arrays = ltc_arrays(spec, T, B, lengths=True)
-        assert ltc_fused.variant_of(kind, spec, to_mlx(arrays)).tile.resident == ((family, H) in resident)
-        compare(kind, RECURRENCES["ltc"], spec, arrays)
-
-
-@on_host
-@pytest.mark.parametrize("variant", ["full", "rk4_sparse"])
-def test_backward_of_an_ltc_in_blocks_of_steps_is_the_whole(monkeypatch, variant):
-    recurrence = RECURRENCES["ltc"]
-    with kernels_on("host", Tile(64, 2, 4, False), metal_kernel) as kind:
-        spec, _ = recurrence.problem(variant, 7, 5, 6)
-        for block in (1, 3, 4):
-            monkeypatch.setattr(ltc_fused, "BLOCK_VALUES", block * spec.evaluations * 5 * 6)
-            for lengths in (False, True):
-                compare(kind, recurrence, *recurrence.problem(variant, 7, 5, 6, lengths=lengths))
-
-
-@on_host
-def test_mixed_memory_of_an_ltc_is_refused_by_name():
-    layer, x = LTC(5, 3, mixed_memory=True), mx.zeros((1, 2, 3))
-    message = r"\[LTC\] backend 'metal' cannot run: there is no kernel for an LTC with mixed memory yet; use 'auto' or 'ops'\."
-    with kernels_made_by("metal", metal_kernel), ember_mlx.use_backend("metal"), pytest.raises(RuntimeError, match=message):
-        layer(x)
-
-
-@on_host
-@pytest.mark.parametrize(
-    ("name", "variant", "module"), [("cfc", "dropout", fused), ("quantum", "ctrqnet_noise", quantum_fused)], ids=["cfc", "quantum"]
-)
-def test_backward_in_blocks_of_steps_is_the_whole(monkeypatch, name, variant, module):
+@pytest.mark.parametrize("lengths", [False, True], ids=["full", "lengths"])
+@pytest.mark.parametrize(("name", "variant"), BY_STEP_CASES, ids=[f"{n}-{v}" for n, v in BY_STEP_CASES])
+def test_step_by_step_agrees_with_float64_numpy(device, name, variant, lengths):
     recurrence = RECURRENCES[name]
+    with kernels_on(device, BY_STEP, verified if lengths else metal_kernel) as kind:
+        compare(kind, recurrence, *recurrence.problem(variant, 3, 2, 5, lengths=lengths))
+
+
+HALF_CASES = [("default", Tile(64, 2, 8, False, True)), ("default", Tile(128, 1, 4, True)), ("pure", Tile(64, 1, 8, True, True))]
+HALF_CASES += [
+    ("layered", Tile(64, 1, 8, True, True)),
+    ("layered_mixed_memory", Tile(64, 1, 4, True, True, False)),
+    ("mixed_memory", BY_STEP),
+]
+
+
+@devices
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize(("variant", "tile"), HALF_CASES, ids=[f"{v}-{'-'.join(map(str, t))}" for v, t in HALF_CASES])
+def test_inputs_and_weights_in_half_precision(device, variant, tile, dtype):
+    """Against float64 NumPy on the same rounded numbers: outputs are float32, gradients in the arrays' own dtypes."""
+    recurrence, name = RECURRENCES["cfc"], str(dtype).removeprefix("mlx.core.")
+    spec, arrays = recurrence.problem(variant, 7, 3, 13, lengths=True)
+    states = ("dt", "h0", "c0", "lengths")
+    given = {path: a if path in states else a.astype(dtype) for path, a in tree_flatten(to_mlx(arrays))}
+    exact = tree_unflatten([(path, to_numpy(a).astype(np.int32 if path == "lengths" else np.float64)) for path, a in given.items()])
+    outputs = recurrence.forward(spec, exact)
+    dy = [np.random.default_rng(1).standard_normal(a.shape) for a in outputs]
+    expected = dict(tree_flatten(recurrence.backward(spec, exact, outputs, tuple(dy))))
+    paths = sorted(expected)
+
+    def run(*leaves):
+        return scan(recurrence, spec, tree_unflatten(list((given | dict(zip(paths, leaves, strict=True))).items())))
+
+    with kernels_on(device, tile) as kind, ember_mlx.use_backend(kind):
+        got, gradients = mx.vjp(run, [given[path] for path in paths], [mx.array(a.astype(np.float32)) for a in dy])
+        mx.eval(got, gradients)
+    for a, b in zip(got, outputs, strict=True):
+        assert a.dtype == mx.float32
+        assert_close(a, b, FORWARD[name])
+    for path, gradient in zip(paths, gradients, strict=True):
+        assert gradient.dtype == given[path].dtype
+        assert_close(gradient, expected[path], GRADIENT[name], path)
+
+
+@devices
+@pytest.mark.parametrize("family", ["sm_90", "applegpu_g13"])
+@pytest.mark.parametrize(
+    ("variant", "T", "B", "H"),
+    [
+        ("default", 33, 2, 100),
+        ("default", 4, 2, 300),
+        ("mixed_memory", 3, 2, 64),
+        ("layered", 5, 3, 56),
+        ("layered_mixed_memory", 3, 2, 56),
+    ],
+)
+def test_the_tables_own_layout(device, monkeypatch, family, variant, T, B, H):
+    recurrence = RECURRENCES["cfc"]
+    monkeypatch.setattr(fused, "current_family", lambda: family_of(family))
+    with kernels_on(device, maker=metal_kernel) as kind:
+        compare(kind, recurrence, *recurrence.problem(variant, T, B, H, lengths=True))
+
+
+@devices
+@pytest.mark.parametrize(("variant", "H"), [("default", 1024), ("heads_only", 1024), ("layered", 480)])
+def test_the_most_units_in_one_launch(device, variant, H):
+    """And 1027 backbone units: the layout serves them within threadgroup memory, whether or not the table would choose it."""
+    recurrence = RECURRENCES["cfc"]
+    with kernels_on(device, Tile(256, 1, 8, False), maker=metal_kernel) as kind:
+        compare(kind, recurrence, *recurrence.problem(variant, 2, 1, H))
+
+
+@devices
+@pytest.mark.parametrize("variant", ["default", "mixed_memory"])
+def test_1024_units_by_the_table(device, variant):
+    recurrence = RECURRENCES["cfc"]
+    spec, arrays = recurrence.problem(variant, 2, 1, 1024)
+    with kernels_on(device, maker=metal_kernel) as kind:
+        assert fused.variant_of(kind, spec, to_mlx(arrays)).tile.rows == 0
+        compare(kind, recurrence, spec, arrays)
+
+
+@on_host
+def test_backward_in_blocks_of_steps_is_the_whole(monkeypatch):
+    recurrence = RECURRENCES["cfc"]
     with kernels_on("host", Tile(64, 2, 4, False), metal_kernel) as kind:
         for block in (3, 4, 7):
-            monkeypatch.setattr(module, "BLOCK_STEPS", block)
+            monkeypatch.setattr(fused, "block_steps", lambda variant, batch, block=block: block)
             for lengths in (False, True):
-                compare(kind, recurrence, *recurrence.problem(variant, 7, 5, 6, lengths=lengths))
+                compare(kind, recurrence, *recurrence.problem("dropout", 7, 5, 6, lengths=lengths))
 
 
 LAYERS = {
     "dense": lambda: CfC(7, 3, backbone_units=9),
     "layered": lambda: CfC(NCPMap(5, 4, 3, 3, seed=1)),
+    "layered-mixed": lambda: CfC(NCPMap(5, 4, 3, 3, seed=1), mixed_memory=True),
     "ltc": lambda: LTC(7, 3),
     "ltc-sparse": lambda: LTC(NCPMap(5, 4, 3, 3, seed=1), output_mapping=None),
     "quantum": lambda: CTRQNet(NCPMap(5, 4, 3, 3, seed=1)),
 }
+
+
+@devices
+def test_layer_in_half_precision_on_kernels(device):
+    """In bfloat16 x and the weights reach the kernels as they are; y and dx come back in it, the state in float32."""
+    mx.random.seed(0)
+    layer, x = CfC(7, 3, backbone_units=9, return_state=True), mx.random.normal((3, 6, 3)).astype(mx.bfloat16)
+    layer.set_dtype(mx.bfloat16)
+    given = []
+
+    def noting(**text):
+        kernel = metal_kernel(**text)
+
+        def call(**arguments):
+            given.append([text["name"], *(a.dtype for a in arguments["inputs"][:2])])
+            return kernel(**arguments)
+
+        return call
+
+    def loss(a):
+        y, state = layer(a)
+        return y.astype(mx.float32).sum() + sum(s.sum() for s in state), (y, *state)
+
+    with ember_mlx.use_backend("ops"):
+        (_, expected), dx = mx.value_and_grad(loss)(x)
+        mx.eval(expected, dx)
+    with kernels_on(device, Tile(64, 1, 8, True, True), noting) as name, ember_mlx.use_backend(name):
+        (_, got), got_dx = mx.value_and_grad(loss)(x)
+        mx.eval(got, got_dx)
+    assert [a.dtype for a in got] == [mx.bfloat16, mx.float32, mx.float32]
+    assert got_dx.dtype == mx.bfloat16
+    assert_trees_close({"y": got, "dx": got_dx}, {"y": expected, "dx": dx}, FORWARD["bfloat16"])
+    if device == "host":
+        assert given[0] == ["cfc_forward", mx.bfloat16, mx.bfloat16]
 
 
 @devices
@@ -174,7 +254,6 @@ def test_layer_on_kernels(device, kind):
     """A whole layer, forward and backward, plain and compiled; its second derivative comes from the ops form."""
     mx.random.seed(0)
     layer = LAYERS[kind]()
-    layer.eval()
     x, dt = mx.random.normal((3, 6, 3)), mx.random.uniform(0.1, 2, (3, 6))
 
     def loss(p, a, d):
@@ -231,20 +310,41 @@ def test_a_kernel_that_does_not_work_gives_way_once_and_says_so(monkeypatch, mak
         assert any(verdict and message in verdict for verdict in first_use.verdicts().values())
 
 
-@on_host
-def test_auto_takes_kernels_where_the_device_is_a_gpu(monkeypatch):
-    calls = []
+def counting(calls):
+    """A device that notes the names of the kernels that it runs."""
 
-    def counting(**text):
+    def make(**text):
         kernel = metal_kernel(**text)
         return lambda **call: (calls.append(text["name"]), kernel(**call))[1]
 
+    return make
+
+
+@on_host
+@pytest.mark.parametrize(
+    ("kind", "slopes"),
+    [
+        ("dense", ["cfc_activate", "cfc_slopes"]),
+        ("layered", ["cfc_slopes"]),
+        ("layered-mixed", ["cfc_gate_slopes", "cfc_slopes"]),
+    ],
+)
+def test_a_scan_is_one_launch_each_way_for_all_layers(kind, slopes):
+    calls, layer, x = [], LAYERS[kind](), mx.random.normal((2, 4, 3))
+    with kernels_made_by("metal", counting(calls)), ember_mlx.use_backend("metal"):
+        mx.eval(mx.grad(lambda a: layer(a).sum())(x))
+    assert [calls[0], *sorted(calls[1:-1]), calls[-1]] == ["cfc_forward", *slopes, "cfc_backward"]
+
+
+@on_host
+def test_auto_takes_kernels_where_the_device_is_a_gpu(monkeypatch):
+    calls = []
     monkeypatch.setattr("ember_mlx.scans.dispatch.gpu_kind", lambda: "metal")
     layer, x = CfC(5, 3, backbone_units=6), mx.random.normal((2, 4, 3))
-    with kernels_made_by("metal", counting):
+    with kernels_made_by("metal", counting(calls)):
         mx.eval(mx.grad(lambda a: layer(a).sum())(x))
-    # the first use runs both ways on a small problem
-    assert calls == ["cfc_forward", "cfc_backward"] * 2
+    # the first use runs both ways on a small problem; the slopes come between the scans
+    assert calls == ["cfc_forward", "cfc_activate", "cfc_slopes", "cfc_backward"] * 2
 
 
 @pytest.mark.skipif(mx.metal.is_available(), reason="there is a Metal device here")
@@ -256,10 +356,47 @@ def test_a_named_backend_never_gives_way():
 
 
 @on_host
-def test_sizes_that_no_kernel_serves():
-    layer, x = CfC(9000, 3, backbone_layers=0), mx.zeros((1, 1, 3))
-    with kernels_made_by("metal", metal_kernel), ember_mlx.use_backend("metal"), pytest.raises(RuntimeError, match="threadgroup memory"):
-        layer(x)
+def test_sizes_that_no_threadgroup_serves_go_step_by_step():
+    layer, x = CfC(2100, 3, backbone_layers=0), mx.ones((1, 1, 3))
+    with ember_mlx.use_backend("ops"):
+        expected = layer(x)
+        mx.eval(expected)
+    with kernels_made_by("metal", metal_kernel), ember_mlx.use_backend("metal"):
+        assert_close(layer(x), expected, FORWARD["float32"])
+
+
+def test_arrays_that_an_int_cannot_index_are_refused():
+    spec, arrays = RECURRENCES["cfc"].problem("heads_only", 1, 1, 64)
+    arrays = to_mlx(arrays)
+    assert fused.refusal("metal", spec, arrays) is None
+    long = arrays | {"dt": mx.broadcast_to(arrays["dt"], (2**16, 2**7))}
+    assert fused.refusal("metal", spec, long) == "an array of 2147483648 numbers has more than an int counts"
+
+
+def test_blocks_of_steps_bound_the_memory():
+    variant = Variant(CfCSpec(((0, 64),)), 128, 1, Tile(256, 1, 8, True))
+    assert fused.block_steps(variant, 32) > 1000
+    assert 100 < fused.block_steps(variant, 256) < 1000
+    assert fused.block_steps(variant._replace(Z=10**7), 256) == 1
+
+
+def tile_for(family, H, Z=128, depth=1, batch=32, half=False, **options):
+    return fused.choose_tile(family_of(family), CfCSpec(((0, H),), **options), Z, depth, batch, half)
+
+
+def test_the_table_chooses_by_registers_memory_and_time():
+    assert tile_for("sm_90", 64) == Tile(256, 1, 8, True)
+    assert tile_for("sm_90", 64, batch=256).rows == 2  # 132 cores: 256 sequences in one wave
+    assert not tile_for("sm_90", 64, mixed_memory=True).gates_resident
+    assert tile_for("sm_90", 128, half=True) == Tile(256, 1, 8, True, True)  # two weights a register
+    assert tile_for("sm_90", 64, half=True) == Tile(256, 1, 8, True)  # not needed
+    assert tile_for("applegpu_g13", 64) == Tile(256, 4, 8, False)  # 164 KB: not in a core's registers, so each weight for 4 sequences
+    assert tile_for("applegpu_g13", 1024, 1024).rows == 0
+    for family in FAMILIES:
+        for H in (1, 31, 64, 256, 1024):
+            for Z, depth in ((0, 0), (128, 1), (1024, 2)):
+                tile = fused.choose_tile(family, CfCSpec(((0, H),)), Z or H, depth, 64, False)
+                assert tile.rows == 0 or Variant(CfCSpec(((0, H),)), Z or H, depth, tile).threadgroup_bytes <= THREADGROUP_BYTES
 
 
 def test_the_table_has_a_row_for_every_gpu():
@@ -270,18 +407,15 @@ def test_the_table_has_a_row_for_every_gpu():
 
 
 @on_host
-@pytest.mark.parametrize(
-    "file", ["pointwise.metal", "product.metal", "sequences.metal", "cfc.metal", "gated.metal", "ltc.metal", "quantum.metal"]
-)
+@pytest.mark.parametrize("file", KERNEL_FILES)
 def test_lint_names_file_and_line(file):
-    """A line outside the subset, put into a file of metal/, is found where it stands."""
-    from ember_mlx.kernels.loader import read_source
-
+    """A line outside the subset, put into a file of metal/, is found where it stands; the files themselves are clean."""
     lines = read_source(file).splitlines()
-    text = "\n".join([*lines, "inline double half_of(double a) { return a / 2; }"])
-    findings = metal_kernel("k", ["a"], ["b"], "b[0] = a[0];", header=text).lint()
-    assert any(finding.line == len(lines) + 1 and "double" in str(finding) for finding in findings)
-    assert not metal_kernel("k", ["a"], ["b"], "b[0] = a[0];", header="\n".join(lines)).lint()
+    assert not lint_file(source_folder() / file)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / file
+        path.write_text("\n".join([*lines, "inline double half_of(double a) { return a / 2; }", ""]))
+        assert lint_file(path)[0] == f"{path}:{len(lines) + 1}: double: Metal has no double: `double`"
 
 
 @on_host
@@ -295,15 +429,52 @@ def test_report_for_an_issue(monkeypatch, capsys, maker, status, last):
     monkeypatch.setattr(report, "TIMED", (3, 2, 8))
     monkeypatch.setattr(report, "REPETITIONS", 1)
     monkeypatch.setattr("sys.argv", ["ember_mlx", "--check"])
+    few = FAMILIES[-1]._replace(threads=64, resident_rows=1, streamed_rows=1)
+    monkeypatch.setattr(report, "current_family", lambda: few)
+    monkeypatch.setattr(report, "_served", lambda kind: CASES[:1])
     with kernels_made_by("metal", maker):
         assert report.main() == status
     out = capsys.readouterr().out.strip().splitlines()
     assert out[-1].endswith(last)
     assert out[0].startswith(f"ember_mlx {ember_mlx.__version__}, mlx ")
-    lines = [line for line in out if line.startswith(tuple(f"{name} " for name in RECURRENCES))]
-    assert len(lines) == len(CASES)
+    assert sum(line.startswith("cfc ") for line in out) == 1
+    assert any("works in all its 5 layouts" in line for line in out) == (not status)
     if status:
-        assert all("FAILED: " in line and "undeclared identifier" in line for line in lines)
+        assert all("FAILED: " in line and "undeclared identifier" in line for line in out if line.startswith("cfc "))
+
+
+@on_host
+def test_report_tells_a_layout_that_fails(monkeypatch):
+    from ember_mlx import __main__ as report
+
+    def failing(kind, recurrence, spec, arrays, like):
+        if forced_tile.get().rows == 0:
+            raise RuntimeError("no such luck")
+        return (1.0, 0.0) if forced_tile.get().half else (0.0, 0.0)
+
+    monkeypatch.setattr(report, "check", failing)
+    text, failures = report._check_layouts("metal", "cfc", "mixed_memory")
+    assert failures == text.count("WRONG: 1.0e+00 (outputs)") + text.count("FAILED: no such luck")
+    assert text.count("FAILED: no such luck") == 1
+
+
+def test_the_report_covers_every_kernel():
+    from ember_mlx import __main__ as report
+
+    assert list(report._served("metal")) == CASES
+
+
+def test_every_choice_of_the_table_is_among_the_layouts_that_are_checked():
+    for family in FAMILIES:
+        for options in ({}, {"mode": "pure"}, {"mixed_memory": True}):
+            chosen = {
+                tile_for(family.name, H, Z, depth, batch, half, **options)
+                for H in (3, 64, 200, 700)
+                for Z, depth in ((H, 0), (128, 1), (1000, 2))
+                for batch in (1, 17, 300)
+                for half in (False, True)
+            }
+            assert chosen <= set(fused.layouts(family_of(family.name), CfCSpec(((0, 1),), **options)))
 
 
 def test_report_without_a_gpu(capsys, monkeypatch):
@@ -313,3 +484,31 @@ def test_report_without_a_gpu(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["ember_mlx", "--check"])
     assert report.main() == 2
     assert "no kernel was checked" in capsys.readouterr().out
+
+
+@on_host
+@pytest.mark.parametrize("arguments", [[], ["--tune"], ["--only-check", "--small"]], ids=["times", "tune", "check"])
+def test_gpu_benchmark(monkeypatch, capsys, tmp_path, arguments):
+    """The script for a machine with a GPU, on the host: it checks, times and writes JSON."""
+    folder = Path(__file__).parent.parent / "benchmarks"
+    monkeypatch.syspath_prepend(str(folder))
+    bench = runpy.run_path(str(folder / "gpu.py"))
+    parts = bench["main"].__globals__
+    monkeypatch.setitem(parts, "gpu_kind", lambda: "metal")
+    monkeypatch.setitem(parts, "check_all", lambda kind, size: {"cfc default": (1e-7, 1e-7, True)})
+    monkeypatch.setitem(parts, "candidates", lambda weights, half: [Tile(64, 1, 8, False), Tile(64, 1, 8, True)])
+    parts["ROWS"].clear()
+    bench["add"]("CfC 4", lambda: CfC(4, bench["I"], backbone_units=5, return_sequences=True), 4, ("ops", "mlx.nn.GRU"), ((2, 3),))
+    path = tmp_path / "bench.json"
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--seconds", "0.001", "--json", str(path), *arguments])
+    with kernels_made_by("metal", metal_kernel), pytest.raises(SystemExit) as leave:
+        bench["main"]()
+    assert leave.value.code == 0
+    out, result = capsys.readouterr().out, json.loads(path.read_text())
+    assert result["errors"] == {"cfc default": [1e-7, 1e-7, True]}
+    if not arguments:
+        assert set(result["ms"]["CfC 4, B2 T3"]) == {"ember_mlx", "ops", "mlx.nn.GRU"}
+        assert out.splitlines()[-1].startswith("| CfC 4, B2 T3 | mlx.nn.GRU |")
+    elif arguments == ["--tune"]:
+        assert len(result["tune"]["CfC 4, B2 T3"]["tiles"]) == 2
+        assert "the table's choice" in out

@@ -59,6 +59,19 @@ def check(kind: str, recurrence: Any, spec: Hashable, arrays: Any, like: Any = N
     return forward, max(_error(gradients[path], a) for path, a in expected_gradients.items())
 
 
+def in_half(arrays: Any, dtype: mx.Dtype) -> Any:
+    """A problem's arrays with x and the weights in half precision, as a layer in that precision gives them to its scan.
+
+    Weights are the leaves of parts of the tree; times, states and dropout factors stay float32.
+    """
+
+    def cast(path: str, a: np.ndarray) -> mx.array:
+        half = a.dtype.kind == "f" and (path == "x" or "." in path) and not path.startswith("dropout")
+        return mx.array(a.astype(np.float32)).astype(dtype) if half else mx.array(a)
+
+    return tree_unflatten([(path, cast(path, a)) for path, a in tree_flatten(arrays)])
+
+
 def works(errors: tuple[float, float], like: Any = None) -> bool:
     """Whether errors of `check` are those of rounding."""
     dtypes = [mx.float32] if like is None else [a.dtype for _, a in tree_flatten(like) if a.dtype in ALLOWED]

@@ -81,7 +81,7 @@ def current_family() -> Family:
     return family_of(str(mx.device_info().get("architecture", "")))
 
 
-def rows_for(family: Family, batch: int, row_bytes: int, resident: bool) -> int:
+def rows_for(family: Family, batch: int, row_bytes: int, resident: bool = False) -> int:
     """Sequences of a threadgroup: enough to fill the cores once, within memory; 0 if none fits."""
     most = family.resident_rows if resident else family.streamed_rows
     return min(most, max(1, -(-batch // family.cores)), THREADGROUP_BYTES // row_bytes)

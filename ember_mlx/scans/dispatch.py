@@ -5,7 +5,7 @@ these cannot run: where arrays have no values on the CPU (inside mx.compile, vma
 derivatives that the other forms do not have (jvp, second and higher ones).
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from ..backend import KERNEL_BACKENDS, current_backend, gpu_kind
 from ..kernels.first_use import complaint
 from ..kernels.loader import is_available
+from ..kernels.tiles import Tile
 
 Tree = dict[str, Any]
 Results = dict[str, list[mx.array]]  # "outputs", and "kept": what helps the backward
@@ -30,6 +31,7 @@ class FusedForms(NamedTuple):
         refusal: (kind, spec, arrays) -> why no kernel serves such arrays, or None.
         key: (kind, spec, arrays) -> the kernel variant that serves them.
         small_problem: (spec, arrays) -> NumPy arrays of a short problem for the same variant.
+        layouts: (family, spec) -> every layout (kernels.tiles.Tile) that the table can choose on a family of GPUs, for their check.
     """
 
     forward: Callable[..., list[mx.array]]
@@ -37,6 +39,7 @@ class FusedForms(NamedTuple):
     refusal: Callable[..., str | None]
     key: Callable[..., Hashable]
     small_problem: Callable[..., Tree]
+    layouts: Callable[..., Sequence[Tile]] = lambda family, spec: ()
 
 
 class Recurrence(NamedTuple):

@@ -21,6 +21,7 @@ from .errors import (
     UnwrittenOutputError,
     WriteConflictError,
 )
+from .lint import lint_file
 from .runner import HostKernel, metal_kernel, run_checked
 from .runtime import SCHEDULES
 
@@ -45,6 +46,7 @@ __all__ = [
     "UnsupportedPlatformError",
     "UnwrittenOutputError",
     "WriteConflictError",
+    "lint_file",
     "metal_kernel",
     "run_checked",
     "unsupported_reason",

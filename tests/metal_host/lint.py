@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from .compiler import quoted_line
 from .rewrite import without_comments
@@ -96,6 +97,12 @@ def message(kernel: str, findings: list[Finding], originals: dict[str, str]) -> 
         lines.append(f"  {finding.piece}:{finding.line}: {finding.rule}: {finding.reason}: `{finding.text}`")
         lines += quoted_line(originals, finding.piece, finding.line)
     return "\n".join(lines)
+
+
+def lint_file(path: Path) -> list[str]:
+    """The findings in a file of kernel text, as `path:line: rule: reason: text`."""
+    findings = lint("", path.read_text())
+    return [f"{path}:{finding.line}: {finding.rule}: {finding.reason}: `{finding.text}`" for finding in findings]
 
 
 def found(piece: str, text: str, at: int, rule: str, reason: str, words: str) -> Finding:

@@ -15,7 +15,7 @@ from ...kernels.loader import KernelText, launch
 from ...kernels.tiles import Family, Tile, current_family, forced_tile, rows_for, steps_apart
 from .by_step import back_by_step, forward_by_step
 from .problems import random_arrays
-from .slopes import FILES, Point, dims, floats, linearise, projected
+from .slopes import Point, dims, floats, linearise, projected
 from .spec import CfCSpec
 from .variant import (
     Variant,
@@ -30,7 +30,9 @@ from .variant import (
 )
 
 Tree = dict[str, Any]
-BLOCK_STEPS = 256  # steps whose slopes are in memory at a time
+BLOCK_BYTES = 2**28  # of the steps whose slopes are in memory at a time: few launches, bounded memory
+MOST_NUMBERS = 2**31  # of an array, which the kernels index by int
+FILES = ("pointwise.metal", "product.metal", "cfc_pointwise.metal", "cfc.metal")
 SIZES = "CfC<H, Z, DEPTH, MODE, ACTIVATION, MEMORY, STAGES, SLOTS, WINDOW, FIRST, THREADS, ROWS, SPLIT, RESIDENT, GATES_RESIDENT, WEIGHT>"
 FORWARD = KernelText(
     "cfc_forward",
@@ -59,7 +61,7 @@ def choose_tile(family: Family, spec: CfCSpec, Z: int, depth: int, batch: int, h
 
     An LSTM's weights are the first that are left out. Where one launch for all steps does not pay, the layout has 0 rows.
     """
-    split = 8 if spec.mode != "pure" else 4
+    split = _split(spec)
     one = Variant(spec, Z, depth, Tile(family.threads, 1, split, True))
     step, gates, most = one.step_weights, one.gate_weights, family.register_floats
     in_half = half and step + gates > most
@@ -69,7 +71,25 @@ def choose_tile(family: Family, spec: CfCSpec, Z: int, depth: int, batch: int, h
     streamed = (2 if in_half else 4) * one.streamed_weights(resident, gates_resident)
     if steps_apart(family, batch, rows, streamed, 2 * len(spec.stages) * (1 + depth) + 2 * spec.mixed_memory):
         return Tile(family.threads, 0, split, False)
-    return Tile(family.threads, rows, split, resident, in_half, gates_resident)
+    return Tile(family.threads, rows, split, resident, in_half, gates_resident if resident else True)
+
+
+def _split(spec: CfCSpec) -> int:
+    return 4 if spec.mode == "pure" else 8
+
+
+def layouts(family: Family, spec: CfCSpec) -> list[Tile]:
+    """Every layout that `choose_tile` can give on a family of GPUs, for some size."""
+    threads, split = family.threads, _split(spec)
+    gates = (True, False) if spec.mixed_memory else (True,)
+    tiles = [
+        Tile(threads, rows, split, True, half, gates_resident)
+        for half in (False, True)
+        for gates_resident in gates
+        for rows in range(1, family.resident_rows + 1)
+    ]
+    tiles += [Tile(threads, rows, split, False, half) for half in (False, True) for rows in range(1, family.streamed_rows + 1)]
+    return [*tiles, Tile(threads, 0, split, False)]
 
 
 def variant_of(kind: str, spec: CfCSpec, arrays: Tree) -> Variant:
@@ -78,13 +98,18 @@ def variant_of(kind: str, spec: CfCSpec, arrays: Tree) -> Variant:
     depth, weight = len(first.get("dense", [])), first["w_h"].dtype
     Z, half = (first["w_h"].shape[0] if depth else spec.units), weight != mx.float32
     tile = forced_tile.get() or choose_tile(current_family(), spec, Z, depth, B, half)
-    return Variant(spec, Z, depth, tile, mx.result_type(arrays["x"].dtype, weight), weight if tile.half else mx.float32)
+    io = mx.result_type(*(a.dtype for a in (arrays["x"], first["w_x"], first["b"])))
+    return Variant(spec, Z, depth, tile, io, weight if tile.half else mx.float32)
 
 
 def refusal(kind: str, spec: CfCSpec, arrays: Tree) -> str | None:
     """Why no kernel serves such arrays, or None."""
     if arrays["dt"].dtype != mx.float32:
         return "kernels compute in float32"
+    (T, B), first, H = arrays["dt"].shape, arrays["stages"][0], spec.units
+    numbers = T * B * max(len(first["w_h"]) * max(1, len(first.get("dense", []))), 4 * H if spec.mixed_memory else H)
+    if numbers >= MOST_NUMBERS:
+        return f"an array of {numbers} numbers has more than an int counts"
     return None
 
 
@@ -105,7 +130,7 @@ def cfc_fused_forward(kind: str, spec: CfCSpec, arrays: Tree) -> list[mx.array]:
     dropout = arrays.get("dropout")
     heads = window_weights(variant, w.heads)
     inputs = [
-        projected(arrays, arrays["stages"][0]),
+        projected(arrays, arrays["stages"][0]).astype(variant.io),
         packed_none if w.first is None else variant.pack(w.first, variant.first),  # (1)
         mx.concatenate([variant.pack(layer["w"], variant.middle) for layer in w.middle]) if w.middle else packed_none,
         floats(mx.stack([layer["b"] for layer in w.middle])) if w.middle else none,
@@ -132,7 +157,7 @@ def _memory_inputs(variant: Variant, arrays: Tree) -> list[mx.array]:
     if not variant.spec.mixed_memory:
         return [mx.zeros((8,), variant.io), mx.zeros((8,), variant.weight), mx.zeros((8,))]
     w_gates = variant.pack(unit_rows(variant, arrays["lstm"]["w_h"], 4), variant.gates)
-    return [projected(arrays, arrays["lstm"]), w_gates, arrays["c0"]]
+    return [projected(arrays, arrays["lstm"]).astype(variant.io), w_gates, arrays["c0"]]
 
 
 def cfc_fused_backward(kind: str, spec: CfCSpec, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
@@ -143,8 +168,9 @@ def cfc_fused_backward(kind: str, spec: CfCSpec, arrays: Tree, outputs: list[mx.
     lengths = _lengths(arrays, T, B)
     carry, parts = [mx.zeros((B, H)) for _ in outputs], []
     packed = _packed_back(variant, Weights.of(spec, arrays["stages"]), arrays) if variant.tile.rows else []
-    for start in reversed(range(0, T, BLOCK_STEPS)):
-        block = slice(start, min(start + BLOCK_STEPS, T))
+    steps = block_steps(variant, B)
+    for start in reversed(range(0, T, steps)):
+        block = slice(start, min(start + steps, T))
         part, states, dy = _steps(arrays, block), [a[block] for a in before], [a[block] for a in cotangents]
         point = linearise(kind, spec, part, states, outputs[0][block])
         here = mx.clip(lengths - start, 0, block.stop - block.start)
@@ -154,6 +180,13 @@ def cfc_fused_backward(kind: str, spec: CfCSpec, arrays: Tree, outputs: list[mx.
             dh, dz, d_gates, carry = _scan_back(kind, variant, packed, point, dy, carry, here)
         parts.append(_gradients(spec, part, states[0], point, dh, dz, d_gates))
     return _joined(parts[::-1]) | dict(zip(("h0", "c0"), carry, strict=False))
+
+
+def block_steps(variant: Variant, batch: int) -> int:
+    """Steps whose slopes and gradients are in memory at a time."""
+    heads = (variant.spec.heads + 1) * variant.H + variant.depth * variant.Z
+    gates = 6 * variant.H if variant.spec.mixed_memory else 0
+    return max(1, BLOCK_BYTES // (4 * batch * (2 * heads + 2 * gates)))
 
 
 def _initial(spec: CfCSpec, arrays: Tree) -> list[mx.array]:
@@ -231,6 +264,8 @@ def _product_gradients(d: mx.array, x: mx.array, h: mx.array) -> Tree:
 
 def _joined(parts: list[Tree]) -> Tree:
     """Gradients of consecutive blocks of steps together: those with a time axis in a row, the others added up."""
+    if len(parts) == 1:
+        return parts[0]
     by_path = [dict(tree_flatten(part)) for part in parts]
     over_time = ("x", "dt")
     joined = {

@@ -1,4 +1,4 @@
-"""What the CfC's backward needs of every step, from the stored states: products, and the pointwise kernels of metal/cfc.metal."""
+"""What the CfC's backward needs of every step, from the stored states: products, and the kernels of cfc_pointwise.metal."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from .variant import Weights, by_unit
 
 Tree = dict[str, Any]
 POINTWISE_THREADS = 256
-FILES = ("pointwise.metal", "product.metal", "cfc.metal")
+FILES = ("pointwise.metal", "cfc_pointwise.metal")
 ACTIVATE = KernelText("cfc_activate", "ACTIVATION, THREADS", FILES, ("a", "dropout", "dims"), ("z", "slope"))
 SLOPES = KernelText("cfc_slopes", "MODE, H, THREADS", FILES, ("q", "dt", "pure", "dims"), ("by_q", "by_dt", "by_w_tau", "by_A"))
 GATE_SLOPES = KernelText("cfc_gate_slopes", "H, THREADS", FILES, ("q", "c", "dims"), ("h_inner", "slopes"))

@@ -62,14 +62,20 @@ class Variant(NamedTuple):
         return ProductShape(inputs, results, self.tile.split, outputs, self.tile.threads, by_unit)
 
     @property
+    def outputs(self) -> int:
+        """Results of a group of lanes in a layer, so that no group is idle."""
+        by_group = -(-self.Z // (self.tile.threads // self.tile.split))
+        return by_group if by_group < 3 else 4
+
+    @property
     def first(self) -> ProductShape:
         """The first backbone layer, or nothing where there is none."""
-        return self._shape(self.Z, self.H, 4)
+        return self._shape(self.Z, self.H, self.outputs)
 
     @property
     def middle(self) -> ProductShape:
         """A further backbone layer; its transpose has the same shape."""
-        return self._shape(self.Z, self.Z, 4)
+        return self._shape(self.Z, self.Z, self.outputs)
 
     @property
     def heads(self) -> ProductShape:
@@ -80,7 +86,7 @@ class Variant(NamedTuple):
     @property
     def heads_back(self) -> ProductShape:
         """From the heads' gradients to the last backbone layer's."""
-        return self._shape(self.Z, self.spec.heads * self.H, 4)
+        return self._shape(self.Z, self.spec.heads * self.H, self.outputs)
 
     @property
     def first_back(self) -> ProductShape:

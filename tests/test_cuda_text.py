@@ -1,0 +1,79 @@
+"""The kernels' text as CUDA, compiled by nvcc where it is installed: it compiles, and what the table puts into registers stays there."""
+
+import re
+import shutil
+import subprocess
+
+import mlx.core as mx
+import pytest
+
+from ember_mlx.kernels.first_use import in_half
+from ember_mlx.kernels.loader import kernels_made_by
+from ember_mlx.kernels.tiles import family_of
+from ember_mlx.scans.cfc import fused
+from ember_mlx.scans.registry import RECURRENCES
+
+from .comparisons import to_mlx
+
+NVCC = shutil.which("nvcc")
+pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed here")
+TYPES = {mx.float32: "float", mx.int32: "int", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16"}
+CASES = {
+    "cfc-64": ("default", (3, 2, 64), False),
+    "cfc-64-256-sequences": ("default", (1, 256, 64), False),
+    "cfc-mixed-memory": ("mixed_memory", (3, 2, 64), False),
+    "ncp-half": ("layered", (3, 2, 56), True),
+    "ncp-mixed-memory": ("layered_mixed_memory", (3, 2, 56), False),
+}
+
+
+def constant(name, value):
+    """A template argument as MLX writes it into a CUDA kernel's body."""
+    if isinstance(value, mx.Dtype):
+        return f"  using {name} = {TYPES[value]};\n"
+    return f"  constexpr {'bool' if isinstance(value, bool) else 'int'} {name} = {str(value).lower()};\n"
+
+
+def compiling(folder, reports):
+    """In the place of mx.fast.cuda_kernel: compiles for sm_90, notes what the assembler says, and returns zeros."""
+
+    def make(name, input_names, output_names, source, header):
+        # nvcc makes an attribute of `__device__` by the word that the dialect defines away; MLX's compiler, NVRTC, does not
+        header = re.sub(r"(?<!\w)device(?!\w)", "", header.replace("#define device\n", ""))
+
+        def call(inputs, template, grid, threadgroup, output_shapes, output_dtypes):
+            arrays = [f"const {TYPES[a.dtype]}* {n}" for a, n in zip(inputs, input_names, strict=True)]
+            arrays += [f"{TYPES[dtype]}* {n}" for dtype, n in zip(output_dtypes, output_names, strict=True)]
+            constants = "".join(constant(*pair) for pair in template)
+            bounds = f"__launch_bounds__({threadgroup[0]})"
+            kernel = (
+                f"namespace mlx {{\n__global__ void {bounds} custom_kernel_{name}({', '.join(arrays)}) {{\n{constants}{source}\n}}\n}}\n"
+            )
+            path = folder / f"{name}.cu"
+            path.write_text(f"#include <cuda_bf16.h>\n#include <cuda_fp16.h>\n{header}\n{kernel}")
+            command = [NVCC, "-std=c++17", "-arch=sm_90", "-Xptxas", "-v", "-cubin", "-o", str(path.with_suffix(".cubin")), str(path)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr[:4000]
+            reports[name] = done.stderr
+            return [mx.zeros(shape, dtype) for shape, dtype in zip(output_shapes, output_dtypes, strict=True)]
+
+        return call
+
+    return make
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_tables_layouts_compile_without_spills(case, tmp_path, monkeypatch):
+    variant, (T, B, H), half = CASES[case]
+    monkeypatch.setattr(fused, "current_family", lambda: family_of("sm_90"))
+    recurrence, reports = RECURRENCES["cfc"], {}
+    spec, arrays = recurrence.problem(variant, T, B, H, lengths=True)
+    given = to_mlx(arrays)
+    given = in_half(arrays | {"x": arrays["x"].astype("float32")}, mx.bfloat16) if half else given
+    with kernels_made_by("cuda", compiling(tmp_path, reports)):
+        states = recurrence.fused.forward("cuda", spec, given)
+        recurrence.fused.backward("cuda", spec, given, states, [mx.ones_like(a) for a in states])
+    assert {"cfc_forward", "cfc_backward", "cfc_slopes"} <= set(reports)
+    for name, report in reports.items():
+        spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", report)
+        assert spills == ["0", "0"], f"{name}: {report}"

@@ -1,0 +1,90 @@
+"""Kernels of the cells other than CfC: their own layouts and blocks of steps."""
+
+import inspect
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import ember_mlx
+from ember_mlx import LTC
+from ember_mlx.kernels.loader import kernels_made_by
+from ember_mlx.kernels.tiles import Tile, family_of
+from ember_mlx.scans.ltc import fused as ltc_fused
+from ember_mlx.scans.ltc.problems import random_arrays as ltc_arrays
+from ember_mlx.scans.ltc.spec import LTCSpec
+from ember_mlx.scans.ltc.synapses import Synapses
+from ember_mlx.scans.registry import RECURRENCES
+
+from .comparisons import to_mlx
+from .metal_host import metal_kernel
+from .test_kernels import compare, devices, kernels_on, on_host
+
+OTHERS = [name for name in RECURRENCES if name != "cfc"]
+
+
+@devices
+@pytest.mark.parametrize(("T", "B", "H"), [(33, 2, 100), (4, 2, 300), (2, 1, 1024)], ids=["H100", "H300", "H1024"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_tables_own_layout(device, name, T, B, H):
+    recurrence = RECURRENCES[name]
+    with kernels_on(device, maker=metal_kernel) as kind:
+        compare(kind, recurrence, *recurrence.problem(recurrence.variants[0], T, B, H, lengths=True))
+
+
+@devices
+@pytest.mark.parametrize(
+    ("T", "B", "H", "density"), [(5, 2, 64, 1.0), (2, 3, 256, 1.0), (2, 1, 1024, 0.1)], ids=["H64-full", "H256-full", "H1024-sparse"]
+)
+@pytest.mark.parametrize("family", ["applegpu", "sm_90"])
+def test_the_tables_own_layout_for_synapses(monkeypatch, device, family, T, B, H, density):
+    monkeypatch.setattr(ltc_fused, "current_family", lambda: family_of(family))
+    rng = np.random.default_rng(0)
+    spec = LTCSpec(Synapses(rng.random((H, H)) < density), Synapses(rng.random((3, H)) < density), unfolds=2)
+    resident = {("sm_90", 64)}
+    with kernels_on(device, maker=metal_kernel) as kind:
+        arrays = ltc_arrays(spec, T, B, lengths=True)
+        assert ltc_fused.variant_of(kind, spec, to_mlx(arrays)).tile.resident == ((family, H) in resident)
+        compare(kind, RECURRENCES["ltc"], spec, arrays)
+
+
+@on_host
+@pytest.mark.parametrize("variant", ["full", "rk4_sparse"])
+def test_backward_of_an_ltc_in_blocks_of_steps_is_the_whole(monkeypatch, variant):
+    recurrence = RECURRENCES["ltc"]
+    with kernels_on("host", Tile(64, 2, 4, False), metal_kernel) as kind:
+        spec, _ = recurrence.problem(variant, 7, 5, 6)
+        for block in (1, 3, 4):
+            monkeypatch.setattr(ltc_fused, "BLOCK_VALUES", block * spec.evaluations * 5 * 6)
+            for lengths in (False, True):
+                compare(kind, recurrence, *recurrence.problem(variant, 7, 5, 6, lengths=lengths))
+
+
+@on_host
+def test_mixed_memory_of_an_ltc_is_refused_by_name():
+    layer, x = LTC(5, 3, mixed_memory=True), mx.zeros((1, 2, 3))
+    message = r"\[LTC\] backend 'metal' cannot run: there is no kernel for an LTC with mixed memory yet; use 'auto' or 'ops'\."
+    with kernels_made_by("metal", metal_kernel), ember_mlx.use_backend("metal"), pytest.raises(RuntimeError, match=message):
+        layer(x)
+
+
+@on_host
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [("quantum", "ctrqnet_noise"), ("rnn", "relu"), ("lstm", "lstm_bidirectional"), ("gru", "gru")],
+    ids=["quantum", "rnn", "lstm", "gru"],
+)
+def test_backward_in_blocks_of_steps_is_the_whole(monkeypatch, name, variant):
+    recurrence = RECURRENCES[name]
+    with kernels_on("host", Tile(64, 2, 4, False), metal_kernel) as kind:
+        for block in (3, 4, 7):
+            monkeypatch.setattr(inspect.getmodule(recurrence.fused.backward), "BLOCK_STEPS", block)
+            for lengths in (False, True):
+                compare(kind, recurrence, *recurrence.problem(variant, 7, 5, 6, lengths=lengths))
+
+
+@devices
+def test_gates_gradients_in_one_buffer_where_two_do_not_fit(device):
+    recurrence = RECURRENCES["lstm"]
+    with kernels_on(device, Tile(64, 3, 8, False)) as kind:
+        compare(kind, recurrence, *recurrence.problem("lstm", 3, 4, 400, lengths=True))
