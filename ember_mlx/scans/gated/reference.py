@@ -22,6 +22,7 @@ Only W_h h and what follows it are in the loops over T. The backward recomputes 
 unless the forward kept them.
 """
 
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ import numpy as np
 from ..dense import Scratch, Sums, borrowed_scratch
 from ..packing import PackedLayout
 from ..pointwise import Array, sigmoid_of_negative
-from ..products import FEWEST_ROWS, LARGE, PIECE, multiply, multiply_over_rows
+from ..products import FEWEST_ROWS, LARGE, PIECE, multiply_over_rows
 from .spec import GatedSpec
 
 Tree = dict[str, Any]
@@ -180,9 +181,12 @@ class _Cell:
     recomputed = True  # whether the backward needs the gates at all
 
     def __init__(self, arrays: Tree, scratch: Scratch):
-        self.scratch = scratch
-        self.w_back = gate_blocks(arrays["w_h"], self.h_order)
-        self.back = StepProduct(self.w_back, scratch.part("back"))
+        self.arrays, self.scratch = arrays, scratch
+
+    @cached_property
+    def back(self) -> StepProduct:
+        """From the gradients of W_h h to h's, gate by gate."""
+        return StepProduct(gate_blocks(self.arrays["w_h"], self.h_order), self.scratch.part("back"))
 
     def gates(self, q: Array, a: Array) -> None:
         """From q = W_h h (D, G, n, H) and a = W_x x + b to the gates, in `a` (D, blocks, n, H)."""
@@ -394,13 +398,26 @@ class _Scan:
         self.x = np.ascontiguousarray(arrays["x"])
         self.layout = PackedLayout(T, B, arrays.get("lengths"))
         self.cell = cell = CELLS[spec.cell](arrays, scratch.part("cell"))
-        factors = np.repeat(cell.factors, self.H).astype(arrays["b"].dtype)
-        self.w_x = gate_blocks(arrays["w_x"], cell.x_order)
-        self.project_x = gate_blocks(arrays["w_x"] * factors[:, None], cell.x_order).swapaxes(2, 3)
-        self.b = gate_blocks(arrays["b"] * factors, cell.x_order)[:, :, None]
-        self.of_h = StepProduct(gate_blocks(arrays["w_h"] * factors[:, None], cell.h_order).swapaxes(2, 3), scratch.part("step"))
-        self.ones = np.ones(BLOCK_ROWS + B, self.b.dtype)  # a product with them is a faster sum over rows than np.sum
+        self.factors = np.repeat(cell.factors, self.H).astype(arrays["b"].dtype)
+        self.G, self.b = spec.gates, gate_blocks(arrays["b"] * self.factors, cell.x_order)[:, :, None]
         self.sums = [Sums(scratch.part(f"sums{d}")) for d in range(self.D)]
+
+    @cached_property
+    def of_x(self) -> StepProduct:
+        """W_x x, times the factors."""
+        w = gate_blocks(self.arrays["w_x"] * self.factors[:, None], self.cell.x_order)
+        return StepProduct(w.swapaxes(2, 3), self.scratch.part("of_x"))
+
+    @cached_property
+    def of_h(self) -> StepProduct:
+        """W_h h, times the factors."""
+        w = gate_blocks(self.arrays["w_h"] * self.factors[:, None], self.cell.h_order)
+        return StepProduct(w.swapaxes(2, 3), self.scratch.part("of_h"))
+
+    @cached_property
+    def back_x(self) -> StepProduct:
+        """From the gradients of W_x x to x's, gate by gate."""
+        return StepProduct(gate_blocks(self.arrays["w_x"], self.cell.x_order), self.scratch.part("back_x"))
 
     def initial(self) -> list[Array]:
         """The states before the first step, in packed order."""
@@ -464,14 +481,13 @@ class _Scan:
 
     def project(self, block: _Block, gates: Array) -> None:
         """W_x x + b of a block of steps, into the first of its gates."""
-        x, a = self.rows_of("x", self.x, block), gates[:, : len(self.cell.x_order)]
-        for d in range(self.D):
-            multiply(x[d], self.project_x[d], out=a[d])
+        a = gates[:, : self.G]
+        self.of_x(self.rows_of("x", self.x, block)[:, None], a)
         a += self.b
 
     def of_state(self, h: Array) -> Array:
         """W_h h (D, G, n, H); the next call overwrites it."""
-        return self.of_h(h[:, None], self.scratch("q", self.D, self.of_h.G, h.shape[1], self.H))
+        return self.of_h(h[:, None], self.scratch("q", self.D, self.G, h.shape[1], self.H))
 
     def recompute(self, block: _Block, h: Array) -> Array:
         """The gates of a block of steps from the states before them."""
@@ -483,33 +499,29 @@ class _Scan:
 
     def accumulate(self, block: _Block, point: _Point, h: Array, d_x: Array) -> None:
         """Add a block's part of the weights' gradients, and store that of the inputs."""
-        x, dx, G = self.rows_of("x", self.x, block), self.rows_of("dx", d_x, block), self.of_h.G
-        for k, (sums, d) in enumerate(zip(self.sums, point.d, strict=True)):
+        x, dx = self.rows_of("x", self.x, block), self.rows_of("dx", d_x, block)
+        inputs = self.scratch("inputs", self.D, block.n, h.shape[2] + x.shape[2] + 1)
+        # of h, x and 1 at once: the gradients of W_h, W_x and b
+        np.concatenate([h, x, np.ones((self.D, block.n, 1), x.dtype)], axis=2, out=inputs)
+        for k, (sums, u, d) in enumerate(zip(self.sums, inputs, point.d, strict=True)):
             part = sums.scratch
-            sums.add("b", np.matmul(self.ones[: block.n], d))
-            for name, of, u in (("w_x", d[:G], x[k]), ("w_h", d[-G:], h[k])):
-                sums.add(name, multiply_over_rows(u, of, part(name, G, u.shape[1], self.H), part.part(name)))  # transposed
+            sums.add("products", multiply_over_rows(u, d, part("products", len(d), u.shape[1], self.H), part))
             if point.projected is not None:
                 dh, m = (a[k] for a in point.projected)
                 sums.add("w_hr", multiply_over_rows(dh, m[None], part("w_hr", 1, dh.shape[1], m.shape[1]), part.part("w_hr"))[0])
-            for g in range(G):
-                if g == 0:
-                    multiply(d[g], self.w_x[k, g], dx[k])
-                else:
-                    dx[k] += multiply(d[g], self.w_x[k, g], part("dx", *dx[k].shape))
+        by_gate = self.back_x(point.d[:, : self.G], self.scratch("by_gate", self.D, self.G, block.n, x.shape[2]))
+        np.add.reduce(by_gate, axis=1, out=dx)
         self.store(dx, d_x, block)
 
     def gradients(self, d_x: Array, d_state: list[Array]) -> Tree:
         """All gradients, in the structure of the scan's arrays."""
         totals = {name: np.stack([sums.totals[name] for sums in self.sums]) for name in self.sums[0].totals}
-        d, back_x, back_h = totals["b"], np.argsort(self.cell.x_order), np.argsort(self.cell.h_order)
+        products, P = totals.pop("products").swapaxes(2, 3), self.arrays["h0"].shape[2]  # (D, blocks, H, P + I + 1)
+        of_x, of_h = products[:, : self.G][:, np.argsort(self.cell.x_order)], products[:, -self.G :][:, np.argsort(self.cell.h_order)]
+        totals |= {"w_h": of_h[..., :P], "w_x": of_x[..., P:-1], "b": of_x[..., -1]}
         if "b_hn" in self.arrays:
-            totals["b_hn"] = d[:, -1]
-        totals["b"] = d[:, back_x]
-        totals |= {name: totals[name].swapaxes(2, 3)[:, back] for name, back in (("w_x", back_x), ("w_h", back_h))}
-        totals = {name: a.reshape(self.arrays[name].shape) for name, a in totals.items()}
-        return (
-            totals
-            | {"x": d_x}
-            | {name: np.stack([self.layout.unsort(a) for a in d]) for name, d in zip(self._states(), d_state, strict=True)}
-        )
+            totals["b_hn"] = products[:, -1, :, -1]
+        result = {name: a.reshape(self.arrays[name].shape) for name, a in totals.items()} | {"x": d_x}
+        for name, d in zip(self._states(), d_state, strict=True):
+            result[name] = np.stack([self.layout.unsort(a) for a in d])
+        return result
