@@ -1,5 +1,6 @@
 """Every kernel's own text, run on the CPU by the host runner and, where there is one, on the GPU."""
 
+import inspect
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -12,7 +13,6 @@ from ember_mlx import CfC, NCPMap
 from ember_mlx.kernels import first_use
 from ember_mlx.kernels.loader import kernels_made_by
 from ember_mlx.kernels.tiles import FAMILIES, Tile, family_of, forced_tile
-from ember_mlx.scans.cfc import fused
 from ember_mlx.scans.registry import RECURRENCES
 
 from .comparisons import assert_close, assert_trees_close, to_mlx
@@ -106,13 +106,23 @@ def test_the_tables_own_layout(device, name, T, B, H):
 
 
 @on_host
-def test_backward_in_blocks_of_steps_is_the_whole(monkeypatch):
-    recurrence = RECURRENCES["cfc"]
+@pytest.mark.parametrize(
+    ("name", "variant"), [("cfc", "dropout"), ("rnn", "relu"), ("lstm", "lstm_bidirectional"), ("gru", "gru")], ids=lambda text: text
+)
+def test_backward_in_blocks_of_steps_is_the_whole(monkeypatch, name, variant):
+    recurrence = RECURRENCES[name]
     with kernels_on("host", Tile(64, 2, 4, False), metal_kernel) as kind:
         for block in (3, 4, 7):
-            monkeypatch.setattr(fused, "BLOCK_STEPS", block)
+            monkeypatch.setattr(inspect.getmodule(recurrence.fused.backward), "BLOCK_STEPS", block)
             for lengths in (False, True):
-                compare(kind, recurrence, *recurrence.problem("dropout", 7, 5, 6, lengths=lengths))
+                compare(kind, recurrence, *recurrence.problem(variant, 7, 5, 6, lengths=lengths))
+
+
+@devices
+def test_gates_gradients_in_one_buffer_where_two_do_not_fit(device):
+    recurrence = RECURRENCES["lstm"]
+    with kernels_on(device, Tile(64, 3, 8, False)) as kind:
+        compare(kind, recurrence, *recurrence.problem("lstm", 3, 4, 400, lengths=True))
 
 
 @devices

@@ -31,11 +31,11 @@ import numpy as np
 from ..dense import Scratch, Sums, borrowed_scratch
 from ..packing import PackedLayout
 from ..pointwise import Array, sigmoid_of_negative
-from ..products import FEWEST_ROWS, LARGE, PIECE, multiply_over_rows
+from ..products import FEWEST_ROWS, LARGE, PIECE, multiply, multiply_over_rows
 from .spec import GatedSpec
 
 Tree = dict[str, Any]
-FEWEST_COLUMNS = 32  # of a piece of a step's product
+FEWEST_COLUMNS = 16  # of a piece of a step's product
 BLOCK_ROWS = 800  # rows (step and sequence) at a time: enough for products on two threads, few enough to stay in the cache
 
 
@@ -403,10 +403,9 @@ class _Scan:
         self.sums = [Sums(scratch.part(f"sums{d}")) for d in range(self.D)]
 
     @cached_property
-    def of_x(self) -> StepProduct:
-        """W_x x, times the factors."""
-        w = gate_blocks(self.arrays["w_x"] * self.factors[:, None], self.cell.x_order)
-        return StepProduct(w.swapaxes(2, 3), self.scratch.part("of_x"))
+    def of_x(self) -> Array:
+        """The weights of W_x x, times the factors: (D, G, I, H)."""
+        return gate_blocks(self.arrays["w_x"] * self.factors[:, None], self.cell.x_order).swapaxes(2, 3)
 
     @cached_property
     def of_h(self) -> StepProduct:
@@ -415,9 +414,9 @@ class _Scan:
         return StepProduct(w.swapaxes(2, 3), self.scratch.part("of_h"))
 
     @cached_property
-    def back_x(self) -> StepProduct:
-        """From the gradients of W_x x to x's, gate by gate."""
-        return StepProduct(gate_blocks(self.arrays["w_x"], self.cell.x_order), self.scratch.part("back_x"))
+    def back_x(self) -> Array:
+        """The weights from the gradients of W_x x to x's: (D, G, H, I)."""
+        return gate_blocks(self.arrays["w_x"], self.cell.x_order)
 
     def initial(self) -> list[Array]:
         """The states before the first step, in packed order."""
@@ -482,7 +481,8 @@ class _Scan:
     def project(self, block: _Block, gates: Array) -> None:
         """W_x x + b of a block of steps, into the first of its gates."""
         a = gates[:, : self.G]
-        self.of_x(self.rows_of("x", self.x, block)[:, None], a)
+        for x, w, out in zip(self.rows_of("x", self.x, block), self.of_x, a, strict=True):
+            multiply(x, w, out)
         a += self.b
 
     def of_state(self, h: Array) -> Array:
@@ -494,7 +494,10 @@ class _Scan:
         gates = self.gates_of(None, block)
         if self.cell.recomputed:
             self.project(block, gates)
-            self.cell.gates(self.of_state(h), gates)
+            q = self.scratch("q", self.D, self.G, block.n, self.H)
+            for u, w, out in zip(h, self.of_h.w, q, strict=True):
+                multiply(u, w, out)
+            self.cell.gates(q, gates)
         return gates
 
     def accumulate(self, block: _Block, point: _Point, h: Array, d_x: Array) -> None:
@@ -509,8 +512,10 @@ class _Scan:
             if point.projected is not None:
                 dh, m = (a[k] for a in point.projected)
                 sums.add("w_hr", multiply_over_rows(dh, m[None], part("w_hr", 1, dh.shape[1], m.shape[1]), part.part("w_hr"))[0])
-        by_gate = self.back_x(point.d[:, : self.G], self.scratch("by_gate", self.D, self.G, block.n, x.shape[2]))
-        np.add.reduce(by_gate, axis=1, out=dx)
+            by_gate = [multiply(d[g], w, part(f"dx{g}", *dx[k].shape)) for g, w in enumerate(self.back_x[k])]
+            dx[k] = by_gate[0]
+            for more in by_gate[1:]:
+                dx[k] += more
         self.store(dx, d_x, block)
 
     def gradients(self, d_x: Array, d_state: list[Array]) -> Tree:
