@@ -34,10 +34,18 @@ ROWS = {
     "CfC NCP 32/16/8, B32 T1000": ("ncp", 56, 32, 1000),
     "CfC 64, mixed memory, B32 T1000": ("mixed", 64, 32, 1000),
     "CfC 64, bfloat16, B32 T1000": ("bfloat16", 64, 32, 1000),
+    **{f"{cell} {units}, B32 T1000": (cell, units, 32, 1000) for cell in ("LSTM", "GRU", "RNN") for units in (64, 256, 512, 1024)},
 }
 
 
+def inputs_of(kind, units):
+    """Features of x: as many as units where a gated layer is large, as inside a stack of layers."""
+    return units if kind in ("LSTM", "GRU", "RNN") and units > 64 else I
+
+
 def make_layer(kind, units):
+    if kind in ("LSTM", "GRU", "RNN"):
+        return getattr(ember_mlx, kind)(inputs_of(kind, units), units)
     if kind == "ncp":
         return CfC(NCPMap(32, 16, 8, I, seed=1), return_sequences=True)
     layer = CfC(units, I, mixed_memory=kind == "mixed", return_sequences=True)
@@ -69,11 +77,11 @@ def mlx_runs(layer, x, dt=None, backend=None):
     return run(output), run(step)
 
 
-def torch_runs(module, x, device, spans=None):
+def torch_runs(module, x, device, spans=None, dtype=None):
     """The same of a torch module."""
     import torch
 
-    module, x = module.to(device), torch.tensor(x, device=device)
+    module, x = module.to(device), torch.tensor(x, device=device, dtype=dtype)
     options = {} if spans is None else {"timespans": torch.tensor(spans, device=device)}
     wait = torch.cuda.synchronize if device == "cuda" else torch.mps.synchronize
 
@@ -90,8 +98,8 @@ def torch_runs(module, x, device, spans=None):
     return forward, both
 
 
-def torch_peers(units, x, dt):
-    """The peers on torch's GPU, if it has one."""
+def torch_peers(kind, units, x, dt):
+    """The peers of a kind of layer on torch's GPU, if it has one."""
     try:
         import torch
     except ImportError:
@@ -100,10 +108,10 @@ def torch_peers(units, x, dt):
     if device is None:
         return {}
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    peers = {
-        "torch GRU": torch_runs(torch.nn.GRU(I, units, batch_first=True), x, device),
-        "torch LSTM": torch_runs(torch.nn.LSTM(I, units, batch_first=True), x, device),
-    }
+    cells = ("GRU", "LSTM") if kind == "dense" else (kind,)
+    peers = {f"torch {cell}": torch_runs(getattr(torch.nn, cell)(x.shape[2], units, batch_first=True), x, device) for cell in cells}
+    if kind != "dense":
+        return peers | (flashrnn_peer(units, x) if kind == "LSTM" and device == "cuda" else {})
     try:
         from ncps.torch import CfC as TorchCfC
     except ImportError:
@@ -112,18 +120,43 @@ def torch_peers(units, x, dt):
     return peers | {"ncps CfC": torch_runs(TorchCfC(I, units), x, device, spans)}
 
 
+def flashrnn_peer(units, x):
+    """FlashRNN's LSTM with one head, in bfloat16, which its fused backend asks for; its input product is a linear layer here."""
+    try:
+        import torch
+        from flashrnn import flashrnn
+    except ImportError:
+        return {}
+
+    class FlashLSTM(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inputs = torch.nn.Linear(x.shape[2], 4 * units, bias=False)
+            self.R, self.b = (torch.nn.Parameter(0.05 * torch.randn(4, 1, *shape)) for shape in ((units, units), (units,)))
+
+        def forward(self, x):
+            projected = self.inputs(x).reshape(*x.shape[:2], 4, 1, units)
+            zeros = torch.zeros(2, len(x), 1, 1, units, device=x.device, dtype=x.dtype)
+            return flashrnn(projected, self.R, self.b, states=zeros, function="lstm", backend="cuda_fused")[0]
+
+    return {"FlashRNN LSTM, bfloat16": torch_runs(FlashLSTM().to(torch.bfloat16), x, "cuda", dtype=torch.bfloat16)}
+
+
 def compare(kind, layer_kind, units, B, T, seconds, slow_peers):
     """Milliseconds (forward, both) of the layer and its peers."""
     rng = np.random.default_rng(0)
-    x, dt = rng.standard_normal((B, T, I)).astype(np.float32), rng.uniform(0.1, 2, (B, T)).astype(np.float32)
+    x = rng.standard_normal((B, T, inputs_of(layer_kind, units))).astype(np.float32)
+    dt = rng.uniform(0.1, 2, (B, T)).astype(np.float32)
     mlx_x = mx.array(x).astype(mx.bfloat16 if layer_kind == "bfloat16" else mx.float32)
-    layer = make_layer(layer_kind, units)
-    runs = {"ember_mlx": mlx_runs(layer, mlx_x, mx.array(dt), kind)}
+    layer, gated = make_layer(layer_kind, units), layer_kind in ("LSTM", "GRU", "RNN")
+    spans = None if gated else mx.array(dt)
+    runs = {"ember_mlx": mlx_runs(layer, mlx_x, spans, kind)}
     if slow_peers and T <= 1000:
-        runs["ember_mlx ops"] = mlx_runs(layer, mlx_x, mx.array(dt), "ops")
-        runs["mlx.nn.GRU"] = mlx_runs(nn.GRU(I, units), mlx_x)
-    if layer_kind == "dense":
-        runs |= {name: pair for name, pair in torch_peers(units, x, dt).items() if slow_peers or "ncps" not in name}
+        runs["ember_mlx ops"] = mlx_runs(layer, mlx_x, spans, "ops")
+        cell = layer_kind if gated else "GRU"
+        runs[f"mlx.nn.{cell}"] = mlx_runs(getattr(nn, cell)(x.shape[2], units), mlx_x)
+    if gated or layer_kind == "dense":
+        runs |= {name: pair for name, pair in torch_peers(layer_kind, units, x, dt).items() if slow_peers or "ncps" not in name}
     return {name: [statistics.median(timed(run, seconds)) for run in pair] for name, pair in runs.items()}
 
 
