@@ -22,20 +22,20 @@ Only W_h h and what follows it are in the loops over T. The backward recomputes 
 unless the forward kept them.
 """
 
+from abc import ABC, abstractmethod
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dense import Scratch, Sums, borrowed_scratch
+from ..dense import Scratch, StepProduct, Sums, borrowed_scratch
 from ..packing import PackedLayout
 from ..pointwise import Array, sigmoid_of_negative
-from ..products import FEWEST_ROWS, LARGE, PIECE, multiply, multiply_over_rows
+from ..products import multiply, multiply_over_rows
 from .spec import GatedSpec
 
 Tree = dict[str, Any]
-FEWEST_COLUMNS = 16  # of a piece of a step's product
 BLOCK_ROWS = 800  # rows (step and sequence) at a time: enough for products on two threads, few enough to stay in the cache
 
 
@@ -114,48 +114,12 @@ def gated_backward(
             point = scan.cell.linearise(gates, before, after)
             for rows in reversed(block.steps):
                 n = rows.stop - rows.start
-                d = [a[:, :n] for a in d_state]
-                for a, b in zip(d, dy, strict=True):
+                here = [a[:, :n] for a in d_state]
+                for a, b in zip(here, dy, strict=True):
                     a += b[:, rows]
-                scan.cell.pull(point, rows, *d)
+                scan.cell.pull(point, rows, here)
             scan.accumulate(block, point, before[0], d_x)
         return scan.gradients(d_x, d_state)
-
-
-class StepProduct:
-    """u w for the few rows of a step, for every direction and gate, in pieces that one thread works on (see products.py).
-
-    Args:
-        w: (D, G, K, J).
-        scratch: where the weights lie.
-    """
-
-    def __init__(self, w: Array, scratch: Scratch):
-        self.w, self.scratch = scratch.copy("w", w), scratch
-        self.D, self.G, self.K, self.J = w.shape
-        self.plans: dict[int, tuple[int, Array]] = {}
-
-    def __call__(self, u: Array, out: Array) -> Array:
-        """(D, 1 or G, n, K) -> (D, G, n, J)."""
-        n = u.shape[2]
-        if not PIECE < n * self.K * self.J <= LARGE:
-            return np.matmul(u, self.w, out=out)
-        parts, w = self._plan(n)
-        result = out.reshape(self.D, self.G, parts, n // parts, w.shape[3], w.shape[5]).swapaxes(3, 4)  # a view: only axes are split
-        np.matmul(u.reshape(self.D, -1, parts, 1, n // parts, self.K), w, out=result)
-        return out
-
-    def _plan(self, n: int) -> tuple[int, Array]:
-        """For n rows: in how many parts to take them, and the weights in pieces (D, G, 1, pieces, K, columns)."""
-        if n not in self.plans:
-            columns, rows = self.J, n
-            while rows * self.K * columns > PIECE and columns % 2 == 0 and columns > FEWEST_COLUMNS:
-                columns //= 2
-            while rows * self.K * columns > PIECE and rows % 2 == 0 and rows > FEWEST_ROWS:
-                rows //= 2
-            pieces = self.w.reshape(self.D, self.G, self.K, self.J // columns, columns).swapaxes(2, 3)
-            self.plans[n] = n // rows, self.scratch.copy(f"pieces{columns}", pieces)[:, :, None]
-        return self.plans[n]
 
 
 class _Point(NamedTuple):
@@ -166,7 +130,7 @@ class _Point(NamedTuple):
     projected: tuple[Array, Array] | None = None  # with W_hr: the gradient of h, and what W_hr takes
 
 
-class _Cell:
+class _Cell(ABC):
     """What one cell adds to a scan: how it orders its gates, and its equations (2) and (3), forward and back.
 
     `x_order` and `h_order` order the blocks of the products with x and h, as indices of torch.nn's gates, so that gates which are treated
@@ -188,21 +152,21 @@ class _Cell:
         """From the gradients of W_h h to h's, gate by gate."""
         return StepProduct(gate_blocks(self.arrays["w_h"], self.h_order), self.scratch.part("back"))
 
+    @abstractmethod
     def gates(self, q: Array, a: Array) -> None:
         """From q = W_h h (D, G, n, H) and a = W_x x + b to the gates, in `a` (D, blocks, n, H)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def update(self, a: Array, before: list[Array], out: list[Array]) -> None:
         """From the gates and the state to the next one, `out`, (D, n, H) each."""
-        raise NotImplementedError
 
+    @abstractmethod
     def linearise(self, a: Array, before: list[Array], after: list[Array]) -> _Point:
         """For a block of steps at once: everything that the pull needs and that does not depend on it."""
-        raise NotImplementedError
 
-    def pull(self, point: _Point, rows: slice, dh: Array, dc: Array | None = None) -> None:
+    @abstractmethod
+    def pull(self, point: _Point, rows: slice, d_state: list[Array]) -> None:
         """From the gradients of a step's state, (D, n, H), to those of the state before it, in place, and the products' in `point.d`."""
-        raise NotImplementedError
 
     def pull_product(self, d: Array, dh: Array) -> None:
         """From the gradients of W_h h, (D, G, n, H), to that of h, `dh` (D, n, P)."""
@@ -245,8 +209,8 @@ class _RNN(_Cell):
         self.slope(h, slope)
         return _Point(d[:, None], (slope,))
 
-    def pull(self, point: _Point, rows: slice, dh: Array, dc: Array | None = None) -> None:
-        d = point.d[:, :, rows]
+    def pull(self, point: _Point, rows: slice, d_state: list[Array]) -> None:
+        (dh,), d = d_state, point.d[:, :, rows]
         np.multiply(dh, point.slopes[0][:, rows], out=d[:, 0])
         self.pull_product(d, dh)
 
@@ -314,9 +278,9 @@ class _LSTM(_Cell):
             projected = self.scratch("dh", *after[0].shape), tanh_c
         return _Point(d, (by_o, slopes[:, 1:], of_c, f), projected)
 
-    def pull(self, point: _Point, rows: slice, dh: Array, dc: Array | None = None) -> None:
-        assert dc is not None
+    def pull(self, point: _Point, rows: slice, d_state: list[Array]) -> None:
         (by_o, by_c, of_c, f), d = point.slopes, point.d[:, :, rows]
+        dh, dc = d_state
         dm = dh
         if point.projected is not None and self.project_back is not None:
             point.projected[0][:, rows] = dh
@@ -369,8 +333,8 @@ class _GRU(_Cell):
         by_z *= np.subtract(before[0], n, out=rest)
         return _Point(d, (slopes, z))
 
-    def pull(self, point: _Point, rows: slice, dh: Array, dc: Array | None = None) -> None:
-        (slopes, z), d = point.slopes, point.d[:, :, rows]
+    def pull(self, point: _Point, rows: slice, d_state: list[Array]) -> None:
+        (slopes, z), (dh,), d = point.slopes, d_state, point.d[:, :, rows]
         rest = np.multiply(dh, z[:, rows], out=self.scratch("rest", *dh.shape))
         np.multiply(slopes[:, :, rows], dh[:, None], out=d)
         self.pull_product(d[:, 1:], dh)
