@@ -427,7 +427,7 @@ class _Scan:
         out = self.scratch(name, self.D, block.n, outputs.shape[3])
         for d in range(self.D):
             before = self.layout.previous(initial[d], self.layout.flat(outputs[d]), block.rows, out=out[d])
-            if not np.shares_memory(before, out):
+            if not np.may_share_memory(before, out):
                 out[d] = before
         return out
 
