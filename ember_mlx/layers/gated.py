@@ -82,7 +82,8 @@ class GatedLayer(RecurrentLayer):
     def state_layouts(self) -> tuple[StateLayout, ...]:
         """h, and c of an LSTM."""
         stack, axis = self.num_layers * self.num_directions, "num_layers * num_directions"
-        return tuple(StateLayout(name, self.output_size if name == "h" else self.hidden_size, stack, axis) for name in self.state_names)
+        sizes = {"h": (self.output_size, "proj_size" if self.proj_size else "H"), "c": (self.hidden_size, "H")}
+        return tuple(StateLayout(name, sizes[name][0], stack, axis, sizes[name][1]) for name in self.state_names)
 
     def run(self, steps: Steps, state: list[mx.array | None]) -> tuple[mx.array, list[mx.array]]:
         """Run the scan of each layer; see RecurrentLayer.run."""
