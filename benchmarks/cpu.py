@@ -1,4 +1,4 @@
-"""python benchmarks/cpu.py: the CfC layer on the CPU beside ncps (PyTorch) and the loop of MLX ops, all in one run."""
+"""python benchmarks/cpu.py: the layers on the CPU beside their peers in PyTorch and MLX, all in one run."""
 
 import argparse
 import importlib.util
@@ -21,6 +21,7 @@ B, I, H, Z = 32, 10, 64, 128
 KINDS = ("forward", "forward+backward")
 NCPS, PLAIN, OPS = "ncps.torch.CfC", "loop of MLX ops, as one writes it", "ember_mlx, its ops form"
 OURS, HALF = "ember_mlx", "ember_mlx, lengths T/2"
+GATED = ("LSTM", "GRU", "RNN")
 
 
 def torch_runs(x, dt):
@@ -28,17 +29,21 @@ def torch_runs(x, dt):
     import torch
     from ncps.torch import CfC as TorchCfC
 
-    torch.manual_seed(0)
-    module = TorchCfC(I, H, backbone_units=Z, backbone_layers=1)
-    x, spans = torch.tensor(x), torch.tensor(dt)[:, :, None].expand(-1, -1, H).contiguous()
+    spans = torch.tensor(dt)[:, :, None].expand(-1, -1, H).contiguous()
+    return module_runs(TorchCfC(I, H, backbone_units=Z, backbone_layers=1), torch.tensor(x), timespans=spans)
+
+
+def module_runs(module, x, **options):
+    """The same of a torch module."""
+    import torch
 
     def forward():
         with torch.no_grad():
-            return module(x, timespans=spans)[0]
+            return module(x, **options)[0]
 
     def both():
         module.zero_grad()
-        module(x, timespans=spans)[0].sum().backward()
+        module(x, **options)[0].sum().backward()
 
     return forward, both
 
@@ -61,14 +66,18 @@ class PlainCfC(nn.Module):
         return mx.stack(steps, axis=1)
 
 
-def ember_runs(layer, x, dt, backend, lengths=None):
-    """The layer in one form: a forward run and a training run."""
-    x, dt = mx.array(x), mx.array(dt)
-    step = nn.value_and_grad(layer, lambda m: m(x, time_deltas=dt, lengths=lengths, return_sequences=True).sum())
+def ember_runs(layer, x, backend, **options):
+    """An MLX layer in one form: a forward run and a training run."""
+
+    def output(m):
+        y = m(mx.array(x), **options)
+        return y[0] if isinstance(y, tuple) else y
+
+    step = nn.value_and_grad(layer, lambda m: output(m).sum())
 
     def forward():
         with ember_mlx.use_backend(backend):
-            mx.eval(layer(x, time_deltas=dt, lengths=lengths, return_sequences=True))
+            mx.eval(output(layer))
 
     def both():
         with ember_mlx.use_backend(backend):
@@ -77,37 +86,58 @@ def ember_runs(layer, x, dt, backend, lengths=None):
     return forward, both
 
 
+def gated_runs(name, x, lengths):
+    """torch.nn.LSTM, mlx.nn.LSTM, ember_mlx.LSTM and so on."""
+    package, cell = name.split(",")[0].rsplit(".", 1)
+    if package == "torch.nn":
+        import torch
+
+        return module_runs(getattr(torch.nn, cell)(I, H, batch_first=True), torch.tensor(x))
+    if package == "mlx.nn":
+        return ember_runs(getattr(nn, cell)(I, H), x, "ops")
+    return ember_runs(getattr(ember_mlx, cell)(I, H), x, "numpy", lengths=lengths)
+
+
 def contender(name, T):
     """The runs (forward, forward + backward) of a contender on the same data."""
     rng = np.random.default_rng(0)
     x, dt = rng.standard_normal((B, T, I)).astype(np.float32), rng.uniform(0.1, 2, (B, T)).astype(np.float32)
+    lengths = np.linspace(1, T - 1, B).astype(np.int32) if name.endswith(HALF.removeprefix(OURS)) else None  # T / 2 on average
+    if name.split(",")[0].endswith(GATED):
+        return gated_runs(name, x, lengths)
     if name == NCPS:
         return torch_runs(x, dt)
+    options = {"time_deltas": mx.array(dt), "return_sequences": True}
     if name == PLAIN:
-        return ember_runs(PlainCfC(), x, dt, "ops")
-    lengths = np.linspace(1, T - 1, B).astype(np.int32) if name == HALF else None  # T / 2 on average
-    return ember_runs(CfC(H, I, backbone_units=Z), x, dt, "ops" if name == OPS else "numpy", lengths)
+        return ember_runs(PlainCfC(), x, "ops", **options)
+    return ember_runs(CfC(H, I, backbone_units=Z), x, "ops" if name == OPS else "numpy", lengths=lengths, **options)
 
 
-def contenders(T):
-    """Who takes part at T steps: the loops of MLX operations only where they are bearable."""
-    names = [OURS, HALF] + ([PLAIN, OPS] if T <= 200 else [])
-    if importlib.util.find_spec("torch") and importlib.util.find_spec("ncps"):
-        return [NCPS, *names]
-    print("torch and ncps are not installed: their row is left out (pip install 'ember-mlx[bench]')")
-    return names
+def tables(T):
+    """For each kind of layer those who take part at T steps, ours first; the loops of MLX operations only where they are bearable."""
+    torch, ncps = (importlib.util.find_spec(package) for package in ("torch", "ncps"))
+    if not (torch and ncps):
+        print("torch or ncps is not installed: their rows are left out (pip install 'ember-mlx[bench]')")
+    loops = [PLAIN, OPS] if T <= 200 else []
+    result = {f"CfC, backbone {Z}": [OURS, HALF, *loops, *([NCPS] if torch and ncps else [])]}
+    for cell in GATED:
+        ours = f"{OURS}.{cell}"
+        peers = [*([f"mlx.nn.{cell}"] if loops else []), *([f"torch.nn.{cell}"] if torch else [])]
+        result[cell] = [ours, HALF.replace(OURS, ours), *peers]
+    return result
 
 
-def compare(T, seconds, rounds):
-    """Milliseconds of every contender at T steps. Each has processes of its own, in turn: one's waiting threads would slow the next."""
-    names = contenders(T)
+def compare(names, T, seconds, rounds):
+    """Milliseconds of some contenders at T steps. Each has processes of its own, in turn: one's waiting threads would slow the next."""
     times = {name: {kind: [] for kind in KINDS} for name in names}
     for _ in range(rounds):
         for name in names:
             command = [sys.executable, __file__, "--worker", name, "--steps", str(T), "--seconds", str(seconds)]
             for kind, values in json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout).items():
                 times[name][kind] += values
-    return {name: {kind: statistics.median(values) for kind, values in by_kind.items()} for name, by_kind in times.items()}
+    medians = {name: {kind: statistics.median(values) for kind, values in by_kind.items()} for name, by_kind in times.items()}
+    least = {name: {kind: min(values) for kind, values in by_kind.items()} for name, by_kind in times.items()}
+    return {"median": medians, "min": least}
 
 
 def work(name, T, seconds):
@@ -119,7 +149,7 @@ def peak_memory(T):
     """The peak of a training step beyond parameters and inputs, in arrays of (B, T, H) float32."""
     layer = CfC(H, I, backbone_units=Z)
     x, dt = mx.random.normal((B, T, I)), mx.random.uniform(0.1, 2, (B, T))
-    _, both = ember_runs(layer, x, dt, "numpy")
+    _, both = ember_runs(layer, x, "numpy", time_deltas=dt, return_sequences=True)
     both()
     mx.clear_cache()
     before = mx.get_active_memory()
@@ -135,6 +165,7 @@ def peak_memory(T):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, nargs="+", default=[100, 1000], help="T, one table each")
+    parser.add_argument("--layers", nargs="+", choices=("CfC", *GATED), default=("CfC", *GATED), help="a table for each")
     parser.add_argument("--seconds", type=float, default=1.5, help="time for each figure of a round")
     parser.add_argument("--rounds", type=int, default=3, help="how often the contenders take turns")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -145,21 +176,26 @@ def main():
         return
     result = {"sizes": {"B": B, "I": I, "H": H, "backbone": Z}, "ms": {}, "peak": {}}
     for T in arguments.steps:
-        result["ms"][T], result["peak"][T] = compare(T, arguments.seconds, arguments.rounds), peak_memory(T)
+        chosen = {kind: names for kind, names in tables(T).items() if kind.split(",")[0] in arguments.layers}
+        result["ms"][T] = {kind: compare(names, T, arguments.seconds, arguments.rounds) for kind, names in chosen.items()}
+        result["peak"][T] = peak_memory(T)
     write_json(arguments.json, result)
     machine = environment()
     print(f"{machine['cpu']}, {machine['cores']} cores, {machine['versions']}, {machine['date']}")
-    print("median of runs in turn, each contender in processes of its own")
+    print("median (and least) of runs in turn, each contender in processes of its own; ratios of the medians")
     for T in arguments.steps:
-        ours = result["ms"][T]["ember_mlx"]
-        rows = [
-            [name, *(f"{ms[kind]:.1f} ms ({ms[kind] / ours[kind]:.2f} x)" for kind in ("forward", "forward+backward"))]
-            for name, ms in result["ms"][T].items()
-        ]
-        title = f"CfC, B={B}, T={T}, I={I}, {H} units, backbone {Z}, float32"
-        print_table(title, ["", "forward", "forward + backward"], rows)
+        for kind, ms in result["ms"][T].items():
+            ours = next(iter(ms["median"].values()))
+            rows = [
+                [
+                    name,
+                    *(f"{ms['median'][name][k]:.1f} ms ({ms['min'][name][k]:.1f}; {ms['median'][name][k] / ours[k]:.2f} x)" for k in KINDS),
+                ]
+                for name in ms["median"]
+            ]
+            print_table(f"{kind}, B={B}, T={T}, I={I}, {H} units, float32", ["", *KINDS], rows)
         peak = result["peak"][T]
-        print(f"peak of a training step: {peak['numpy']:.1f} (NumPy) + {peak['mlx']:.1f} (MLX) arrays of (B, T, H)")
+        print(f"CfC: peak of a training step: {peak['numpy']:.1f} (NumPy) + {peak['mlx']:.1f} (MLX) arrays of (B, T, H)")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from measure import environment, print_table, timed, write_json
 from mlx.utils import tree_flatten, tree_map
 
 import ember_mlx
-from ember_mlx import CfC, CTRQNet, LQNet, NCPMap
+from ember_mlx import GRU, LSTM, LTC, RNN, CfC, CTRQNet, LQNet, NCPMap, StrideAwareCfC
 from ember_mlx.backend import gpu_kind
 from ember_mlx.kernels.first_use import check, in_half, works
 from ember_mlx.kernels.tiles import Tile, current_family, forced_tile
@@ -47,6 +47,7 @@ class Row(NamedTuple):
         B, T: sequences and steps.
         peers: names in PEERS.
         dtype: of x and the parameters.
+        inputs: features of x.
     """
 
     layer: Callable[[], nn.Module]
@@ -55,15 +56,16 @@ class Row(NamedTuple):
     T: int
     peers: tuple[str, ...]
     dtype: mx.Dtype = mx.float32
+    inputs: int = I
 
 
 ROWS: dict[str, Row] = {}
 
 
-def add(name, layer, units, peers=(), sizes=((32, 1000),), dtype=mx.float32):
+def add(name, layer, units, peers=(), sizes=((32, 1000),), dtype=mx.float32, inputs=I):
     """Add a layer's rows, one for each (B, T)."""
     for B, T in sizes:
-        ROWS[f"{name}, B{B} T{T}"] = Row(layer, units, B, T, tuple(peers), dtype)
+        ROWS[f"{name}, B{B} T{T}"] = Row(layer, units, B, T, tuple(peers), dtype, inputs)
 
 
 ALL_SIZES = ((32, 100), (32, 1000), (256, 1000), (32, 4096))
@@ -77,12 +79,24 @@ add("CfC NCP 32/16/8", lambda: CfC(NCPMap(32, 16, 8, I, seed=1), return_sequence
 add("CfC NCP 32/16/8, mixed memory", lambda: CfC(NCPMap(32, 16, 8, I, seed=1), mixed_memory=True, return_sequences=True), 56)
 add("LQNet NCP 32/16/8", lambda: LQNet(NCPMap(32, 16, 8, I, seed=1)), 56, ("ops",))
 add("CTRQNet NCP 32/16/8", lambda: CTRQNet(NCPMap(32, 16, 8, I, seed=1)), 56, ("ops",))
+for full, units in (("64", 64), ("128", 128), ("256", 256)):
+    sizes = ((32, 100), (32, 1000), (256, 1000)) if units == 64 else ((32, 100),)
+    add(f"LTC {full}", lambda units=units: LTC(units, I), units, ("ops", "ncps LTC"), sizes)
+add("LTC 64, rk4", lambda: LTC(64, I, solver="rk4"), 64, (), ((32, 100),))
+add("LTC NCP 32/16/8", lambda: LTC(NCPMap(32, 16, 8, I, seed=1)), 56, ("ops", "ncps LTC NCP"), ((32, 100),))
+for cell, kind in (("LSTM", LSTM), ("GRU", GRU), ("RNN", RNN)):
+    for units in (64, 256, 512, 1024):
+        inputs = I if units == 64 else units  # as inside a stack of layers, where they are large
+        flash = ("FlashRNN LSTM",) if cell == "LSTM" else ()
+        peers = (f"torch {cell}", f"mlx.nn.{cell}", *flash)
+        add(f"{cell} {units}", lambda kind=kind, n=inputs, m=units: kind(n, m), units, peers, inputs=inputs)
+add("StrideAwareCfC 64, strides 1 2 4 8", lambda: StrideAwareCfC(64, [1, 2, 4, 8], I, return_sequences=True), 256)
 add("CfC 64, mixed memory", lambda: CfC(64, I, mixed_memory=True, return_sequences=True), 64)
 
 
 def mlx_runs(layer, x, dt=None, backend=None) -> Runs:
     """An MLX layer's runs."""
-    options = {} if dt is None else {"time_deltas": dt}
+    options = {"time_deltas": dt} if dt is not None and getattr(layer, "timed", False) else {}
 
     def output(m):
         y = m(x, **options)
@@ -158,16 +172,63 @@ def ncps_wired(_):
     return TorchCfC(I, NCP(32, 16, 8, 16, 8, 4, 8, seed=1))
 
 
+def ncps_ltc(units):
+    """ncps's LTC, fully connected, or on the NCP where `units` is None."""
+
+    def make(_):
+        from ncps.torch import LTC as TorchLTC
+        from ncps.wirings import NCP
+
+        return TorchLTC(I, NCP(32, 16, 8, 16, 8, 4, 8, seed=1) if units is None else units)
+
+    return make
+
+
+def flash_lstm(row):
+    """FlashRNN's LSTM with one head; its fused backend asks for bfloat16 and CUDA, and its input product is a linear layer here."""
+
+    def make(torch):
+        from flashrnn import flashrnn
+
+        class FlashLSTM(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inputs = torch.nn.Linear(row.inputs, 4 * row.units, bias=False)
+                shapes = ((row.units, row.units), (row.units,))
+                self.R, self.b = (torch.nn.Parameter(0.05 * torch.randn(4, 1, *shape)) for shape in shapes)
+
+            def forward(self, x):
+                projected = self.inputs(x).reshape(*x.shape[:2], 4, 1, row.units)
+                zeros = torch.zeros(2, len(x), 1, 1, row.units, device=x.device, dtype=x.dtype)
+                return flashrnn(projected, self.R, self.b, states=zeros, function="lstm", backend="cuda_fused")[0]
+
+        return FlashLSTM()
+
+    return make
+
+
+def mlx_peer(cell):
+    """A layer of mlx.nn."""
+    return lambda row, x, dt: mlx_runs(getattr(nn, cell)(row.inputs, row.units), mx.array(x)) if row.T <= 1000 else None
+
+
+def torch_peer(cell):
+    """A layer of torch.nn: with CUDA, cuDNN's."""
+    return lambda row, x, dt: torch_runs(lambda torch: getattr(torch.nn, cell)(row.inputs, row.units, batch_first=True), x, row.dtype)
+
+
 # name -> (row, x, dt) -> runs, or None where the peer is not here; x (B, T, I) and dt (B, T) are NumPy arrays
 PEERS: dict[str, Callable[[Row, np.ndarray, np.ndarray], Runs | None]] = {
     "ops": lambda row, x, dt: mlx_runs(made(row), mx.array(x).astype(row.dtype), mx.array(dt), "ops") if row.T <= 1000 else None,
-    "mlx.nn.GRU": lambda row, x, dt: mlx_runs(nn.GRU(I, row.units), mx.array(x)) if row.T <= 1000 else None,
-    "torch GRU": lambda row, x, dt: torch_runs(lambda torch: torch.nn.GRU(I, row.units, batch_first=True), x, row.dtype),
-    "torch LSTM": lambda row, x, dt: torch_runs(lambda torch: torch.nn.LSTM(I, row.units, batch_first=True), x, row.dtype),
+    **{f"mlx.nn.{cell}": mlx_peer(cell) for cell in ("RNN", "LSTM", "GRU")},
+    **{f"torch {cell}": torch_peer(cell) for cell in ("RNN", "LSTM", "GRU")},
+    "FlashRNN LSTM": lambda row, x, dt: torch_runs(flash_lstm(row), x, mx.bfloat16),
+    "ncps LTC": lambda row, x, dt: torch_runs(ncps_ltc(row.units), x, row.dtype),
+    "ncps LTC NCP": lambda row, x, dt: torch_runs(ncps_ltc(None), x, row.dtype),
     "ncps CfC": lambda row, x, dt: torch_runs(ncps_dense(row.units), x, row.dtype, np.repeat(dt[:, :, None], row.units, axis=2)),
     "ncps CfC NCP": lambda row, x, dt: torch_runs(ncps_wired, x, row.dtype, dt[:, :, None]),
 }
-SLOW = ("ops", "mlx.nn.GRU", "ncps CfC", "ncps CfC NCP")  # loops of small launches
+SLOW = ("ops", "mlx.nn.RNN", "mlx.nn.LSTM", "mlx.nn.GRU", "ncps CfC", "ncps CfC NCP", "ncps LTC", "ncps LTC NCP")  # loops of small launches
 
 
 def made(row):
@@ -182,7 +243,7 @@ def made(row):
 def inputs_of(row):
     """x (B, T, I) and dt (B, T), NumPy."""
     rng = np.random.default_rng(0)
-    return rng.standard_normal((row.B, row.T, I)).astype(np.float32), rng.uniform(0.1, 2, (row.B, row.T)).astype(np.float32)
+    return rng.standard_normal((row.B, row.T, row.inputs)).astype(np.float32), rng.uniform(0.1, 2, (row.B, row.T)).astype(np.float32)
 
 
 def milliseconds_of(pair, seconds):
@@ -203,7 +264,7 @@ def check_all(kind, size=(33, 5, 64)):
     for name, recurrence in RECURRENCES.items():
         for variant in recurrence.variants:
             spec, arrays = recurrence.problem(variant, *size, lengths=True, dtype=np.float32)
-            for label, like in (("", None), (", bfloat16", in_half(arrays, mx.bfloat16))):
+            for label, like in (("", None), *([(", bfloat16", in_half(arrays, mx.bfloat16))] if recurrence.fused.half else [])):
                 if recurrence.fused.refusal(kind, spec, tree_map(mx.array, arrays)) is None:
                     pair = check(kind, recurrence, spec, arrays, like)
                     errors[f"{name} {variant}{label}"] = (*pair, works(pair, like))

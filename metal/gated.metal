@@ -12,7 +12,7 @@ struct Gated {
     CELL = CELL_, H = H_, THREADS = THREADS_, ROWS = ROWS_, RESIDENT = RESIDENT_,
     GATES = CELL_ == LSTM ? 4 : CELL_ == GRU ? 3 : 1,   // LSTM: i, f, g, o; GRU: r, z, n
     BLOCKS = CELL_ == GRU ? 4 : GATES,                  // of the products' gradients; GRU: r, z, n's part of W_h h, n
-    SLOPES = CELL_ == LSTM ? 6 : CELL_ == GRU ? 5 : 1,  // see enter_step
+    SLOPES = CELL_ == LSTM ? 6 : CELL_ == GRU ? 5 : 1,  // see Slopes
     SLOT = GATES == 1 ? SPLIT_ : SPLIT_ / 4             // lanes for each gate of a unit
   };
   // an RNN's lanes take four neighbouring units, which share what is read of h; else the gates of one unit
@@ -21,19 +21,31 @@ struct Gated {
   enum { BACK_BUFFERS = 2 * ROWS_ * int(Back::ROW4) * 16 <= 32768 ? 2 : 1 };
 };
 
-// The results of one block of the product with h, and with them the next state of its units.
+// The projected inputs of a lane in a block of results, `x_proj` those of the step.
+template <typename C, typename IO>
+inline void read_inputs(
+    thread const typename C::Forward& product, int block, device const IO* x_proj, int t, thread const int* length, thread float* projected) {
+  int u = C::GATES == 1 ? result_of(product, block) : unit_of(product, block);
+  int gate = C::GATES == 1 ? 0 : product.owned;
+  for (int r = 0; r < C::ROWS; r++) {
+    projected[r] = u < C::H && gate < C::GATES && t < length[r] ? float(x_proj[(r * C::GATES + gate) * C::H + u]) : 0.0f;
+  }
+}
+
+// The results of one block of the product with h, and with them the next state of its units. The inputs of the step after it are read
+// before its product, so that they have come when they are needed.
 template <typename C, typename IO>
 inline void forward_block(
     thread const typename C::Forward& product, int block, threadgroup const float* h, threadgroup float* h_next, thread float* c,
-    device const IO* x_proj, device const float* b_hn, device IO* y, device IO* c_out, int t, int rows, thread const int* length) {
+    thread float* ahead, device const IO* x_next, device const float* b_hn, device IO* y, device IO* c_out, int t, int rows,
+    thread const int* length) {
   typedef typename C::Forward Forward;
   enum { H_ROW = 4 * int(Forward::ROW4), COPIES = Forward::COPIES };
   int u = C::GATES == 1 ? result_of(product, block) : unit_of(product, block);
   int gate = C::GATES == 1 ? 0 : product.owned;
   float projected[C::ROWS], sums[C::ROWS * Forward::OUTPUTS];
-  for (int r = 0; r < C::ROWS; r++) {
-    projected[r] = u < C::H && gate < C::GATES && t < length[r] ? float(x_proj[(r * C::GATES + gate) * C::H + u]) : 0.0f;
-  }
+  for (int r = 0; r < C::ROWS; r++) projected[r] = ahead[r];
+  read_inputs<C>(product, block, x_next, t + 1, length, ahead);
   run_product<C::ROWS>(product, (threadgroup const float4*)h, block, sums);
   float bias = C::CELL == GRU && u < C::H ? b_hn[u] : 0.0f;
   for (int r = 0; r < C::ROWS; r++) {
@@ -96,11 +108,13 @@ inline void gated_forward(
   Forward product;
   load_product(product, w_h + direction * 4 * Forward::FLOAT4S * C::THREADS, thread_index);
   float c[Forward::BLOCKS * C::ROWS];  // of the units whose gates this lane takes
+  float ahead[Forward::BLOCKS * C::ROWS];
   for (int block = 0; block < Forward::BLOCKS; block++) {
     int u = unit_of(product, block);
     for (int r = 0; r < C::ROWS; r++) {
       c[block * C::ROWS + r] = C::CELL == LSTM && u < C::H && r < rows ? c0[(direction * B + row0 + r) * C::H + u] : 0.0f;
     }
+    read_inputs<C>(product, block, x_proj + (first + row0) * C::GATES * C::H, 0, length, ahead + block * C::ROWS);
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
@@ -108,16 +122,20 @@ inline void gated_forward(
     int step = first + t * B + row0;
     threadgroup float* h = states + t % 2 * C::ROWS * H_ROW;
     threadgroup float* h_next = states + (t + 1) % 2 * C::ROWS * H_ROW;
-    device const IO* x = x_proj + step * C::GATES * C::H;
+    device const IO* x = x_proj + (step + B) * C::GATES * C::H;
     device IO* c_step = c_out + (C::CELL == LSTM ? step * C::H : 0);
     if (C::RESIDENT) {
 #pragma unroll
       for (int block = 0; block < Forward::BLOCKS; block++) {
-        forward_block<C>(product, block, h, h_next, c + block * C::ROWS, x, b_hn + direction * C::H, y + step * C::H, c_step, t, rows, length);
+        forward_block<C>(
+            product, block, h, h_next, c + block * C::ROWS, ahead + block * C::ROWS, x, b_hn + direction * C::H, y + step * C::H, c_step, t,
+            rows, length);
       }
     } else {
       for (int block = 0; block < Forward::BLOCKS; block++) {
-        forward_block<C>(product, block, h, h_next, c + block * C::ROWS, x, b_hn + direction * C::H, y + step * C::H, c_step, t, rows, length);
+        forward_block<C>(
+            product, block, h, h_next, c + block * C::ROWS, ahead + block * C::ROWS, x, b_hn + direction * C::H, y + step * C::H, c_step, t,
+            rows, length);
       }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -130,26 +148,44 @@ inline void gated_forward(
   }
 }
 
-// From the gradient of a unit's h after a step to those of its products, one lane of each gate writing its own. `kept` is what goes to the
-// state before past the products: of an LSTM the gradient of c, of a GRU a part of h's. The slopes (SLOPES, H) of a step:
-// RNN of h by a; LSTM of c by a_i, a_f, a_g, of h by a_o and by c, and f; GRU of h by a_r, a_z, q_n, a_n and by the h before.
+// What a lane needs of a step for its gate of a unit, beside what arrives: its own slope and those that all of a unit's lanes take.
+// The slopes (SLOPES, H) of a step: RNN of h by a; LSTM of c by a_i, a_f, a_g, of h by a_o and by c, and f; GRU of h by a_r, a_z, q_n, a_n and
+// by the h before.
+struct Slopes {
+  float dy, dy_c, own, shared, through;
+};
+
+template <typename C, typename IO>
+inline Slopes read_slopes(int u, int part, bool valid, int step, device const IO* dy, device const IO* dy_c, device const float* slopes) {
+  Slopes found = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
+  if (!valid) return found;
+  found.dy = float(dy[step * C::H + u]);
+  found.own = slopes[(step * C::SLOPES + part / C::SLOT) * C::H + u];
+  if (C::GATES > 1) found.shared = slopes[(step * C::SLOPES + 4) * C::H + u];
+  if (C::CELL == LSTM) {
+    found.dy_c = float(dy_c[step * C::H + u]);
+    found.through = slopes[(step * C::SLOPES + 5) * C::H + u];
+  }
+  return found;
+}
+
+// From the gradient of a unit's h that arrives at a step to those of its products, one lane of each gate writing its own. `kept` is what goes
+// to the state before past the products: of an LSTM the gradient of c, of a GRU a part of h's.
 template <typename C>
-inline void enter_step(
-    float dh, int u, int part, bool valid, device const float* slopes, float dy_c, threadgroup float* d, device float* d_out, thread float& kept) {
+inline void enter_step(float arriving, int u, int part, bool valid, thread const Slopes& at, threadgroup float* d, device float* d_out, thread float& kept) {
   int slot = part / C::SLOT;
-  bool writes = part % C::SLOT == 0;
   float value = 0.0f;
   if (valid) {
-    float slope = slopes[slot * C::H + u];
-    value = dh * slope;
-    if (C::CELL == GRU) kept = dh * slopes[4 * C::H + u];
+    float dh = arriving + at.dy;
+    value = dh * at.own;
+    if (C::CELL == GRU) kept = dh * at.shared;
     if (C::CELL == LSTM) {
-      float dc = kept + dy_c + dh * slopes[4 * C::H + u];
-      if (slot < 3) value = dc * slope;
-      kept = dc * slopes[5 * C::H + u];
+      float dc = kept + at.dy_c + dh * at.shared;
+      if (slot < 3) value = dc * at.own;
+      kept = dc * at.through;
     }
   }
-  if (!writes) return;
+  if (part % C::SLOT != 0) return;
   if (slot < C::GATES) d[slot * C::H + u] = value;
   d_out[slot * C::H + u] = value;
 }
@@ -159,7 +195,7 @@ template <typename C, typename IO>
 inline void gated_backward(
     device const IO* dy,            // (D, T, B, H)
     device const float* carry,      // (D, B, H): the gradient of the last state from beyond these steps
-    device const float* slopes,     // (D, T, B, SLOPES, H), see enter_step
+    device const float* slopes,     // (D, T, B, SLOPES, H), see Slopes
     device const float* w_h,        // D times packed (H, GATES H)
     device const IO* dy_c,          // (D, T, B, H) and the next of an LSTM
     device const float* carry_c,    // (D, B, H)
@@ -183,13 +219,19 @@ inline void gated_backward(
   load_product(product, w_h + direction * 4 * Back::FLOAT4S * C::THREADS, thread_index);
   float kept[Back::BLOCKS * C::ROWS];  // each lane of a unit has its own copy
   float arriving[Back::BLOCKS * C::ROWS];
-#pragma unroll Back::UNROLL
+  Slopes ahead[C::RESIDENT ? int(Back::BLOCKS) * C::ROWS : 1];  // of the step before, read while the product runs; there are few if weights fit
+#pragma unroll 4
   for (int block = 0; block < Back::BLOCKS; block++) {
     int u = unit_of(product, block);
+#pragma unroll
     for (int r = 0; r < C::ROWS; r++) {
       bool exists = u < C::H && r < rows;
       kept[block * C::ROWS + r] = C::CELL == LSTM && exists ? carry_c[(state0 + r) * C::H + u] : 0.0f;
       arriving[block * C::ROWS + r] = exists ? carry[(state0 + r) * C::H + u] : 0.0f;
+      if (C::RESIDENT) {
+        bool valid = exists && steps - 1 < length[r];
+        ahead[block * C::ROWS + r] = read_slopes<C>(u, product.part, valid, first + (steps - 1) * B + row0 + r, dy, dy_c, slopes);
+      }
     }
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -197,21 +239,26 @@ inline void gated_backward(
   // step t's gradients follow from what arrives of the step after it; then t's product gives what arrives at the step before
   for (int t = steps - 1; t >= 0; t--) {
     threadgroup float* d = buffers + t % C::BACK_BUFFERS * C::ROWS * D_ROW;
-#pragma unroll Back::UNROLL
+#pragma unroll 4
     for (int block = 0; block < Back::BLOCKS; block++) {
       int u = unit_of(product, block);
-      for (int r = 0; r < rows && u < C::H; r++) {
-        int step = first + t * B + row0 + r, place = step * C::H + u;
+#pragma unroll
+      for (int r = 0; r < C::ROWS; r++) {  // bounds known to the compiler: else the arrays would not be registers
+        if (r >= rows || u >= C::H) continue;
+        int step = first + t * B + row0 + r, place = block * C::ROWS + r;
         bool valid = t < length[r];
-        float dh = valid ? arriving[block * C::ROWS + r] + float(dy[place]) : 0.0f;
-        float of_c = C::CELL == LSTM && valid ? float(dy_c[place]) : 0.0f;
-        enter_step<C>(
-            dh, u, product.part, valid, slopes + step * C::SLOPES * C::H, of_c, d + r * D_ROW, d_out + step * C::BLOCKS * C::H,
-            kept[block * C::ROWS + r]);
+        Slopes at;
+        if (C::RESIDENT) {
+          at = ahead[place];
+          ahead[place] = read_slopes<C>(u, product.part, t > 0 && t - 1 < length[r], step - B, dy, dy_c, slopes);
+        } else {
+          at = read_slopes<C>(u, product.part, valid, step, dy, dy_c, slopes);
+        }
+        enter_step<C>(arriving[place], u, product.part, valid, at, d + r * D_ROW, d_out + step * C::BLOCKS * C::H, kept[place]);
       }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-#pragma unroll Back::UNROLL
+#pragma unroll 4
     for (int block = 0; block < Back::BLOCKS; block++) {
       float sums[C::ROWS];
       run_product<C::ROWS>(product, (threadgroup const float4*)d, block, sums);
@@ -223,11 +270,13 @@ inline void gated_backward(
     if (C::BACK_BUFFERS == 1) threadgroup_barrier(mem_flags::mem_threadgroup);
   }
 
-#pragma unroll Back::UNROLL
+#pragma unroll 4
   for (int block = 0; block < Back::BLOCKS; block++) {
     int u = unit_of(product, block);
-    for (int r = 0; r < rows && u < C::H && product.part == 0; r++) {
+#pragma unroll
+    for (int r = 0; r < C::ROWS; r++) {
       int place = block * C::ROWS + r;
+      if (r >= rows || u >= C::H || product.part != 0) continue;
       dh0[(state0 + r) * C::H + u] = steps > 0 ? arriving[place] : 0.0f;
       if (C::CELL == LSTM) dc0[(state0 + r) * C::H + u] = steps > 0 ? kept[place] : 0.0f;
     }

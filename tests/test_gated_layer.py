@@ -419,7 +419,7 @@ MESSAGES = {
     "state-projected": (
         ValueError,
         lambda: LSTM(3, 6, proj_size=2)(X, (mx.zeros((1, 4, 6)), None)),
-        f"[LSTM] initial_state h must have shape {STACKED} = (1, 4, 2), got (1, 4, 6).",
+        "[LSTM] initial_state h must have shape (num_layers * num_directions, B, proj_size) = (1, 4, 2), got (1, 4, 6).",
     ),
     "state-unbatched": (
         ValueError,

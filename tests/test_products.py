@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ember_mlx.scans import products
-from ember_mlx.scans.dense import Scratch
+from ember_mlx.scans.dense import Scratch, StepProduct
 from ember_mlx.scans.products import LARGE, cut, cut_columns, multiply, multiply_over_rows
 
 PIECE = 2**18
@@ -73,8 +73,6 @@ def test_sum_over_rows_in_pieces(N, K, J):
     ("n", "K", "J"), [(1, 3, 5), (32, 64, 64), (32, 256, 256), (31, 256, 250), (256, 64, 128), (7, 1024, 1024)], ids=str
 )
 def test_a_steps_product_in_pieces(n, K, J, G):
-    from ember_mlx.scans.gated.reference import StepProduct
-
     rng = np.random.Generator(np.random.PCG64(0))
     w, u, out = rng.standard_normal((2, G, K, J)), rng.standard_normal((2, 1, n, K)), np.full((2, G, n, J), np.nan)
     product = StepProduct(w, Scratch(w.dtype))

@@ -100,12 +100,14 @@ class StateLayout(NamedTuple):
         features: its last axis.
         stack: its first axis, or None where there is none.
         axis: what the first axis counts.
+        letter: what the last axis is called.
     """
 
     name: str
     features: int
     stack: int | None = None
     axis: str = ""
+    letter: str = "H"
 
     def shape(self, batch: int, batched: bool) -> tuple[int, ...]:
         """The shape that the caller sees."""
@@ -113,7 +115,7 @@ class StateLayout(NamedTuple):
 
     def axes(self, batched: bool) -> str:
         """The same in letters."""
-        letters = [*([] if self.stack is None else [self.axis]), *(["B"] if batched else []), "H" if self.features > 1 else "1"]
+        letters = [*([] if self.stack is None else [self.axis]), *(["B"] if batched else []), self.letter]
         return f"({', '.join(letters)}{',' if len(letters) == 1 else ''})"
 
 

@@ -24,11 +24,12 @@ Tree = dict[str, Any]
 class GatedLayer(RecurrentLayer):
     """What RNN, LSTM and GRU share: layers one above the other, each in one direction or in both.
 
-    A subclass names its recurrence and its states, and gives `cell`. Parameters are ``layers[k][direction]`` with the names of mlx.nn:
+    A subclass names its recurrence, its cell and its states. Parameters are ``layers[k][direction]`` with the names of mlx.nn:
     Wx (G H, inputs), Wh (G H, H), bias (G H), direction "forward" or "backward".
     """
 
     recurrence: Recurrence
+    cell: str
     state_names: tuple[str, ...] = ("h",)
     timed = False
     proj_size: int | None = None
@@ -64,11 +65,6 @@ class GatedLayer(RecurrentLayer):
         return GatedDirection(self.cell, inputs, self.hidden_size, self.bias, self.proj_size)
 
     @property
-    def cell(self) -> str:
-        """Of the recurrence's specification."""
-        raise TypeError(f"{type(self).__name__} names no cell.")
-
-    @property
     def num_directions(self) -> int:
         """2 where it is bidirectional."""
         return 2 if self.bidirectional else 1
@@ -82,7 +78,8 @@ class GatedLayer(RecurrentLayer):
     def state_layouts(self) -> tuple[StateLayout, ...]:
         """h, and c of an LSTM."""
         stack, axis = self.num_layers * self.num_directions, "num_layers * num_directions"
-        return tuple(StateLayout(name, self.output_size if name == "h" else self.hidden_size, stack, axis) for name in self.state_names)
+        sizes = {"h": (self.output_size, "proj_size" if self.proj_size else "H"), "c": (self.hidden_size, "H")}
+        return tuple(StateLayout(name, sizes[name][0], stack, axis, sizes[name][1]) for name in self.state_names)
 
     def run(self, steps: Steps, state: list[mx.array | None]) -> tuple[mx.array, list[mx.array]]:
         """Run the scan of each layer; see RecurrentLayer.run."""
@@ -197,12 +194,12 @@ class RNN(GatedLayer):
             of processing.
 
     Call:
-        ``layer(x, initial_state=None, lengths=None, *, return_sequences, return_state)``
+        ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state)``
 
         x: (B, T, I), or (T, I) without batch; floating point.
         initial_state: [h], (num_layers * num_directions, B, H), or None for zeros.
+        time_deltas: must be None, since these equations know no elapsed time: append it to x, or use a continuous-time layer.
         lengths: (B,) integers in 1..T; steps past them neither change the state nor cost time on the CPU, and y is 0 there.
-        time_deltas must be None: elapsed time has no meaning in these equations. Append it to x, or use a CfC or an LTC.
 
     Returns:
         y (B, T, H * num_directions), or (B, H * num_directions) without return_sequences, in the promoted dtype of x and the
@@ -246,7 +243,7 @@ class RNN(GatedLayer):
         self._make_parameters()
 
     @property
-    def cell(self) -> str:
+    def cell(self) -> str:  # type: ignore[override]
         """tanh or relu."""
         return self.activation
 
@@ -280,12 +277,12 @@ class LSTM(GatedLayer):
             of processing.
 
     Call:
-        ``layer(x, initial_state=None, lengths=None, *, return_sequences, return_state)``
+        ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state)``
 
         x: (B, T, I), or (T, I) without batch; floating point.
         initial_state: (h, c), each (num_layers * num_directions, B, H) or None for zeros; h (..., proj_size) where that is given.
+        time_deltas: must be None, since these equations know no elapsed time: append it to x, or use a continuous-time layer.
         lengths: (B,) integers in 1..T; steps past them neither change the state nor cost time on the CPU, and y is 0 there.
-        time_deltas must be None: elapsed time has no meaning in these equations. Append it to x, or use a CfC or an LTC.
 
     Returns:
         y (B, T, H * num_directions), or (B, H * num_directions) without return_sequences, in the promoted dtype of x and the
@@ -309,6 +306,7 @@ class LSTM(GatedLayer):
     """
 
     recurrence = LSTM_SCAN
+    cell = "lstm"
     state_names = ("h", "c")
 
     def __init__(
@@ -332,11 +330,6 @@ class LSTM(GatedLayer):
         if proj_size is not None and proj_size >= hidden_size:
             raise bad_argument(type(self).__name__, "proj_size", f"be less than hidden_size = {hidden_size}", proj_size)
         self._make_parameters()
-
-    @property
-    def cell(self) -> str:
-        """lstm."""
-        return "lstm"
 
     def state_to_caller(self, state: list[mx.array]) -> Any:
         """(h, c)."""
@@ -371,12 +364,12 @@ class GRU(GatedLayer):
             of processing.
 
     Call:
-        ``layer(x, initial_state=None, lengths=None, *, return_sequences, return_state)``
+        ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state)``
 
         x: (B, T, I), or (T, I) without batch; floating point.
         initial_state: [h], (num_layers * num_directions, B, H), or None for zeros.
+        time_deltas: must be None, since these equations know no elapsed time: append it to x, or use a continuous-time layer.
         lengths: (B,) integers in 1..T; steps past them neither change the state nor cost time on the CPU, and y is 0 there.
-        time_deltas must be None: elapsed time has no meaning in these equations. Append it to x, or use a CfC or an LTC.
 
     Returns:
         y (B, T, H * num_directions), or (B, H * num_directions) without return_sequences, in the promoted dtype of x and the
@@ -399,6 +392,7 @@ class GRU(GatedLayer):
     """
 
     recurrence = GRU_SCAN
+    cell = "gru"
 
     def __init__(
         self,
@@ -417,8 +411,3 @@ class GRU(GatedLayer):
         flags = return_sequences, return_state, batch_first, go_backwards
         super().__init__(input_size, hidden_size, num_layers, bias, dropout, bidirectional, *flags)
         self._make_parameters()
-
-    @property
-    def cell(self) -> str:
-        """gru."""
-        return "gru"

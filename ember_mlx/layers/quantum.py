@@ -128,7 +128,7 @@ class LQNet(RecurrentLayer):
     @property
     def state_layouts(self) -> tuple[StateLayout, ...]:
         """The states in order; t is one number a sequence."""
-        return tuple(StateLayout(name, 1 if name == "t" else self.units) for name in self.state_names)
+        return tuple(StateLayout(name, 1, letter="1") if name == "t" else StateLayout(name, self.units) for name in self.state_names)
 
     def run(self, steps: Steps, state: list[mx.array | None], key: mx.array | None = None) -> tuple[mx.array, list[mx.array]]:
         """Run the scan; see RecurrentLayer.run."""

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from .pointwise import Array
-from .products import cut, cut_columns, multiply, multiply_over_rows
+from .products import FEWEST_ROWS, LARGE, PIECE, cut, cut_columns, multiply, multiply_over_rows
 
 Tree = dict[str, Any]
+FEWEST_COLUMNS = 16  # of a piece of a StepProduct
 Keep = Callable[[Array], None]  # takes what a forward scan keeps for the backward
 KEPT_BYTES = 2**26  # of what a forward scan keeps for the backward, at most; beyond it the backward recomputes
 SPARE_BYTES = 2**27  # of a Scratch that a later scan may use again
@@ -125,6 +126,42 @@ class Product:
         if self.b is not None:
             out += self.b
         return out
+
+
+class StepProduct:
+    """u w for the few rows of a step, for every direction and gate, in pieces that one thread works on (see products.py).
+
+    Args:
+        w: (D, G, K, J).
+        scratch: where the weights lie.
+    """
+
+    def __init__(self, w: Array, scratch: Scratch):
+        self.w, self.scratch = scratch.copy("w", w), scratch
+        self.D, self.G, self.K, self.J = w.shape
+        self.plans: dict[int, tuple[int, Array]] = {}
+
+    def __call__(self, u: Array, out: Array) -> Array:
+        """(D, 1 or G, n, K) -> (D, G, n, J)."""
+        n = u.shape[2]
+        if not PIECE < n * self.K * self.J <= LARGE:
+            return np.matmul(u, self.w, out=out)
+        parts, w = self._plan(n)
+        result = out.reshape(self.D, self.G, parts, n // parts, w.shape[3], w.shape[5]).swapaxes(3, 4)  # a view: only axes are split
+        np.matmul(u.reshape(self.D, -1, parts, 1, n // parts, self.K), w, out=result)
+        return out
+
+    def _plan(self, n: int) -> tuple[int, Array]:
+        """For n rows: in how many parts to take them, and the weights in pieces (D, G, 1, pieces, K, columns)."""
+        if n not in self.plans:
+            columns, rows = self.J, n
+            while rows * self.K * columns > PIECE and columns % 2 == 0 and columns > FEWEST_COLUMNS:
+                columns //= 2
+            while rows * self.K * columns > PIECE and rows % 2 == 0 and rows > FEWEST_ROWS:
+                rows //= 2
+            pieces = self.w.reshape(self.D, self.G, self.K, self.J // columns, columns).swapaxes(2, 3)
+            self.plans[n] = n // rows, self.scratch.copy(f"pieces{columns}", pieces)[:, :, None]
+        return self.plans[n]
 
 
 class StateProduct:

@@ -31,6 +31,7 @@ class FusedForms(NamedTuple):
         refusal: (kind, spec, arrays) -> why no kernel serves such arrays, or None.
         key: (kind, spec, arrays) -> the kernel variant that serves them.
         small_problem: (spec, arrays) -> NumPy arrays of a short problem for the same variant.
+        half: whether they take float16 and bfloat16 inputs and weights as they are; else float32 ones are made of them.
         layouts: (family, spec) -> every layout (kernels.tiles.Tile) that the table can choose on a family of GPUs, for their check.
     """
 
@@ -39,6 +40,7 @@ class FusedForms(NamedTuple):
     refusal: Callable[..., str | None]
     key: Callable[..., Hashable]
     small_problem: Callable[..., Tree]
+    half: bool = False
     layouts: Callable[..., Sequence[Tile]] = lambda family, spec: ()
 
 
@@ -66,6 +68,7 @@ class Recurrence(NamedTuple):
 
 def scan(recurrence: Recurrence, spec: Hashable, arrays: Tree) -> list[mx.array]:
     """Run a recurrence over a tree of arrays in the form that the backend in use names; differentiable."""
+    arrays = arrays if recurrence.fused.half else widened(arrays)
     form = _choose(recurrence, spec, arrays, [leaf for _, leaf in tree_flatten(arrays)])
     if form not in KERNEL_BACKENDS:
         arrays = widened(arrays)

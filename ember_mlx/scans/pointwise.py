@@ -1,7 +1,8 @@
 """Pointwise functions of the NumPy forms, with the slopes that their backwards need.
 
-NumPy's tanh is vectorised and faster than its exp, so the logistic function is written through it. They work in place where they can:
-fresh memory for every intermediate result costs more than the arithmetic.
+The logistic function is written through NumPy's tanh or, where a sign can go into the weights before it, through its exp: both are
+vectorised, and which is faster depends on the CPU. They work in place where they can: fresh memory for every intermediate result costs
+more than the arithmetic.
 """
 
 import math

@@ -6,5 +6,5 @@ from .ops import cfc_ops
 from .problems import VARIANTS, cfc_problem
 from .reference import cfc_backward, cfc_forward
 
-FUSED = FusedForms(cfc_fused_forward, cfc_fused_backward, refusal, variant_of, small_problem, layouts)
+FUSED = FusedForms(cfc_fused_forward, cfc_fused_backward, refusal, variant_of, small_problem, half=True, layouts=layouts)
 CFC = Recurrence("CfC", cfc_forward, cfc_backward, cfc_ops, tuple(VARIANTS), cfc_problem, FUSED)

@@ -23,20 +23,21 @@ unless the forward kept them.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dense import KEPT_BYTES, Keep, Scratch, Sums, borrowed_scratch
+from ..dense import KEPT_BYTES, Keep, Scratch, StepProduct, Sums, borrowed_scratch
 from ..packing import packed_layout
 from ..pointwise import Array, sigmoid_of_negative
-from ..products import FEWEST_ROWS, LARGE, PIECE, multiply, multiply_over_rows
+from ..products import multiply, multiply_over_rows
 from .spec import GatedSpec
 
 Tree = dict[str, Any]
-FEWEST_COLUMNS = 32  # of a piece of a step's product
 BLOCK_ROWS = 800  # rows (step and sequence) at a time: enough for products on two threads, few enough to stay in the cache
 
 
@@ -117,48 +118,12 @@ def gated_backward(
             point = scan.cell.linearise(gates, before, after)
             for rows in reversed(block.steps):
                 n = rows.stop - rows.start
-                d = [a[:, :n] for a in d_state]
-                for a, b in zip(d, dy, strict=True):
+                here = [a[:, :n] for a in d_state]
+                for a, b in zip(here, dy, strict=True):
                     a += b[:, rows]
-                scan.cell.pull(point, rows, *d)
+                scan.cell.pull(point, rows, here)
             scan.accumulate(block, point, before[0], d_x)
         return scan.gradients(d_x, d_state)
-
-
-class StepProduct:
-    """u w for the few rows of a step, for every direction and gate, in pieces that one thread works on (see products.py).
-
-    Args:
-        w: (D, G, K, J).
-        scratch: where the weights lie.
-    """
-
-    def __init__(self, w: Array, scratch: Scratch):
-        self.w, self.scratch = scratch.copy("w", w), scratch
-        self.D, self.G, self.K, self.J = w.shape
-        self.plans: dict[int, tuple[int, Array]] = {}
-
-    def __call__(self, u: Array, out: Array) -> Array:
-        """(D, 1 or G, n, K) -> (D, G, n, J)."""
-        n = u.shape[2]
-        if not PIECE < n * self.K * self.J <= LARGE:
-            return np.matmul(u, self.w, out=out)
-        parts, w = self._plan(n)
-        result = out.reshape(self.D, self.G, parts, n // parts, w.shape[3], w.shape[5]).swapaxes(3, 4)  # a view: only axes are split
-        np.matmul(u.reshape(self.D, -1, parts, 1, n // parts, self.K), w, out=result)
-        return out
-
-    def _plan(self, n: int) -> tuple[int, Array]:
-        """For n rows: in how many parts to take them, and the weights in pieces (D, G, 1, pieces, K, columns)."""
-        if n not in self.plans:
-            columns, rows = self.J, n
-            while rows * self.K * columns > PIECE and columns % 2 == 0 and columns > FEWEST_COLUMNS:
-                columns //= 2
-            while rows * self.K * columns > PIECE and rows % 2 == 0 and rows > FEWEST_ROWS:
-                rows //= 2
-            pieces = self.w.reshape(self.D, self.G, self.K, self.J // columns, columns).swapaxes(2, 3)
-            self.plans[n] = n // rows, self.scratch.copy(f"pieces{columns}", pieces)[:, :, None]
-        return self.plans[n]
 
 
 class _Point(NamedTuple):
@@ -169,7 +134,7 @@ class _Point(NamedTuple):
     projected: tuple[Array, Array] | None = None  # with W_hr: the gradient of h, and what W_hr takes
 
 
-class _Cell:
+class _Cell(ABC):
     """What one cell adds to a scan: how it orders its gates, and its equations (2) and (3), forward and back.
 
     `x_order` and `h_order` order the blocks of the products with x and h, as indices of torch.nn's gates, so that gates which are treated
@@ -184,25 +149,28 @@ class _Cell:
     recomputed = True  # whether the backward needs the gates at all
 
     def __init__(self, arrays: Tree, scratch: Scratch):
-        self.scratch = scratch
-        self.w_back = gate_blocks(arrays["w_h"], self.h_order)
-        self.back = StepProduct(self.w_back, scratch.part("back"))
+        self.arrays, self.scratch = arrays, scratch
 
+    @cached_property
+    def back(self) -> StepProduct:
+        """From the gradients of W_h h to h's, gate by gate."""
+        return StepProduct(gate_blocks(self.arrays["w_h"], self.h_order), self.scratch.part("back"))
+
+    @abstractmethod
     def gates(self, q: Array, a: Array) -> None:
         """From q = W_h h (D, G, n, H) and a = W_x x + b to the gates, in `a` (D, blocks, n, H)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def update(self, a: Array, before: list[Array], out: list[Array]) -> None:
         """From the gates and the state to the next one, `out`, (D, n, H) each."""
-        raise NotImplementedError
 
+    @abstractmethod
     def linearise(self, a: Array, before: list[Array], after: list[Array]) -> _Point:
         """For a block of steps at once: everything that the pull needs and that does not depend on it."""
-        raise NotImplementedError
 
-    def pull(self, point: _Point, rows: slice, dh: Array, dc: Array | None = None) -> None:
+    @abstractmethod
+    def pull(self, point: _Point, rows: slice, d_state: list[Array]) -> None:
         """From the gradients of a step's state, (D, n, H), to those of the state before it, in place, and the products' in `point.d`."""
-        raise NotImplementedError
 
     def pull_product(self, d: Array, dh: Array) -> None:
         """From the gradients of W_h h, (D, G, n, H), to that of h, `dh` (D, n, P)."""
@@ -245,8 +213,8 @@ class _RNN(_Cell):
         self.slope(h, slope)
         return _Point(d[:, None], (slope,))
 
-    def pull(self, point: _Point, rows: slice, dh: Array, dc: Array | None = None) -> None:
-        d = point.d[:, :, rows]
+    def pull(self, point: _Point, rows: slice, d_state: list[Array]) -> None:
+        (dh,), d = d_state, point.d[:, :, rows]
         np.multiply(dh, point.slopes[0][:, rows], out=d[:, 0])
         self.pull_product(d, dh)
 
@@ -314,9 +282,9 @@ class _LSTM(_Cell):
             projected = self.scratch("dh", *after[0].shape), tanh_c
         return _Point(d, (by_o, slopes[:, 1:], of_c, f), projected)
 
-    def pull(self, point: _Point, rows: slice, dh: Array, dc: Array | None = None) -> None:
-        assert dc is not None
+    def pull(self, point: _Point, rows: slice, d_state: list[Array]) -> None:
         (by_o, by_c, of_c, f), d = point.slopes, point.d[:, :, rows]
+        dh, dc = d_state
         dm = dh
         if point.projected is not None and self.project_back is not None:
             point.projected[0][:, rows] = dh
@@ -369,8 +337,8 @@ class _GRU(_Cell):
         by_z *= np.subtract(before[0], n, out=rest)
         return _Point(d, (slopes, z))
 
-    def pull(self, point: _Point, rows: slice, dh: Array, dc: Array | None = None) -> None:
-        (slopes, z), d = point.slopes, point.d[:, :, rows]
+    def pull(self, point: _Point, rows: slice, d_state: list[Array]) -> None:
+        (slopes, z), (dh,), d = point.slopes, d_state, point.d[:, :, rows]
         rest = np.multiply(dh, z[:, rows], out=self.scratch("rest", *dh.shape))
         np.multiply(slopes[:, :, rows], dh[:, None], out=d)
         self.pull_product(d[:, 1:], dh)
@@ -398,13 +366,25 @@ class _Scan:
         self.x = np.ascontiguousarray(arrays["x"])
         self.layout = packed_layout(T, B, arrays.get("lengths"))
         self.cell = cell = CELLS[spec.cell](arrays, scratch.part("cell"))
-        factors = np.repeat(cell.factors, self.H).astype(arrays["b"].dtype)
-        self.w_x = gate_blocks(arrays["w_x"], cell.x_order)
-        self.project_x = gate_blocks(arrays["w_x"] * factors[:, None], cell.x_order).swapaxes(2, 3)
-        self.b = gate_blocks(arrays["b"] * factors, cell.x_order)[:, :, None]
-        self.of_h = StepProduct(gate_blocks(arrays["w_h"] * factors[:, None], cell.h_order).swapaxes(2, 3), scratch.part("step"))
-        self.ones = np.ones(BLOCK_ROWS + B, self.b.dtype)  # a product with them is a faster sum over rows than np.sum
+        self.factors = np.repeat(cell.factors, self.H).astype(arrays["b"].dtype)
+        self.G, self.b = spec.gates, gate_blocks(arrays["b"] * self.factors, cell.x_order)[:, :, None]
         self.sums = [Sums(scratch.part(f"sums{d}")) for d in range(self.D)]
+
+    @cached_property
+    def of_x(self) -> Array:
+        """The weights of W_x x, times the factors: (D, G, I, H)."""
+        return gate_blocks(self.arrays["w_x"] * self.factors[:, None], self.cell.x_order).swapaxes(2, 3)
+
+    @cached_property
+    def of_h(self) -> StepProduct:
+        """W_h h, times the factors."""
+        w = gate_blocks(self.arrays["w_h"] * self.factors[:, None], self.cell.h_order)
+        return StepProduct(w.swapaxes(2, 3), self.scratch.part("of_h"))
+
+    @cached_property
+    def back_x(self) -> Array:
+        """The weights from the gradients of W_x x to x's: (D, G, H, I)."""
+        return gate_blocks(self.arrays["w_x"], self.cell.x_order)
 
     def initial(self) -> list[Array]:
         """The states before the first step, in packed order."""
@@ -451,7 +431,7 @@ class _Scan:
         out = self.scratch(name, self.D, block.n, outputs.shape[3])
         for d in range(self.D):
             before = self.layout.previous(initial[d], self.layout.flat(outputs[d]), block.rows, out=out[d])
-            if not np.shares_memory(before, out):
+            if not np.may_share_memory(before, out):
                 out[d] = before
         return out
 
@@ -468,52 +448,53 @@ class _Scan:
 
     def project(self, block: _Block, gates: Array) -> None:
         """W_x x + b of a block of steps, into the first of its gates."""
-        x, a = self.rows_of("x", self.x, block), gates[:, : len(self.cell.x_order)]
-        for d in range(self.D):
-            multiply(x[d], self.project_x[d], out=a[d])
+        a = gates[:, : self.G]
+        for x, w, out in zip(self.rows_of("x", self.x, block), self.of_x, a, strict=True):
+            multiply(x, w, out)
         a += self.b
 
     def of_state(self, h: Array) -> Array:
         """W_h h (D, G, n, H); the next call overwrites it."""
-        return self.of_h(h[:, None], self.scratch("q", self.D, self.of_h.G, h.shape[1], self.H))
+        return self.of_h(h[:, None], self.scratch("q", self.D, self.G, h.shape[1], self.H))
 
     def recompute(self, block: _Block, h: Array) -> Array:
         """The gates of a block of steps from the states before them."""
         gates = self.gates_of(None, block)
         if self.cell.recomputed:
             self.project(block, gates)
-            self.cell.gates(self.of_state(h), gates)
+            q = self.scratch("q", self.D, self.G, block.n, self.H)
+            for u, w, out in zip(h, self.of_h.w, q, strict=True):
+                multiply(u, w, out)
+            self.cell.gates(q, gates)
         return gates
 
     def accumulate(self, block: _Block, point: _Point, h: Array, d_x: Array) -> None:
         """Add a block's part of the weights' gradients, and store that of the inputs."""
-        x, dx, G = self.rows_of("x", self.x, block), self.rows_of("dx", d_x, block), self.of_h.G
-        for k, (sums, d) in enumerate(zip(self.sums, point.d, strict=True)):
+        x, dx = self.rows_of("x", self.x, block), self.rows_of("dx", d_x, block)
+        inputs = self.scratch("inputs", self.D, block.n, h.shape[2] + x.shape[2] + 1)
+        # of h, x and 1 at once: the gradients of W_h, W_x and b
+        np.concatenate([h, x, np.ones((self.D, block.n, 1), x.dtype)], axis=2, out=inputs)
+        for k, (sums, u, d) in enumerate(zip(self.sums, inputs, point.d, strict=True)):
             part = sums.scratch
-            sums.add("b", np.matmul(self.ones[: block.n], d))
-            for name, of, u in (("w_x", d[:G], x[k]), ("w_h", d[-G:], h[k])):
-                sums.add(name, multiply_over_rows(u, of, part(name, G, u.shape[1], self.H), part.part(name)))  # transposed
+            sums.add("products", multiply_over_rows(u, d, part("products", len(d), u.shape[1], self.H), part))
             if point.projected is not None:
                 dh, m = (a[k] for a in point.projected)
                 sums.add("w_hr", multiply_over_rows(dh, m[None], part("w_hr", 1, dh.shape[1], m.shape[1]), part.part("w_hr"))[0])
-            for g in range(G):
-                if g == 0:
-                    multiply(d[g], self.w_x[k, g], dx[k])
-                else:
-                    dx[k] += multiply(d[g], self.w_x[k, g], part("dx", *dx[k].shape))
+            by_gate = [multiply(d[g], w, part(f"dx{g}", *dx[k].shape)) for g, w in enumerate(self.back_x[k])]
+            dx[k] = by_gate[0]
+            for more in by_gate[1:]:
+                dx[k] += more
         self.store(dx, d_x, block)
 
     def gradients(self, d_x: Array, d_state: list[Array]) -> Tree:
         """All gradients, in the structure of the scan's arrays."""
         totals = {name: np.stack([sums.totals[name] for sums in self.sums]) for name in self.sums[0].totals}
-        d, back_x, back_h = totals["b"], np.argsort(self.cell.x_order), np.argsort(self.cell.h_order)
+        products, P = totals.pop("products").swapaxes(2, 3), self.arrays["h0"].shape[2]  # (D, blocks, H, P + I + 1)
+        of_x, of_h = products[:, : self.G][:, np.argsort(self.cell.x_order)], products[:, -self.G :][:, np.argsort(self.cell.h_order)]
+        totals |= {"w_h": of_h[..., :P], "w_x": of_x[..., P:-1], "b": of_x[..., -1]}
         if "b_hn" in self.arrays:
-            totals["b_hn"] = d[:, -1]
-        totals["b"] = d[:, back_x]
-        totals |= {name: totals[name].swapaxes(2, 3)[:, back] for name, back in (("w_x", back_x), ("w_h", back_h))}
-        totals = {name: a.reshape(self.arrays[name].shape) for name, a in totals.items()}
-        return (
-            totals
-            | {"x": d_x}
-            | {name: np.stack([self.layout.unsort(a) for a in d]) for name, d in zip(self._states(), d_state, strict=True)}
-        )
+            totals["b_hn"] = products[:, -1, :, -1]
+        result = {name: a.reshape(self.arrays[name].shape) for name, a in totals.items()} | {"x": d_x}
+        for name, d in zip(self._states(), d_state, strict=True):
+            result[name] = np.stack([self.layout.unsort(a) for a in d])
+        return result
