@@ -17,7 +17,7 @@ from measure import environment, print_table, timed, write_json
 from mlx.utils import tree_map
 
 import ember_mlx
-from ember_mlx import CfC, NCPMap
+from ember_mlx import LTC, CfC, NCPMap, RandomMap
 from ember_mlx.backend import gpu_kind
 from ember_mlx.kernels.first_use import check
 from ember_mlx.scans.registry import RECURRENCES
@@ -34,16 +34,36 @@ ROWS = {
     "CfC NCP 32/16/8, B32 T1000": ("ncp", 56, 32, 1000),
     "CfC 64, mixed memory, B32 T1000": ("mixed", 64, 32, 1000),
     "CfC 64, bfloat16, B32 T1000": ("bfloat16", 64, 32, 1000),
+    "LTC 64, B32 T100": ("ltc", 64, 32, 100),
+    "LTC 64, B32 T1000": ("ltc", 64, 32, 1000),
+    "LTC 64, B256 T1000": ("ltc", 64, 256, 1000),
+    "LTC NCP 32/16/8, B32 T100": ("ltc-ncp", 56, 32, 100),
+    "LTC 128, B32 T1000": ("ltc", 128, 32, 1000),
+    "LTC 256, B32 T1000": ("ltc", 256, 32, 1000),
+    "LTC 1024 at 10 %, B32 T100": ("ltc-sparse", 1024, 32, 100),
+    "LTC 64, bfloat16, B32 T1000": ("ltc-bfloat16", 64, 32, 1000),
+    "LTC 64, rk4, B32 T1000": ("ltc-rk4", 64, 32, 1000),
 }
 
 
 def make_layer(kind, units):
-    if kind == "ncp":
-        return CfC(NCPMap(32, 16, 8, I, seed=1), return_sequences=True)
-    layer = CfC(units, I, mixed_memory=kind == "mixed", return_sequences=True)
-    if kind == "bfloat16":
+    layer = LAYERS[kind](units)
+    if kind.endswith("bfloat16"):
         layer.set_dtype(mx.bfloat16)
     return layer
+
+
+LAYERS = {
+    "dense": lambda units: CfC(units, I, return_sequences=True),
+    "bfloat16": lambda units: CfC(units, I, return_sequences=True),
+    "mixed": lambda units: CfC(units, I, mixed_memory=True, return_sequences=True),
+    "ncp": lambda _: CfC(NCPMap(32, 16, 8, I, seed=1), return_sequences=True),
+    "ltc": lambda units: LTC(units, I),
+    "ltc-bfloat16": lambda units: LTC(units, I),
+    "ltc-rk4": lambda units: LTC(units, I, solver="rk4"),
+    "ltc-ncp": lambda _: LTC(NCPMap(32, 16, 8, I, seed=1)),
+    "ltc-sparse": lambda units: LTC(RandomMap(units, input_dim=I, sparsity_level=0.9)),
+}
 
 
 def mlx_runs(layer, x, dt=None, backend=None):
@@ -90,8 +110,8 @@ def torch_runs(module, x, device, spans=None):
     return forward, both
 
 
-def torch_peers(units, x, dt):
-    """The peers on torch's GPU, if it has one."""
+def torch_peers(layer_kind, units, x, dt):
+    """The peers of a kind of layer on torch's GPU, if it has one."""
     try:
         import torch
     except ImportError:
@@ -100,30 +120,30 @@ def torch_peers(units, x, dt):
     if device is None:
         return {}
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    peers = {
-        "torch GRU": torch_runs(torch.nn.GRU(I, units, batch_first=True), x, device),
-        "torch LSTM": torch_runs(torch.nn.LSTM(I, units, batch_first=True), x, device),
-    }
+    peers, spans = {}, np.repeat(dt[:, :, None], units, axis=2)
+    if layer_kind == "dense":
+        peers["torch GRU"] = torch_runs(torch.nn.GRU(I, units, batch_first=True), x, device)
+        peers["torch LSTM"] = torch_runs(torch.nn.LSTM(I, units, batch_first=True), x, device)
     try:
-        from ncps.torch import CfC as TorchCfC
+        import ncps.torch as theirs
     except ImportError:
         return peers
-    spans = np.repeat(dt[:, :, None], units, axis=2)
-    return peers | {"ncps CfC": torch_runs(TorchCfC(I, units), x, device, spans)}
+    module = theirs.CfC(I, units) if layer_kind == "dense" else theirs.LTC(I, units)
+    return peers | {f"ncps {type(module).__name__}": torch_runs(module, x, device, spans)}
 
 
 def compare(kind, layer_kind, units, B, T, seconds, slow_peers):
     """Milliseconds (forward, both) of the layer and its peers."""
     rng = np.random.default_rng(0)
     x, dt = rng.standard_normal((B, T, I)).astype(np.float32), rng.uniform(0.1, 2, (B, T)).astype(np.float32)
-    mlx_x = mx.array(x).astype(mx.bfloat16 if layer_kind == "bfloat16" else mx.float32)
+    mlx_x = mx.array(x).astype(mx.bfloat16 if layer_kind.endswith("bfloat16") else mx.float32)
     layer = make_layer(layer_kind, units)
     runs = {"ember_mlx": mlx_runs(layer, mlx_x, mx.array(dt), kind)}
     if slow_peers and T <= 1000:
         runs["ember_mlx ops"] = mlx_runs(layer, mlx_x, mx.array(dt), "ops")
         runs["mlx.nn.GRU"] = mlx_runs(nn.GRU(I, units), mlx_x)
-    if layer_kind == "dense":
-        runs |= {name: pair for name, pair in torch_peers(units, x, dt).items() if slow_peers or "ncps" not in name}
+    if layer_kind in ("dense", "ltc"):
+        runs |= {name: pair for name, pair in torch_peers(layer_kind, units, x, dt).items() if slow_peers or "ncps" not in name}
     return {name: [statistics.median(timed(run, seconds)) for run in pair] for name, pair in runs.items()}
 
 

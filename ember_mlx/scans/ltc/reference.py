@@ -304,6 +304,7 @@ class _Kind:
     def __init__(self, synapses: Synapses, tree: Tree, scratch: Scratch):
         self.form = (_Matrices if synapses.is_full else _Lists)(synapses, tree, scratch)
         self.tree, self.scratch, self.sums = tree, scratch, Sums(scratch.part("sums"))
+        self.by_num, self.by_den = self.form.sigma * self.form.w_erev, self.form.sigma * self.form.w
 
     def activate(self, v: Array, out: Array | None = None) -> tuple[Array, Array, Array]:
         """sigma(...) of each synapse, num (n, H) and den (n, H), from the sources' values v (n, K); the next call overwrites them."""
@@ -316,9 +317,8 @@ class _Kind:
     def coupling(self, active: Array, out: Array) -> Array:
         """(n, 2, ...): the slopes of each synapse's part of num and of den by its source's value."""
         slope = _slope(active, self.scratch("slope", *active.shape))
-        slope *= self.form.sigma
-        np.multiply(slope, self.form.w_erev, out=out[:, 0])
-        np.multiply(slope, self.form.w, out=out[:, 1])
+        np.multiply(slope, self.by_num, out=out[:, 0])
+        np.multiply(slope, self.by_den, out=out[:, 1])
         return out
 
     def accumulate(self, active: Array, v: Array, d_num: Array, d_den: Array) -> None:
