@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test lint bench golden clean
+.PHONY: demo reproduce test lint bench golden clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/demo.py $(ARGS)
+
+reproduce: $(VENV)/.examples
+	$(BIN)/python examples/reproduce_half_cheetah.py $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest $(ARGS)

@@ -27,7 +27,7 @@ from measure import environment, print_table, timed, write_json
 from mlx.utils import tree_flatten, tree_map
 
 import ember_mlx
-from ember_mlx import GRU, LSTM, LTC, RNN, CfC, CTRQNet, LQNet, NCPMap, StrideAwareCfC
+from ember_mlx import GRU, LSTM, LTC, RNN, CfC, CTRQNet, LQNet, NCPMap, RandomMap, StrideAwareCfC
 from ember_mlx.backend import gpu_kind
 from ember_mlx.kernels.first_use import check, in_half, works
 from ember_mlx.kernels.tiles import Tile, current_family, forced_tile
@@ -82,6 +82,8 @@ add("CTRQNet NCP 32/16/8", lambda: CTRQNet(NCPMap(32, 16, 8, I, seed=1)), 56, ("
 for full, units in (("64", 64), ("128", 128), ("256", 256)):
     sizes = ((32, 100), (32, 1000), (256, 1000)) if units == 64 else ((32, 100),)
     add(f"LTC {full}", lambda units=units: LTC(units, I), units, ("ops", "ncps LTC"), sizes)
+add("LTC 1024 at 10 %", lambda: LTC(RandomMap(1024, 1024, I, sparsity_level=0.9, seed=1)), 1024, (), ((32, 100),))
+add("LTC 64, bfloat16", lambda: LTC(64, I), 64, (), ((32, 1000),), mx.bfloat16)
 add("LTC 64, rk4", lambda: LTC(64, I, solver="rk4"), 64, (), ((32, 100),))
 add("LTC NCP 32/16/8", lambda: LTC(NCPMap(32, 16, 8, I, seed=1)), 56, ("ops", "ncps LTC NCP"), ((32, 100),))
 for cell, kind in (("LSTM", LSTM), ("GRU", GRU), ("RNN", RNN)):

@@ -175,7 +175,7 @@ def draw(path: Path, results: dict[str, list[Run]], models: dict[str, Forecaster
             bars.bar(k + 0.2, paper[0], 0.36, yerr=paper[1], color=PALE, ecolor=MUTED)
             bars.text(k + 0.2, paper[0] / 2, f"{paper[0]:.2f}", ha="center", color=MUTED)
     curves.set(xlabel="epoch", ylabel="mean squared error", yscale="log")
-    curves.legend(frameon=False, labelcolor=INK)
+    curves.legend(frameon=False, labelcolor=INK, loc="upper right")
     curves.set_title("Test error: mean and range over the seeds", loc="left", fontsize=11, color=INK)
     bars.set_xticks(range(len(results)), list(results))
     bars.set_title("Where validation is best; pale: the paper's figure", loc="left", fontsize=11, color=INK)
@@ -186,7 +186,7 @@ def draw(path: Path, results: dict[str, list[Run]], models: dict[str, Forecaster
     for name, model in models.items():
         forecast.plot(np.array(model(mx.array(x)))[0, :, unit], color=colors[name], linewidth=1.6, label=name)
     forecast.set(xlabel="step")
-    forecast.legend(frameon=False, labelcolor=INK)
+    forecast.legend(frameon=False, labelcolor=INK, ncols=len(models) + 1, loc="lower right", bbox_to_anchor=(1, 1))
     forecast.set_title(
         f"Observation {unit} in a window of the test runs, each step forecast from the ones before", loc="left", fontsize=11, color=INK
     )

@@ -4,8 +4,8 @@ A simulated half-cheetah was recorded in 31 runs of 1,000 steps with 17 observat
 step. As in the paper: windows of 32 steps that start every 10, trained on runs 15 to 24, validated on 0 to 4, tested on 5 to 14; mean
 squared error, batches of 16, Adam with 1e-3 (LTC 1e-2), 200 epochs; the test error of the epoch with the best validation error.
 
-The recordings are part of the paper's public repository, https://github.com/raminmhasani/liquid_time_constant_networks (Apache-2.0), as one
-.npy file a run: give that folder with --data.
+The recordings are not part of this repository. They are in the paper's, https://github.com/raminmhasani/liquid_time_constant_networks
+(Apache-2.0), as one .npy file a run: give that folder with --data.
 
     python examples/reproduce_half_cheetah.py --data PATH
     python examples/reproduce_half_cheetah.py --data PATH --models ltc --seeds 1 --epochs 20
@@ -25,6 +25,8 @@ from pathlib import Path
 from demo import INTERRUPTED, Parser, whole
 
 MODELS = ("ltc", "cfc", "lstm", "gru")
+RECORDINGS = Path(__file__).parent / "data" / "half_cheetah"
+REPOSITORY = "https://github.com/raminmhasani/liquid_time_constant_networks"
 
 
 def make_parser() -> Parser:
@@ -34,9 +36,8 @@ def make_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--data", type=Path, required=True, metavar="PATH", help="a folder of .npy files, or an .npz with traces (31, 1000, 17)"
-    )
+    shape = "a folder of one .npy file (1000, 17) a run, or an .npz with traces (31, 1000, 17)"
+    parser.add_argument("--data", type=Path, default=RECORDINGS, metavar="PATH", help=f"{shape} (default: examples/data/half_cheetah)")
     parser.add_argument(
         "--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME", help=f"of {', '.join(MODELS)} (default: all)"
     )
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
     if not options.data.exists():
-        parser.error(f"--data {options.data} does not exist; the description below --help says where to get the recordings")
+        parser.error(f"--data {options.data} does not exist; the recordings are in {REPOSITORY}")
     # as in the demo: products of a step are too small for several threads
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:

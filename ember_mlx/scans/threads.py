@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Part = TypeVar("Part")
 MOST_THREADS = 8
-FEWEST_VALUES = 2**12  # that a thread should have to compute in one call of NumPy
+FEWEST_VALUES = 2**14  # that a thread should have to compute in one call of NumPy: with fewer, threads wait for each other
 
 
 def parts_of(batch: int, lengths: NDArray[np.integer] | None, values: int) -> list[NDArray[np.intp]]:

@@ -16,7 +16,7 @@ from .synapses import Synapses
 
 Tree = dict[str, Any]
 Evaluate = Callable[[mx.array], tuple[mx.array, mx.array]]
-MOST_ONES = 2**22  # elements of a matrix of 0 and 1 by whose product values are gathered: the gradient of mx.take has no jvp
+MOST_ONES = 2**17  # elements of a matrix of 0 and 1 by whose product values are gathered: the gradient of mx.take has no jvp
 
 
 def ltc_ops(spec: LTCSpec, arrays: Tree) -> list[mx.array]:

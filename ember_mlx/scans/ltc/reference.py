@@ -14,8 +14,8 @@ Both take the arrays of one scan as a tree (T steps, B sequences, I inputs, H un
 
 Where no synapse is missing they are matrices, and their sums are products; else they are lists. The sensory part does not depend on the
 state, so it is made for a block of steps at once. The backward keeps nothing but the states: it recomputes a block of steps at once from
-them, unfold by unfold, and with it what one unknown, the gradient of v, is multiplied by; then it runs that gradient back through the
-block's unfolds; then it sums up the parameters' gradients over all steps, sequences and unfolds of the block.
+them, unfold by unfold; then it runs the gradient of v back through the block's unfolds; then it sums up the parameters' gradients over all
+steps, sequences and unfolds of the block. Sequences do not depend on each other, so several threads share them.
 """
 
 from collections.abc import Callable, Sequence
@@ -257,10 +257,6 @@ class _Matrices(_Form):
         np.multiply(v[:, None, :], self.sigma, out=out)
         return np.subtract(self.offset, out, out=out)
 
-    def of_targets(self, a: Array, name: str) -> Array:
-        """What each synapse gets from its target: (n, H) -> (n, H, 1)."""
-        return a[:, :, None]
-
     def weighted_sums(self, active: Array) -> tuple[Array, Array]:
         """sum_i s_ij erev_ij and sum_i s_ij, (n, H) each, from sigma(...) (n, H, K)."""
         sums = np.matmul(active.swapaxes(0, 1), self.both, out=self.scratch("both", self.synapses.units, len(active), 2))
@@ -273,11 +269,12 @@ class _Matrices(_Form):
 
     def row_sums(self, active: Array, v: Array, d_num: Array, d_den: Array) -> _SynapseSums:
         """The sums over all rows: active (N, H, K), v (N, K), d_num and d_den (N, H)."""
-        d = self.scratch("d_both", self.shape[0], 2, len(v))
+        H, K = self.shape
+        d = self.scratch("d_both", H, 2, len(v))
         d[:, 0], d[:, 1] = d_num.T, d_den.T
 
         def over_rows(a: Array) -> tuple[Array, Array]:
-            sums = np.matmul(d, a.swapaxes(0, 1), out=self.scratch("over_rows", *self.shape[:1], 2, *self.shape[1:]))
+            sums = np.matmul(d, a.swapaxes(0, 1), out=self.scratch("over_rows", H, 2, K))
             return sums[:, 0], sums[:, 1]
 
         by_num, by_den = (a.copy() for a in over_rows(active))
@@ -301,6 +298,7 @@ class _Kind:
     def __init__(self, synapses: Synapses, tree: Tree, scratch: Scratch):
         self.form = (_Matrices if synapses.is_full else _Lists)(synapses, tree, scratch)
         self.tree, self.scratch, self.sums = tree, scratch, Sums(scratch.part("sums"))
+        self.by_num, self.by_den = self.form.sigma * self.form.w_erev, self.form.sigma * self.form.w
 
     def activate(self, v: Array, out: Array | None = None) -> tuple[Array, Array, Array]:
         """sigma(...) of each synapse, num (n, H) and den (n, H), from the sources' values v (n, K); the next call overwrites them."""
@@ -310,13 +308,13 @@ class _Kind:
         np.reciprocal(active, out=active)  # sigma(...) = 1 / (1 + exp(...))
         return active, *self.form.weighted_sums(active)
 
-    def coupling(self, active: Array, out: Array) -> Array:
-        """(n, 2, ...): the slopes of each synapse's part of num and of den by its source's value."""
-        slope = _slope(active, self.scratch("slope", *active.shape))
-        slope *= self.form.sigma
-        np.multiply(slope, self.form.w_erev, out=out[:, 0])
-        np.multiply(slope, self.form.w, out=out[:, 1])
-        return out
+    def pull(self, active: Array, d: Array) -> Array:
+        """From the gradients of num and den (n, 2, H) to that of the sources' values (n, K)."""
+        slope, coupling = self.scratch("step_slope", *active.shape), self.scratch("coupling", len(active), 2, *self.form.shape)
+        _slope(active, slope)
+        np.multiply(slope, self.by_num, out=coupling[:, 0])
+        np.multiply(slope, self.by_den, out=coupling[:, 1])
+        return self.form.pull(coupling, d)
 
     def accumulate(self, active: Array, v: Array, d_num: Array, d_den: Array) -> None:
         """Add a block's part of the parameters' gradients."""
@@ -412,7 +410,6 @@ class _Point(NamedTuple):
     num: Array  # (E, N, H)
     den: Array  # (E, N, H)
     active: Array  # (E, N, ...)
-    coupling: Array  # (E, N, 2, ...)
     h: Array  # (E, N, H): see Pull
 
 
@@ -462,7 +459,7 @@ class _Scan:
         E, N, H = self.spec.evaluations, block.n, self.spec.units
         points, minus_value, nums, dens, h = (self.scratch(name, E, N, H) for name in ("points", "minus_value", "num", "den", "h"))
         shape = self.synapses.form.shape
-        active, coupling = self.synapses.scratch("all_active", E, N, *shape), self.synapses.scratch("coupling", E, N, 2, *shape)
+        active = self.synapses.scratch("all_active", E, N, *shape)
         evaluations = iter(range(E))
 
         def evaluate(v: Array) -> tuple[Array, Array]:
@@ -477,9 +474,7 @@ class _Scan:
         np.negative(points, out=minus_value)
         if self.spec.solver == "semi_implicit":
             minus_value[:-1], minus_value[-1] = minus_value[1:], -v
-        for e in range(E):
-            self.synapses.coupling(active[e], out=coupling[e])
-        return _Point(points, minus_value, nums, dens, active, coupling, h)
+        return _Point(points, minus_value, nums, dens, active, h)
 
     def pull(self, point: _Point, block: _Block, rows: slice, dv: Array) -> None:
         """From the gradient of the state after one step to that of the state before it, in place."""
@@ -490,7 +485,7 @@ class _Scan:
             d = self.scratch("d_pulled", len(h), 2, h.shape[1])
             np.multiply(delta, h, out=d[:, 0])
             np.multiply(d[:, 0], minus_value[e, rows], out=d[:, 1])
-            return self.synapses.form.pull(point.coupling[e, rows], d)
+            return self.synapses.pull(point.active[e, rows], d)
 
         stages = SOLVERS[self.spec.solver]
         result = dv
@@ -510,8 +505,7 @@ class _Scan:
         self.sums.add("vleak", self.gleak * d_num.sum(0))
         self.sums.add("gleak", self.vleak * d_num.sum(0) + d_den.sum(0))
         self.sensory.accumulate(block.active, block.u, d_num, d_den)
-        coupling = self.sensory.coupling(block.active, out=self.sensory.scratch("coupling", block.n, 2, *self.sensory.form.shape))
-        d = {"u": self.sensory.form.pull(coupling, np.stack([d_num, d_den], axis=1))}
+        d = {"u": self.sensory.pull(block.active, np.stack([d_num, d_den], axis=1))}
         d["dt"] = (point.h * rest).sum((0, 2))[:, None] / self.spec.unfolds
         if self.lstm is not None and memory is not None:
             self.lstm.accumulate(memory)
