@@ -20,12 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ember_mlx import LTC, CfC
-
-try:
-    from ember_mlx import GRU, LSTM
-except ImportError:  # the layers of MLX itself, whose LSTM also returns its cells
-    from mlx.nn import GRU, LSTM
+from ember_mlx import GRU, LSTM, LTC, CfC
 
 Windows = tuple[NDArray[np.float32], NDArray[np.float32]]  # (N, 32, 17) each: observations, and those one step later
 WINDOW, STRIDE, BATCH = 32, 10, 16
@@ -50,8 +45,7 @@ class Forecaster(nn.Module):
         self.recurrent, self.read_out = recurrent, nn.Linear(units, outputs)
 
     def __call__(self, x: mx.array) -> mx.array:
-        h = self.recurrent(x)
-        return self.read_out(h[0] if isinstance(h, tuple) else h)
+        return self.read_out(self.recurrent(x))
 
 
 class Run(NamedTuple):
