@@ -9,7 +9,7 @@ import pytest
 import ember_mlx
 from ember_mlx import LTC
 from ember_mlx.kernels.loader import kernels_made_by
-from ember_mlx.kernels.tiles import Tile, family_of
+from ember_mlx.kernels.tiles import FAMILIES, Tile, family_of
 from ember_mlx.scans.ltc import fused as ltc_fused
 from ember_mlx.scans.ltc.problems import random_arrays as ltc_arrays
 from ember_mlx.scans.ltc.spec import LTCSpec
@@ -88,3 +88,18 @@ def test_gates_gradients_in_one_buffer_where_two_do_not_fit(device):
     recurrence = RECURRENCES["lstm"]
     with kernels_on(device, Tile(64, 3, 8, False)) as kind:
         compare(kind, recurrence, *recurrence.problem("lstm", 3, 4, 400, lengths=True))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_choice_of_the_table_is_among_the_layouts_that_are_checked(monkeypatch, name):
+    recurrence = RECURRENCES[name]
+    module = inspect.getmodule(recurrence.fused.forward)
+    for family in FAMILIES:
+        monkeypatch.setattr(module, "current_family", lambda family=family: family)
+        for H in (5, 64, 200, 500):
+            for B in (1, 32, 1000):
+                spec, arrays = recurrence.problem(recurrence.variants[0], 1, B, H)
+                variant = module.variant_of("metal", spec, to_mlx(arrays))
+                tiles = [part for part in variant if isinstance(part, Tile)]
+                assert tiles
+                assert all(tile in recurrence.fused.layouts(family, spec) or tile.rows == 0 for tile in tiles)

@@ -1,5 +1,6 @@
 """How work is laid out on a threadgroup, by GPU family."""
 
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -85,6 +86,14 @@ def rows_for(family: Family, batch: int, row_bytes: int, resident: bool = False)
     """Sequences of a threadgroup: enough to fill the cores once, within memory; 0 if none fits."""
     most = family.resident_rows if resident else family.streamed_rows
     return min(most, max(1, -(-batch // family.cores)), THREADGROUP_BYTES // row_bytes)
+
+
+def layouts_for(family: Family, splits: Sequence[int]) -> list[Tile]:
+    """Every layout with weights in registers or read at every step, and as many sequences as `rows_for` can give, for their check."""
+    numbers = {True: family.resident_rows, False: family.streamed_rows}
+    return [
+        Tile(family.threads, rows, split, resident) for split in splits for resident, most in numbers.items() for rows in range(1, most + 1)
+    ]
 
 
 def steps_apart(family: Family, batch: int, rows: int, streamed_bytes: int, launches: int) -> bool:

@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from ...kernels.loader import KernelText, launch
 from ...kernels.packing import ProductShape, pack
-from ...kernels.tiles import THREADGROUP_BYTES, Family, Tile, current_family, forced_tile, rows_for
+from ...kernels.tiles import THREADGROUP_BYTES, Family, Tile, current_family, forced_tile, layouts_for, rows_for
 from .ops import gru_gates, lstm_gates, project_inputs
 from .problems import random_arrays
 from .spec import GatedSpec
@@ -80,6 +80,11 @@ def choose_tile(family: Family, shape: ProductShape, sequences: int, row_bytes: 
     """Weights in registers if they fit there, else weights read at every step."""
     resident = shape.floats <= family.register_floats
     return Tile(family.threads, rows_for(family, sequences, row_bytes, resident), SPLIT, resident)
+
+
+def layouts(family: Family, spec: GatedSpec) -> list[Tile]:
+    """Every layout that `choose_tile` can give on a family of GPUs, for some size."""
+    return layouts_for(family, (SPLIT,))
 
 
 def variant_of(kind: str, spec: GatedSpec, arrays: Tree) -> Variant:

@@ -1,12 +1,12 @@
 """The gated recurrences in all their forms."""
 
 from ..dispatch import FusedForms, Recurrence
-from .fused import gated_fused_backward, gated_fused_forward, refusal, small_problem, variant_key
+from .fused import gated_fused_backward, gated_fused_forward, layouts, refusal, small_problem, variant_key
 from .ops import gated_ops
 from .problems import VARIANTS, gated_problem
 from .reference import gated_backward, gated_forward
 
-FUSED = FusedForms(gated_fused_forward, gated_fused_backward, refusal, variant_key, small_problem)
+FUSED = FusedForms(gated_fused_forward, gated_fused_backward, refusal, variant_key, small_problem, layouts=layouts)
 
 
 def _recurrence(name: str) -> Recurrence:

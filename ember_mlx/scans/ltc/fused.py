@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...kernels.loader import KernelText, launch
-from ...kernels.tiles import THREADGROUP_BYTES, Family, Tile, current_family, forced_tile, rows_for
+from ...kernels.tiles import THREADGROUP_BYTES, Family, Tile, current_family, forced_tile, layouts_for, rows_for
 from .problems import random_arrays
 from .spec import SOLVERS, LTCSpec
 from .synapses import Indices, Synapses
@@ -23,6 +23,7 @@ BLOCK_VALUES = 2**19  # evaluations of units that are in memory at a time: with 
 PARALLEL_THREADS = 256  # of a group of the kernels without a sequence
 MOST_PARTS = 64  # into which the rows of a sum are divided
 FILES = ("pointwise.metal", "product.metal", "sequences.metal", "ltc.metal")
+SPLITS = (32, 16, 8, 4)  # lanes that share the synapses of a unit: as many as leave a group of lanes for each unit
 SIZES = "LTC<H, SOLVER, FULL, KEEP, THREADS, ROWS, SPLIT, RESIDENT, COUNT>"
 LISTS = ("synapses", "partners", "order", "offsets")
 FORWARD = KernelText(
@@ -130,13 +131,16 @@ class Variant(NamedTuple):
 
 
 def choose_tile(family: Family, spec: LTCSpec, batch: int) -> Tile:
-    """Synapses in registers if they fit there, one sequence a group; else read at every unfold, for several sequences."""
-    split = 4
-    while split < 32 and family.threads // (2 * split) >= spec.units:
-        split *= 2
+    """Synapses in registers if they fit there, else read at every unfold."""
+    split = next((split for split in SPLITS if family.threads // split >= spec.units), SPLITS[-1])
     alone = Variant(spec, Tile(family.threads, 1, split, True))
     resident = alone.floats <= family.register_floats
     return alone.tile._replace(resident=resident, rows=rows_for(family, batch, alone.threadgroup_bytes, resident))
+
+
+def layouts(family: Family, spec: LTCSpec) -> list[Tile]:
+    """Every layout that `choose_tile` can give on a family of GPUs, for some size."""
+    return layouts_for(family, SPLITS)
 
 
 def variant_of(kind: str, spec: LTCSpec, arrays: Tree) -> Variant:

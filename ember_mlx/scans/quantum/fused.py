@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 
 from ...kernels.loader import KernelText, launch
 from ...kernels.packing import ProductShape, pack
-from ...kernels.tiles import THREADGROUP_BYTES, Family, Tile, current_family, forced_tile, rows_for
+from ...kernels.tiles import THREADGROUP_BYTES, Family, Tile, current_family, forced_tile, layouts_for, rows_for
 from .ops import drive, noise
 from .problems import random_arrays
 from .spec import QuantumSpec
@@ -69,10 +69,15 @@ class Variant(NamedTuple):
 
 
 def choose_tile(family: Family, H: int, noise: bool, batch: int) -> Tile:
-    """Weights in registers if they fit there, one sequence a group; else weights read at every step, for several sequences."""
+    """Weights in registers if they fit there, else weights read at every step."""
     alone = Variant(H, noise, Tile(family.threads, 1, SPLIT, True))
     resident = 2 * alone.square.floats <= family.register_floats
     return alone.tile._replace(resident=resident, rows=rows_for(family, batch, alone.threadgroup_bytes, resident))
+
+
+def layouts(family: Family, spec: QuantumSpec) -> list[Tile]:
+    """Every layout that `choose_tile` can give on a family of GPUs, for some size."""
+    return layouts_for(family, (SPLIT,))
 
 
 def variant_of(kind: str, spec: QuantumSpec, arrays: Tree) -> Variant:
