@@ -241,3 +241,14 @@ def test_backend_choice(monkeypatch):
         ember_mlx.current_backend()
     with pytest.raises(ValueError, match=r"\[use_backend\] name must be one of"):
         ember_mlx.use_backend("metal9")
+
+
+def test_two_layers_on_the_same_scaled_times_compile():
+    """mx.compile of MLX 0.32.4 fails at a split of a pointwise result that is there twice."""
+    layers = [CfC(4, 3, time_scale_factor=2.0, return_sequences=True) for _ in range(2)]
+    x, dt = mx.random.normal((2, 5, 3)), mx.random.uniform(0.1, 2, (2, 5))
+
+    def both(a, d):
+        return layers[0](a, time_deltas=d) + layers[1](a, time_deltas=d)
+
+    assert_close(mx.compile(both)(x, dt), both(x, dt), 1e-5)
