@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import ember_mlx
-from ember_mlx import LTC
+from ember_mlx import LTC, NCPMap, StrideAwareCfC, StrideAwareLTC
 from ember_mlx.kernels.loader import kernels_made_by
 from ember_mlx.kernels.tiles import FAMILIES, Tile, family_of
 from ember_mlx.scans.ltc import fused as ltc_fused
@@ -16,9 +16,10 @@ from ember_mlx.scans.ltc.spec import LTCSpec
 from ember_mlx.scans.ltc.synapses import Synapses
 from ember_mlx.scans.registry import RECURRENCES
 
-from .comparisons import to_mlx
+from .comparisons import assert_close, assert_trees_close, to_mlx
 from .metal_host import metal_kernel
 from .test_kernels import compare, devices, kernels_on, on_host
+from .tolerances import FORWARD, GRADIENT
 
 OTHERS = [name for name in RECURRENCES if name != "cfc"]
 
@@ -103,3 +104,62 @@ def test_every_choice_of_the_table_is_among_the_layouts_that_are_checked(monkeyp
                 tiles = [part for part in variant if isinstance(part, Tile)]
                 assert tiles
                 assert all(tile in recurrence.fused.layouts(family, spec) or tile.rows == 0 for tile in tiles)
+
+
+STRIDED = {
+    "dense": lambda: StrideAwareCfC(7, [1, 3, 2], 3, backbone_units=9, return_sequences=True),
+    "layered-mixed": lambda: StrideAwareCfC(NCPMap(5, 4, 3, 3, seed=1), [4, 1], mixed_memory=True, return_sequences=True),
+    "pure": lambda: StrideAwareCfC(7, [2, 1], 3, mode="pure", return_sequences=True),
+    "ltc": lambda: StrideAwareLTC(5, [1, 2], 3, ode_unfolds=2, return_sequences=True),
+}
+
+
+@on_host
+@pytest.mark.parametrize("streamed", [False, True], ids=["fresh", "streamed"])
+@pytest.mark.parametrize("kind", STRIDED)
+def test_strides_on_kernels(kind, streamed):
+    """Forward and every gradient as the operations' form; the CfC's strides are one launch each way."""
+    mx.random.seed(0)
+    layer, calls = STRIDED[kind](), []
+    x, dt, lengths = mx.random.normal((3, 9, 3)), mx.random.uniform(0.1, 2, (3, 9)), [9, 2, 4]
+
+    def noting(**text):
+        kernel = metal_kernel(**text, verify=True)
+
+        def call(**arguments):
+            calls.append(text["name"])
+            return kernel(**arguments)
+
+        return call
+
+    with ember_mlx.use_backend("ops"):
+        state = layer(x[:, :5], time_deltas=dt[:, :5], return_state=True)[1] if streamed else None
+
+    def loss(parameters, a, d):
+        layer.update(parameters)
+        y = layer(a, state, d, lengths)
+        return (y * y).sum(), y
+
+    step, results = mx.value_and_grad(loss, (0, 1, 2)), {}
+    with ember_mlx.use_backend("ops"):
+        results["ops"] = step(layer.trainable_parameters(), x, dt)
+        mx.eval(results)
+    with kernels_made_by("metal", noting), ember_mlx.use_backend("metal"):
+        results["metal"] = step(layer.trainable_parameters(), x, dt)
+        mx.eval(results)
+    assert_close(results["metal"][0][1], results["ops"][0][1], FORWARD["float32"])
+    assert_trees_close(list(results["metal"][1]), list(results["ops"][1]), GRADIENT["float32"])
+    scans = [name for name in calls if "forward" in name or "backward" in name]
+    if kind != "ltc":
+        assert scans == ["cfc_forward_together", "cfc_backward_together"]
+
+
+@on_host
+def test_strides_make_the_check_of_a_first_use(monkeypatch):
+    monkeypatch.setattr("ember_mlx.scans.dispatch.gpu_kind", lambda: "metal")
+    layer, x = STRIDED["dense"](), mx.random.normal((2, 6, 3))
+    with ember_mlx.use_backend("ops"):
+        expected = layer(x)
+        mx.eval(expected)
+    with kernels_made_by("metal", metal_kernel):
+        assert_close(layer(x), expected, FORWARD["float32"])

@@ -1,12 +1,14 @@
 """The kernels' text, its compilation for Metal or CUDA, and a launch."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 PACKAGE = Path(__file__).resolve().parent.parent
 SMALLEST = 8  # MLX puts arrays of fewer elements into Metal's constant address space, which the kernels' text does not expect
@@ -16,8 +18,8 @@ _makers: dict[str, Maker] = {}
 _SHARED = {"metal": "threadgroup", "cuda": "__shared__"}
 # MLX looks for the names of Metal's attributes in a kernel's body alone, so they stand there
 _PLACES = {
-    "metal": "int(threadgroup_position_in_grid.x), int(thread_index_in_threadgroup)",
-    "cuda": "int(blockIdx.x), int(threadIdx.x)",
+    "metal": ("int(threadgroup_position_in_grid.x)", "int(thread_index_in_threadgroup)"),
+    "cuda": ("int(blockIdx.x)", "int(threadIdx.x)"),
 }
 
 
@@ -75,6 +77,70 @@ def maker_of(kind: str) -> Maker | None:
     return _makers.get(kind)
 
 
+class Launch(NamedTuple):
+    """What `launch` takes, for a launch that may be made together with others."""
+
+    text: KernelText
+    arrays: list[mx.array]
+    template: list[tuple[str, Any]]
+    groups: int
+    threads: int
+    output_shapes: Sequence[tuple[int, ...]]
+    output_dtypes: Sequence[mx.Dtype]
+
+
+Launches = Generator[Launch, list[mx.array], Any]  # yields launches, gets their outputs, and returns its result
+
+
+def run_launches(kind: str, launches: Launches) -> Any:
+    """Run a computation that asks for launches, one by one."""
+    return run_together(kind, [launches])[0]
+
+
+def run_together(kind: str, computations: Sequence[Launches]) -> list[Any]:
+    """Run several computations that ask for launches; those that differ in their arrays alone are one launch, at every turn."""
+    results: list[Any] = [None] * len(computations)
+    outputs: dict[int, list[mx.array] | None] = dict.fromkeys(range(len(computations)))
+    while outputs:
+        waiting: dict[Hashable, list[tuple[int, Launch]]] = {}
+        for k, given in outputs.items():
+            try:
+                one = computations[k].send(given)  # type: ignore[arg-type]  # None at the start
+            except StopIteration as stop:
+                results[k] = stop.value
+            else:
+                same = (one.text, *map(tuple, one.template), one.groups, one.threads, *one.output_dtypes, *(a.dtype for a in one.arrays))
+                waiting.setdefault(same, []).append((k, one))
+        outputs = {}
+        for asked in waiting.values():
+            made = _launch_together(kind, [one for _, one in asked]) if len(asked) > 1 else [launch(kind, *asked[0][1])]
+            outputs |= {k: a for (k, _), a in zip(asked, made, strict=True)}
+    return results
+
+
+def _launch_together(kind: str, launches: list[Launch]) -> list[list[mx.array]]:
+    """One launch instead of several: each array holds those of all one after another, and a group's set says where its own begin."""
+    first, shapes = launches[0], [one.output_shapes for one in launches]
+    sizes = [[_even(a.size) for a in one.arrays] + [math.prod(shape) for shape in one.output_shapes] for one in launches]
+    starts = np.cumsum([[0] * len(sizes[0]), *sizes], axis=0)
+    arrays = [mx.concatenate([_padded(one.arrays[k], sizes[s][k]) for s, one in enumerate(launches)]) for k in range(len(first.arrays))]
+    arrays.append(mx.array(np.resize(starts[:-1].reshape(-1), _even(starts[:-1].size)).astype(np.int32)))
+    kernel = _compiled(kind, first.text, _makers.get(kind), together=True)
+    flat = kernel(
+        inputs=arrays,
+        template=[*first.template, ("SET_GROUPS", first.groups)],
+        grid=(len(launches) * first.groups * first.threads, 1, 1),
+        threadgroup=(first.threads, 1, 1),
+        output_shapes=[(int(total),) for total in starts[-1, len(first.arrays) :]],
+        output_dtypes=first.output_dtypes,
+    )
+    begins = starts[:, len(first.arrays) :].tolist()
+    return [
+        [flat[k][begins[s][k] : begins[s][k] + math.prod(shape)].reshape(shape) for k, shape in enumerate(own)]
+        for s, own in enumerate(shapes)
+    ]
+
+
 def launch(
     kind: str,
     text: KernelText,
@@ -92,7 +158,7 @@ def launch(
     """
     kernel = _compiled(kind, text, _makers.get(kind))
     return kernel(
-        inputs=[_padded(a) for a in arrays],
+        inputs=[a if a.size >= SMALLEST else _padded(a, SMALLEST) for a in arrays],
         template=template,
         grid=(groups * threads, 1, 1),
         threadgroup=(threads, 1, 1),
@@ -102,14 +168,26 @@ def launch(
 
 
 @lru_cache(maxsize=256)
-def _compiled(kind: str, text: KernelText, maker: Maker | None) -> Any:
+def _compiled(kind: str, text: KernelText, maker: Maker | None, together: bool = False) -> Any:
     if maker is None:
         maker = mx.fast.metal_kernel if kind == "metal" else mx.fast.cuda_kernel
-    arrays = ", ".join([*text.inputs, *text.outputs])
-    body = f"{_SHARED[kind]} float4 scratch[SCRATCH];\n{text.name}<{text.arguments}>({arrays}, {_PLACES[kind]}, scratch);"
+    names, (group, thread) = [*text.inputs, *text.outputs], _PLACES[kind]
+    name, inputs, body = text.name, list(text.inputs), f"{_SHARED[kind]} float4 scratch[SCRATCH];\n"
+    if together:
+        name, inputs = f"{text.name}_together", [*inputs, "starts"]
+        body += f"int first_start = {group} / SET_GROUPS * {len(names)};\n"
+        names, group = [f"{array} + starts[first_start + {k}]" for k, array in enumerate(names)], f"{group} % SET_GROUPS"
+    body += f"{text.name}<{text.arguments}>({', '.join(names)}, {group}, {thread}, scratch);"
     header = read_source(*(["dialect_cuda.h"] if kind == "cuda" else []), *text.files)
-    return maker(name=text.name, input_names=list(text.inputs), output_names=list(text.outputs), source=body, header=header)
+    return maker(name=name, input_names=inputs, output_names=list(text.outputs), source=body, header=header)
 
 
-def _padded(a: mx.array) -> mx.array:
-    return a if a.size >= SMALLEST else mx.concatenate([a.reshape(-1), mx.zeros((SMALLEST - a.size,), a.dtype)])
+def _even(size: int) -> int:
+    """The next multiple of SMALLEST, which keeps vectors of four in place."""
+    return -(-size // SMALLEST) * SMALLEST
+
+
+def _padded(a: mx.array, size: int) -> mx.array:
+    """Flat, with zeros up to some size."""
+    a = a.reshape(-1)
+    return a if a.size == size else mx.concatenate([a, mx.zeros((size - a.size,), a.dtype)])

@@ -9,6 +9,7 @@ from mlx.utils import tree_flatten
 
 from ..checks import check_flag
 from ..errors import bad_argument
+from ..scans.several import Scans, run_scans
 from ..wiring import NeuronMap, map_from_config, map_to_config
 from .arguments import StateLayout, Steps, read_state, read_steps, type_name
 
@@ -16,9 +17,9 @@ from .arguments import StateLayout, Steps, read_state, read_steps, type_name
 class RecurrentLayer(nn.Module):
     """The base of the layers: it reads the arguments, runs the subclass's recurrence over the steps, and lays out the result.
 
-    A subclass names its states in `state_names`, or describes them in `state_layouts`, and defines `run`. Where there is one state only and
-    `bare_state` is set, the caller gives and gets it alone, not in a list. Those
-    options of a call that `run_options` names go to `run`, the others to `read_out`.
+    A subclass names its states in `state_names`, or describes them in `state_layouts`, and defines `scans`. Where there is one state only
+    and `bare_state` is set, the caller gives and gets it alone, not in a list. Those options of a call that `run_options` names go to
+    `scans`, the others to `read_out`.
 
     Args:
         input_size: I, features of x.
@@ -52,8 +53,12 @@ class RecurrentLayer(nn.Module):
         """The last axis of each state."""
         return (self.units,) * len(self.state_names)
 
-    def run(self, steps: Steps, state: list[mx.array | None]) -> tuple[mx.array, list[mx.array]]:
-        """Run the recurrence.
+    def run(self, steps: Steps, state: list[mx.array | None], **options: Any) -> tuple[mx.array, list[mx.array]]:
+        """Run the recurrence; see `scans`."""
+        return run_scans([self.scans(steps, state, **options)])[0]
+
+    def scans(self, steps: Steps, state: list[mx.array | None], **options: Any) -> Scans:
+        """The recurrence as a computation that asks for its scans: it yields each and gets its outputs.
 
         Args:
             steps: the sequences, time first.
@@ -62,7 +67,7 @@ class RecurrentLayer(nn.Module):
         Returns:
             The output (T, B, O), zero past each length, and the state after each sequence's last valid step.
         """
-        raise TypeError(f"{type(self).__name__} defines no run().")
+        raise TypeError(f"{type(self).__name__} defines no scans().")
 
     @property
     def state_layouts(self) -> tuple[StateLayout, ...]:

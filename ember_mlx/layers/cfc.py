@@ -13,9 +13,9 @@ from ..checks import check_choice, check_flag, check_integer, check_interval
 from ..errors import bad_argument
 from ..scans.cfc.scan import CFC
 from ..scans.cfc.spec import MODES, CfCSpec
-from ..scans.dispatch import scan
 from ..scans.ops import project
 from ..scans.pointwise import ACTIVATIONS
+from ..scans.several import Scan, Scans
 from ..wiring import NeuronMap
 from .arguments import Steps, compute_dtype
 from .base import RecurrentLayer
@@ -178,12 +178,13 @@ class CfC(RecurrentLayer):
                 columns[start] = columns[start] + _spread(others, ranges[k - 1][0], self.units)
         return mx.concatenate([columns[start] for start in sorted(columns)], axis=1).swapaxes(1, 2)
 
-    def run(self, steps: Steps, state: list[mx.array | None]) -> tuple[mx.array, list[mx.array]]:
-        """Run the scan or scans of the layer; see RecurrentLayer.run."""
+    def scans(self, steps: Steps, state: list[mx.array | None]) -> Scans:  # type: ignore[override]
+        """The scan of the layer; see RecurrentLayer.scans."""
         dtype, shape = compute_dtype(steps.x, self.dtype), (steps.x.shape[1], self.units)
         initial = dict(zip(self.state_names, (mx.zeros(shape, dtype) if a is None else a.astype(dtype) for a in state), strict=True))
         dt = steps.dt.astype(dtype) * mx.array(self.time_scale_factor, dtype)
-        outputs = scan(CFC, CfCSpec(self._ranges(), self.mode, self.activation, self.mixed_memory), self._arrays(steps, initial, dt))
+        spec = CfCSpec(self._ranges(), self.mode, self.activation, self.mixed_memory)
+        outputs = yield Scan(CFC, spec, self._arrays(steps, initial, dt))
         elapsed = dt if steps.valid is None else mx.where(steps.valid, dt, 0)
         clock = initial["t"] + elapsed.sum(axis=0)[:, None]
         return outputs[0], [*(steps.last(a) for a in outputs), clock]

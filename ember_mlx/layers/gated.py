@@ -7,11 +7,12 @@ import mlx.nn as nn
 
 from ..checks import check_choice, check_flag, check_integer, check_interval
 from ..errors import bad_argument
-from ..scans.dispatch import Recurrence, scan
+from ..scans.dispatch import Recurrence
 from ..scans.gated.scan import GRU as GRU_SCAN
 from ..scans.gated.scan import LSTM as LSTM_SCAN
 from ..scans.gated.scan import RNN as RNN_SCAN
 from ..scans.gated.spec import GatedSpec
+from ..scans.several import Scan, Scans
 from .arguments import StateLayout, Steps, compute_dtype
 from .base import RecurrentLayer
 from .initial import uniform
@@ -81,8 +82,8 @@ class GatedLayer(RecurrentLayer):
         sizes = {"h": (self.output_size, "proj_size" if self.proj_size else "H"), "c": (self.hidden_size, "H")}
         return tuple(StateLayout(name, sizes[name][0], stack, axis, sizes[name][1]) for name in self.state_names)
 
-    def run(self, steps: Steps, state: list[mx.array | None]) -> tuple[mx.array, list[mx.array]]:
-        """Run the scan of each layer; see RecurrentLayer.run."""
+    def scans(self, steps: Steps, state: list[mx.array | None]) -> Scans:  # type: ignore[override]
+        """The scan of each layer; see RecurrentLayer.scans."""
         u = steps.x.astype(compute_dtype(steps.x, self.dtype))
         initial = [self._by_layer(a, layout, u) for a, layout in zip(state, self.state_layouts, strict=True)]
         spec, final = GatedSpec(self.cell), []
@@ -92,7 +93,8 @@ class GatedLayer(RecurrentLayer):
             arrays["x"] = mx.stack([u, steps.turned(u)]) if self.bidirectional else mx.expand_dims(u, 0)
             if steps.lengths is not None:
                 arrays["lengths"] = steps.lengths
-            outputs = [_by_direction(a) for a in scan(self.recurrence, spec, arrays)]
+            both = yield Scan(self.recurrence, spec, arrays)
+            outputs = [_by_direction(a) for a in both]
             final.append([[steps.last(a) for a in parts] for parts in outputs])
             u = mx.concatenate([outputs[0][0], steps.turned(outputs[0][1])], axis=2) if self.bidirectional else outputs[0][0]
             if k + 1 < self.num_layers:

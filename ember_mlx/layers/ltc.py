@@ -12,6 +12,7 @@ from ..scans.ltc.ops import drives, synapse_sums
 from ..scans.ltc.scan import LTC as RECURRENCE
 from ..scans.ltc.spec import SOLVERS, LTCSpec
 from ..scans.ltc.synapses import Synapses
+from ..scans.several import Scan, Scans
 from ..wiring import NeuronMap
 from .arguments import Steps, compute_dtype
 from .base import RecurrentLayer
@@ -172,9 +173,9 @@ class LTC(RecurrentLayer):
         for name in () if self.implicit_param_constraints else POSITIVE:
             self[name] = mx.maximum(self[name], mx.array(SMALLEST_CM if name == "cm" else 0, self[name].dtype))
 
-    def run(self, steps: Steps, state: list[mx.array | None]) -> tuple[mx.array, list[mx.array]]:
-        """Run the scan of the layer; see RecurrentLayer.run. Its output is v of all units."""
-        outputs = scan(RECURRENCE, self._spec(), self._arrays(steps, state))
+    def scans(self, steps: Steps, state: list[mx.array | None]) -> Scans:  # type: ignore[override]
+        """The scan of the layer; see RecurrentLayer.scans. Its output is v of all units."""
+        outputs = yield Scan(RECURRENCE, self._spec(), self._arrays(steps, state))
         return outputs[0], [steps.last(a) for a in outputs]
 
     def _spec(self) -> LTCSpec:

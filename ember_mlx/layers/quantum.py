@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from ..checks import check_flag, check_interval
 from ..errors import bad_argument
-from ..scans.dispatch import scan
 from ..scans.quantum.scan import QUANTUM
 from ..scans.quantum.spec import QuantumSpec
+from ..scans.several import Scan, Scans
 from ..wiring import NeuronMap
 from .arguments import StateLayout, Steps, compute_dtype, dtype_name, type_name
 from .base import RecurrentLayer
@@ -130,8 +130,8 @@ class LQNet(RecurrentLayer):
         """The states in order; t is one number a sequence."""
         return tuple(StateLayout(name, 1, letter="1") if name == "t" else StateLayout(name, self.units) for name in self.state_names)
 
-    def run(self, steps: Steps, state: list[mx.array | None], key: mx.array | None = None) -> tuple[mx.array, list[mx.array]]:
-        """Run the scan; see RecurrentLayer.run."""
+    def scans(self, steps: Steps, state: list[mx.array | None], key: mx.array | None = None) -> Scans:  # type: ignore[override]
+        """The scan; see RecurrentLayer.scans."""
         dtype, B = compute_dtype(steps.x, self.dtype), steps.x.shape[1]
         h_c, h_s, t = (
             mx.zeros((B, layout.features), dtype) if a is None else a.astype(dtype)
@@ -142,7 +142,7 @@ class LQNet(RecurrentLayer):
         arrays |= {} if steps.lengths is None else {"lengths": steps.lengths}
         arrays |= self._noise(steps, dtype, key)
         arrays |= {"t": t[:, 0] + mx.cumsum(dt, axis=0)} if self._spec.harmonic else {}
-        h_c, h_s = scan(QUANTUM, self._spec, arrays)
+        h_c, h_s = yield Scan(QUANTUM, self._spec, arrays)
         elapsed = dt if steps.valid is None else mx.where(steps.valid, dt, 0)
         return h_c + h_s, [steps.last(h_c), steps.last(h_s), t + elapsed.sum(axis=0)[:, None]]
 

@@ -7,6 +7,7 @@ import mlx.core as mx
 
 from ..checks import check_integer
 from ..errors import bad_argument
+from ..scans.several import Scans, run_scans
 from ..wiring import NeuronMap
 from .arguments import Steps, check_array, compute_dtype, dtype_name, read_state, read_steps, type_name
 from .base import RecurrentLayer
@@ -111,25 +112,24 @@ class StrideAware(RecurrentLayer):
             states += read_state(owner, [one] if layer.bare_state else one, layer.state_layouts, batch, steps.batched)
         return steps, states + _read_clock(owner, given[-1], batch, count, steps.batched)
 
-    def run(self, steps: Steps, state: list[mx.array | None]) -> tuple[mx.array, list[mx.array]]:
-        """Run every stride's layer over its own steps; see RecurrentLayer.run."""
+    def run(self, steps: Steps, state: list[mx.array | None], **options: Any) -> tuple[mx.array, list[mx.array]]:
+        """Run every stride's layer over its own steps, all together; see RecurrentLayer.scans."""
         *states, taken, elapsed = state
         dtype = compute_dtype(steps.x, self.dtype)
         own = {stride: own_steps(stride, steps, taken) for stride in self.stride_lengths}  # once: mx.compile fails at such copies
-        outputs, finals, since = [], [], []
+        runs = []
         for k, (layer, stride) in enumerate(zip(self.layers, self.stride_lengths, strict=True)):
             count = len(layer.state_layouts)
             initial, states = states[:count], states[count:]
             waited = None if elapsed is None else elapsed[:, k]
-            y, final, left = run_stride(layer, stride, steps, own[stride], initial, waited, dtype)
-            outputs.append(y)
-            finals += final
-            since.append(left)
+            runs.append(stride_scans(layer, stride, steps, own[stride], initial, waited, dtype))
+        outputs, finals, since = zip(*run_scans(runs), strict=True)
         T, B, _ = steps.x.shape
         passed = mx.full((B,), T, mx.int32) if steps.lengths is None else steps.lengths
         after = passed if taken is None else passed + taken[:, 0]
-        y = mx.concatenate(outputs, axis=2)
-        return y if steps.valid is None else mx.where(steps.valid[:, :, None], y, 0), [*finals, after[:, None], mx.stack(since, axis=1)]
+        y = mx.concatenate(list(outputs), axis=2)
+        y = y if steps.valid is None else mx.where(steps.valid[:, :, None], y, 0)
+        return y, [*(a for final in finals for a in final), after[:, None], mx.stack(list(since), axis=1)]
 
     def state_to_caller(self, state: list[mx.array]) -> Any:
         """Each stride's state as its layer gives it, then [steps, elapsed]."""
@@ -243,7 +243,7 @@ class StrideAwareLTC(_StrideAwareOnMap):
     kind = LTC
 
 
-def run_stride(
+def stride_scans(
     layer: RecurrentLayer,
     stride: int,
     steps: Steps,
@@ -251,8 +251,8 @@ def run_stride(
     state: list[mx.array | None],
     waited: mx.array | None,
     dtype: mx.Dtype,
-) -> tuple[mx.array, list[mx.array], mx.array]:
-    """Run one stride's layer.
+) -> Scans:
+    """One stride's layer as a computation that asks for its scans.
 
     Args:
         layer: the stride's.
@@ -274,7 +274,7 @@ def run_stride(
     here = own.steps
     if waited is not None:
         here = here._replace(dt=mx.concatenate([here.dt[:1] + waited.astype(here.dt.dtype), here.dt[1:]]))
-    y, final = layer.run(here, list(initial))
+    y, final = yield from layer.scans(here, list(initial))
     y = layer.read_out(y, here)
     if own.first is None:
         held = mx.repeat(y, stride, axis=0)[:T]

@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from ..backend import KERNEL_BACKENDS, current_backend, gpu_kind
 from ..kernels.first_use import complaint
-from ..kernels.loader import is_available
+from ..kernels.loader import Launches, is_available
 from ..kernels.tiles import Tile
 
 Tree = dict[str, Any]
@@ -32,6 +32,8 @@ class FusedForms(NamedTuple):
         key: (kind, spec, arrays) -> the kernel variant that serves them.
         small_problem: (spec, arrays) -> NumPy arrays of a short problem for the same variant.
         half: whether they take float16 and bfloat16 inputs and weights as they are; else float32 ones are made of them.
+        launches: forward and backward as computations that ask for their launches (kernels.loader.Launches), so that several scans can
+            make theirs together; None where they cannot.
         layouts: (family, spec) -> every layout (kernels.tiles.Tile) that the table can choose on a family of GPUs, for their check.
     """
 
@@ -41,6 +43,7 @@ class FusedForms(NamedTuple):
     key: Callable[..., Hashable]
     small_problem: Callable[..., Tree]
     half: bool = False
+    launches: tuple[Callable[..., Launches], Callable[..., Launches]] | None = None
     layouts: Callable[..., Sequence[Tile]] = lambda family, spec: ()
 
 

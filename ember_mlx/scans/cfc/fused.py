@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from ...kernels.loader import KernelText, launch
+from ...kernels.loader import KernelText, Launch, Launches, run_launches
 from ...kernels.tiles import Family, Tile, current_family, forced_tile, rows_for, steps_apart
 from .by_step import back_by_step, forward_by_step
 from .problems import random_arrays
@@ -122,6 +122,11 @@ def small_problem(spec: CfCSpec, arrays: Tree) -> Tree:
 
 def cfc_fused_forward(kind: str, spec: CfCSpec, arrays: Tree) -> list[mx.array]:
     """[h] (T, B, H), with mixed memory [h, c]: in one launch, or step by step where that is faster."""
+    return run_launches(kind, forward_launches(kind, spec, arrays))
+
+
+def forward_launches(kind: str, spec: CfCSpec, arrays: Tree) -> Launches:
+    """`cfc_fused_forward`, asking for its launch."""
     variant, w = variant_of(kind, spec, arrays), Weights.of(spec, arrays["stages"])
     if variant.tile.rows == 0:
         return forward_by_step(kind, spec, arrays)
@@ -145,7 +150,7 @@ def cfc_fused_forward(kind: str, spec: CfCSpec, arrays: Tree) -> list[mx.array]:
         _lengths(arrays, T, B),
         dims(T, B, int(bool(dropout))),
     ]
-    y, c = _launch(kind, FORWARD, variant, inputs, B, [(T, B, variant.H), (T, B, variant.H) if spec.mixed_memory else (1,)])
+    y, c = yield _launch(FORWARD, variant, inputs, B, [(T, B, variant.H), (T, B, variant.H) if spec.mixed_memory else (1,)])
     return [y, c] if spec.mixed_memory else [y]
 
 
@@ -162,6 +167,11 @@ def _memory_inputs(variant: Variant, arrays: Tree) -> list[mx.array]:
 
 def cfc_fused_backward(kind: str, spec: CfCSpec, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
     """The gradients of every floating-point array, as the NumPy form's backward gives them."""
+    return run_launches(kind, backward_launches(kind, spec, arrays, outputs, cotangents))
+
+
+def backward_launches(kind: str, spec: CfCSpec, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Launches:
+    """`cfc_fused_backward`, asking for the launches of its scans."""
     variant = variant_of(kind, spec, arrays)
     T, B, H = outputs[0].shape
     before = [mx.concatenate([mx.expand_dims(a, 0), kept[:-1]]) for a, kept in zip(_initial(spec, arrays), outputs, strict=True)]
@@ -177,7 +187,7 @@ def cfc_fused_backward(kind: str, spec: CfCSpec, arrays: Tree, outputs: list[mx.
         if variant.tile.rows == 0:
             dh, dz, d_gates, carry = back_by_step(spec, part, point, dy, carry, here)
         else:
-            dh, dz, d_gates, carry = _scan_back(kind, variant, packed, point, dy, carry, here)
+            dh, dz, d_gates, carry = yield from _scan_back(variant, packed, point, dy, carry, here)
         parts.append(_gradients(spec, part, states[0], point, dh, dz, d_gates))
     return _joined(parts[::-1]) | dict(zip(("h0", "c0"), carry, strict=False))
 
@@ -210,14 +220,13 @@ def _packed_back(variant: Variant, w: Weights, arrays: Tree) -> list[mx.array]:
 
 
 def _scan_back(
-    kind: str,
     variant: Variant,
     packed: list[mx.array],
     point: Point,
     dy: list[mx.array],
     carry: list[mx.array],
     lengths: mx.array,
-) -> tuple[mx.array, mx.array, mx.array, list[mx.array]]:
+) -> Launches:
     """The backward scan over a block of steps.
 
     Returns:
@@ -233,7 +242,7 @@ def _scan_back(
     inputs += [_slots(variant, True), lengths, dims(T, B)]
     shapes = [(T, B, H), (variant.depth, T, B, variant.Z) if variant.depth else (1,), (B, H)]
     shapes += [(T, B, 4, H), (B, H)] if memory else [(1,), (1,)]
-    dh, dz, dh0, d_gates, dc0 = _launch(kind, BACKWARD, variant, inputs, B, shapes)
+    dh, dz, dh0, d_gates, dc0 = yield _launch(BACKWARD, variant, inputs, B, shapes)
     return dh, dz, d_gates, [dh0, dc0] if memory else [dh0]
 
 
@@ -290,9 +299,7 @@ def _lengths(arrays: Tree, T: int, B: int) -> mx.array:
     return arrays["lengths"] if "lengths" in arrays else mx.full((B,), T, mx.int32)
 
 
-def _launch(
-    kind: str, text: KernelText, variant: Variant, inputs: list[mx.array], B: int, shapes: Sequence[tuple[int, ...]]
-) -> list[mx.array]:
+def _launch(text: KernelText, variant: Variant, inputs: list[mx.array], B: int, shapes: Sequence[tuple[int, ...]]) -> Launch:
     tile = variant.tile
     groups = -(-B // tile.rows)
-    return launch(kind, text, inputs, variant.template(text is BACKWARD), groups, tile.threads, shapes, [mx.float32] * len(shapes))
+    return Launch(text, inputs, variant.template(text is BACKWARD), groups, tile.threads, shapes, [mx.float32] * len(shapes))

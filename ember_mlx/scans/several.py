@@ -1,0 +1,121 @@
+"""Several scans of one recurrence at once: with kernels that can, in one launch for all.
+
+The arrays are {"scans": [tree, ...]}, the specification is the tuple of the scans' own, and the outputs are those of all in a row.
+"""
+
+from collections.abc import Generator, Hashable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from ..kernels.loader import run_together
+from .dense import Keep
+from .dispatch import FusedForms, Recurrence, scan
+
+Tree = dict[str, Any]
+
+
+class Scan(NamedTuple):
+    """What `scan` takes."""
+
+    recurrence: Recurrence
+    spec: Hashable
+    arrays: Tree
+
+
+Scans = Generator[Scan, list[mx.array], Any]  # yields scans, gets their outputs, and returns its result
+
+
+def run_scans(computations: Sequence[Scans]) -> list[Any]:
+    """Run some computations that ask for scans; at every turn those of one recurrence are run together."""
+    results: list[Any] = [None] * len(computations)
+    outputs: dict[int, list[mx.array] | None] = dict.fromkeys(range(len(computations)))
+    while outputs:
+        waiting: dict[Recurrence, list[tuple[int, Scan]]] = {}
+        for k, given in outputs.items():
+            try:
+                one = computations[k].send(given)  # type: ignore[arg-type]  # None at the start
+            except StopIteration as stop:
+                results[k] = stop.value
+            else:
+                waiting.setdefault(one.recurrence, []).append((k, one))
+        outputs = {}
+        for recurrence, asked in waiting.items():
+            together = scan_several(recurrence, [one.spec for _, one in asked], [one.arrays for _, one in asked])
+            outputs |= {k: a for (k, _), a in zip(asked, together, strict=True)}
+    return results
+
+
+def scan_several(recurrence: Recurrence, specs: Sequence[Hashable], arrays: Sequence[Tree]) -> list[list[mx.array]]:
+    """Run some scans of a recurrence, each with its specification and arrays; returns the outputs of each."""
+    if len(specs) == 1:
+        return [scan(recurrence, specs[0], arrays[0])]
+    outputs = scan(_several(recurrence), tuple(specs), {"scans": list(arrays)})
+    return _parted(outputs, len(specs))
+
+
+@lru_cache(maxsize=16)
+def _several(recurrence: Recurrence) -> Recurrence:
+    """A recurrence whose step is one of each of the scans."""
+
+    def forward(specs: tuple[Any, ...], arrays: Tree, keep: Keep | None = None) -> tuple[np.ndarray, ...]:
+        outputs: list[np.ndarray] = []
+        counts: list[int] = []
+
+        def counted(a: np.ndarray) -> None:
+            counts[-1] += 1
+            if keep is not None:
+                keep(a)
+
+        for spec, tree in zip(specs, arrays["scans"], strict=True):
+            counts.append(0)
+            outputs += recurrence.forward(spec, tree, None if keep is None else counted)
+        if keep is not None:
+            keep(np.array(counts))
+        return tuple(outputs)
+
+    def backward(specs: tuple[Any, ...], arrays: Tree, outputs: Any, cotangents: Any, kept: Sequence[np.ndarray] = ()) -> Tree:
+        counts = kept[-1].tolist() if kept else [0] * len(specs)
+        ends = np.cumsum(counts).tolist()
+        given = zip(specs, arrays["scans"], _parted(outputs, len(specs)), _parted(cotangents, len(specs)), counts, ends, strict=True)
+        return {"scans": [recurrence.backward(spec, tree, y, dy, kept[end - n : end]) for spec, tree, y, dy, n, end in given]}
+
+    def ops(specs: tuple[Any, ...], arrays: Tree) -> list[mx.array]:
+        return [a for spec, tree in zip(specs, arrays["scans"], strict=True) for a in recurrence.ops(spec, tree)]
+
+    return recurrence._replace(forward=forward, backward=backward, ops=ops, fused=_fused(recurrence.fused))
+
+
+def _fused(fused: FusedForms) -> FusedForms:
+    """The kernels of several scans."""
+
+    def forward(kind: str, specs: tuple[Any, ...], arrays: Tree) -> list[mx.array]:
+        pairs = list(zip(specs, arrays["scans"], strict=True))
+        if fused.launches is None:
+            return [a for spec, tree in pairs for a in fused.forward(kind, spec, tree)]
+        return [a for outputs in run_together(kind, [fused.launches[0](kind, *pair) for pair in pairs]) for a in outputs]
+
+    def backward(kind: str, specs: tuple[Any, ...], arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
+        given = list(zip(specs, arrays["scans"], _parted(outputs, len(specs)), _parted(cotangents, len(specs)), strict=True))
+        if fused.launches is None:
+            return {"scans": [fused.backward(kind, *one) for one in given]}
+        return {"scans": run_together(kind, [fused.launches[1](kind, *one) for one in given])}
+
+    def refusal(kind: str, specs: tuple[Any, ...], arrays: Tree) -> str | None:
+        return next(filter(None, (fused.refusal(kind, *pair) for pair in zip(specs, arrays["scans"], strict=True))), None)
+
+    def key(kind: str, specs: tuple[Any, ...], arrays: Tree) -> Hashable:
+        return tuple(fused.key(kind, *pair) for pair in zip(specs, arrays["scans"], strict=True))
+
+    def small_problem(specs: tuple[Any, ...], arrays: Tree) -> Tree:
+        return {"scans": [fused.small_problem(*pair) for pair in zip(specs, arrays["scans"], strict=True)]}
+
+    return FusedForms(forward, backward, refusal, key, small_problem, half=fused.half)
+
+
+def _parted(values: Any, parts: int) -> list[list[Any]]:
+    """A row of values as those of each scan."""
+    count = len(values) // parts
+    return [list(values[k * count : (k + 1) * count]) for k in range(parts)]
