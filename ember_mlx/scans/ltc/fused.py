@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ...kernels.loader import KernelText, launch
+from ...kernels.loader import KernelText, Launch, Launches, launch, run_launches
 from ...kernels.tiles import THREADGROUP_BYTES, Family, Tile, current_family, forced_tile, layouts_for, rows_for
 from .problems import random_arrays
 from .spec import SOLVERS, LTCSpec
@@ -171,16 +171,27 @@ def small_problem(spec: LTCSpec, arrays: Tree) -> Tree:
 
 def ltc_fused_forward(kind: str, spec: LTCSpec, arrays: Tree) -> list[mx.array]:
     """[v] (T, B, H), in one launch after the sensory sums."""
+    return run_launches(kind, forward_launches(kind, spec, arrays))
+
+
+def forward_launches(kind: str, spec: LTCSpec, arrays: Tree) -> Launches:
+    """`ltc_fused_forward`, asking for the launch of its scan."""
     variant = variant_of(kind, spec, arrays)
     T, B = arrays["dt"].shape
     packed, drive, delta = _packed(variant, arrays, False), _drives(kind, spec, arrays), arrays["dt"] / spec.unfolds
     inputs = [*packed, *drive, arrays["cm"], delta, arrays["v0"], _lengths(arrays, T, B), _dims(T, B, spec.unfolds)]
     shapes = [(T, B, spec.units), *[(1,)] * 3]
-    return _launch(kind, FORWARD, variant.template(False), variant.tile, inputs, B, shapes)[:1]
+    outputs = yield _launch(FORWARD, variant.template(False), variant.tile, inputs, B, shapes)
+    return outputs[:1]
 
 
 def ltc_fused_backward(kind: str, spec: LTCSpec, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
     """The gradients of every floating-point array, as the NumPy form's backward gives them."""
+    return run_launches(kind, backward_launches(kind, spec, arrays, outputs, cotangents))
+
+
+def backward_launches(kind: str, spec: LTCSpec, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Launches:
+    """`ltc_fused_backward`, asking for the launches of its scans."""
     variant, (v,), (dy,) = variant_of(kind, spec, arrays), outputs, cotangents
     T, B, H = v.shape
     before = mx.concatenate([mx.expand_dims(arrays["v0"], 0), v[:-1]])
@@ -195,7 +206,7 @@ def ltc_fused_backward(kind: str, spec: LTCSpec, arrays: Tree, outputs: list[mx.
         dims = _dims(block.stop - block.start, B, spec.unfolds)
         after = [v[block], arrays["cm"], part["dt"] / spec.unfolds, dy[block], carry, here, dims]
         shapes = [point.v.shape, (B, H)]
-        h, carry = _launch(kind, BACKWARD, variant.template(True), variant.tile, [*packed[1], point.v, point.den, *after], B, shapes)
+        h, carry = yield _launch(BACKWARD, variant.template(True), variant.tile, [*packed[1], point.v, point.den, *after], B, shapes)
         parts.append(_gradients(kind, spec, part, point, v[block], h))
     return _joined(spec, arrays, parts[::-1]) | {"v0": carry}
 
@@ -215,7 +226,7 @@ def _recompute(kind: str, variant: Variant, packed: list[mx.array], arrays: Tree
     drive = [a.reshape(1, R, H) for a in _drives(kind, spec, arrays)]
     inputs = [*packed, *drive, arrays["cm"], delta.reshape(1, R), before.reshape(R, H), mx.ones((R,), mx.int32), _dims(1, R, spec.unfolds)]
     shapes = [(1, R, H), *[(spec.evaluations, T, B, H)] * 3]
-    return Point(*_launch(kind, FORWARD, variant.template(False, keep=True), variant.tile, inputs, R, shapes)[1:])
+    return Point(*launch(kind, *_launch(FORWARD, variant.template(False, keep=True), variant.tile, inputs, R, shapes))[1:])
 
 
 def _gradients(kind: str, spec: LTCSpec, arrays: Tree, point: Point, after: mx.array, h: mx.array) -> Tree:
@@ -309,15 +320,9 @@ def _ids(a: Indices) -> mx.array:
 
 
 def _launch(
-    kind: str,
-    text: KernelText,
-    template: list[tuple[str, Any]],
-    tile: Tile,
-    inputs: list[mx.array],
-    B: int,
-    shapes: Sequence[tuple[int, ...]],
-) -> list[mx.array]:
-    return launch(kind, text, inputs, template, -(-B // tile.rows), tile.threads, shapes, [mx.float32] * len(shapes))
+    text: KernelText, template: list[tuple[str, Any]], tile: Tile, inputs: list[mx.array], B: int, shapes: Sequence[tuple[int, ...]]
+) -> Launch:
+    return Launch(text, inputs, template, -(-B // tile.rows), tile.threads, shapes, [mx.float32] * len(shapes))
 
 
 def _parallel(
