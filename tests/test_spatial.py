@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from ember_mlx import CfC, CTRQNet, EnhancedNCPMap, EnhancedNeuronMap, LQNet, NCPMap, RandomMap, spatial_regularization
+from ember_mlx import LTC, CfC, CTRQNet, EnhancedNCPMap, EnhancedNeuronMap, LQNet, NCPMap, RandomMap, spatial_regularization
 from ember_mlx.wiring import communicability, map_from_config, map_to_config
 
 POINTS = np.random.default_rng(0).standard_normal((12, 3))
@@ -207,6 +207,8 @@ LAYERS = {
     "cfc-ncp": lambda: CfC(EnhancedNCPMap(6, 4, 2, 2)),
     "lqnet": lambda: LQNet(EnhancedNeuronMap(14, 3, 2, 0.6)),
     "ctrqnet-ncp": lambda: CTRQNet(EnhancedNCPMap(6, 4, 2, 2)),
+    # one unfold, or a step goes further than from unit to unit; without softplus, which MLX computes in float32 only
+    "ltc": lambda: LTC(EnhancedNeuronMap(14, 14, 2, 0.6), ode_unfolds=1, implicit_param_constraints=False),
 }
 
 
@@ -220,7 +222,8 @@ def test_recurrent_weights_are_what_joins_the_units(kind):
     joined = np.array(mx.abs(layer.recurrent_weights()).sum(axis=0)) > 0
 
     def step(state):
-        return layer(mx.zeros((1, 1, 2)), [state[None], *[None] * (len(names) - 1)], return_sequences=False)[0]
+        given = state[None] if layer.bare_state else [state[None], *[None] * (len(names) - 1)]
+        return layer(mx.zeros((1, 1, 2)), given, return_sequences=False)[0]
 
     _, jacobian = mx.jvp(mx.vmap(step), [mx.random.normal((1, H)) * mx.ones((H, 1))], [mx.eye(H)])
     moved = np.abs(np.array(jacobian[0])) > 1e-12  # [source, target]
@@ -233,7 +236,7 @@ def test_recurrent_weights_are_what_joins_the_units(kind):
         other = np.abs(layer.neuron_map.adjacency_matrix) > 0
         for source, target in zip(layer.neuron_map.layers[:-1], layer.neuron_map.layers[1:], strict=True):
             assert np.array_equal(joined[np.ix_(source, target)], other[np.ix_(source, target)])
-    elif isinstance(layer, CfC):
+    elif isinstance(layer, CfC | LTC):
         assert np.array_equal(joined, moved)
     else:  # rotation and relaxation follow each other in one step
         assert (moved | ~joined).all()
@@ -252,7 +255,7 @@ def test_cost_is_strength_times_length_times_communicability(kind):
 def test_slope_of_the_cost_is_the_finite_difference(kind):
     mx.random.seed(1)
     layer = LAYERS[kind]()
-    holder, name = (layer.stages[0].heads, "weight") if isinstance(layer, CfC) else (layer, "R")
+    holder, name = (layer.stages[0].heads, "weight") if isinstance(layer, CfC) else (layer, "w" if isinstance(layer, LTC) else "R")
     with mx.stream(mx.cpu):
         layer.set_dtype(mx.float64)
         before = holder[name]

@@ -159,6 +159,12 @@ class LTC(RecurrentLayer):
         """Whether the state is v itself, or a list."""
         return not self.mixed_memory
 
+    def recurrent_weights(self) -> mx.array:
+        """What joins the units, w erev of each synapse, indexed [source, target]: (1, H, H), 0 where there is no synapse."""
+        w = mx.logaddexp(self.w, mx.array(0, self.w.dtype)) if self.implicit_param_constraints else self.w
+        places = self._synapses.sources * self.units + self._synapses.targets
+        return mx.zeros((self.units**2,), w.dtype).at[mx.array(places)].add(w * self.erev).reshape(1, self.units, self.units)
+
     def apply_weight_constraints(self) -> None:
         """Raise negative w, sensory_w and gleak to 0, and cm to at least 1e-6; nothing to do with implicit_param_constraints.
 
