@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from ..turns import run_in_turns
+
 PACKAGE = Path(__file__).resolve().parent.parent
 SMALLEST = 8  # MLX puts arrays of fewer elements into Metal's constant address space, which the kernels' text does not expect
+MOST_NUMBERS = 2**30  # of an array, beyond which launches are not made together: their places are counted in ints
 Maker = Callable[..., Any]
 
 _makers: dict[str, Maker] = {}
@@ -99,23 +102,18 @@ def run_launches(kind: str, launches: Launches) -> Any:
 
 def run_together(kind: str, computations: Sequence[Launches]) -> list[Any]:
     """Run several computations that ask for launches; those that differ in their arrays alone are one launch, at every turn."""
-    results: list[Any] = [None] * len(computations)
-    outputs: dict[int, list[mx.array] | None] = dict.fromkeys(range(len(computations)))
-    while outputs:
-        waiting: dict[Hashable, list[tuple[int, Launch]]] = {}
-        for k, given in outputs.items():
-            try:
-                one = computations[k].send(given)  # type: ignore[arg-type]  # None at the start
-            except StopIteration as stop:
-                results[k] = stop.value
-            else:
-                same = (one.text, *map(tuple, one.template), one.groups, one.threads, *one.output_dtypes, *(a.dtype for a in one.arrays))
-                waiting.setdefault(same, []).append((k, one))
-        outputs = {}
-        for asked in waiting.values():
-            made = _launch_together(kind, [one for _, one in asked]) if len(asked) > 1 else [launch(kind, *asked[0][1])]
-            outputs |= {k: a for (k, _), a in zip(asked, made, strict=True)}
-    return results
+
+    def make(launches: list[Launch]) -> list[list[mx.array]]:
+        if len(launches) > 1 and sum(max(a.size for a in one.arrays) for one in launches) < MOST_NUMBERS:
+            return _launch_together(kind, launches)
+        return [launch(kind, *one) for one in launches]
+
+    return run_in_turns(computations, _alike, make)
+
+
+def _alike(one: Launch) -> Hashable:
+    """What launches have in common that can be made together."""
+    return (one.text, *map(tuple, one.template), one.groups, one.threads, *one.output_dtypes, *(a.dtype for a in one.arrays))
 
 
 def _launch_together(kind: str, launches: list[Launch]) -> list[list[mx.array]]:

@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..kernels.loader import run_together
+from ..turns import run_in_turns
 from .dense import Keep
 from .dispatch import FusedForms, Recurrence, scan
 
@@ -30,22 +31,11 @@ Scans = Generator[Scan, list[mx.array], Any]  # yields scans, gets their outputs
 
 def run_scans(computations: Sequence[Scans]) -> list[Any]:
     """Run some computations that ask for scans; at every turn those of one recurrence are run together."""
-    results: list[Any] = [None] * len(computations)
-    outputs: dict[int, list[mx.array] | None] = dict.fromkeys(range(len(computations)))
-    while outputs:
-        waiting: dict[Recurrence, list[tuple[int, Scan]]] = {}
-        for k, given in outputs.items():
-            try:
-                one = computations[k].send(given)  # type: ignore[arg-type]  # None at the start
-            except StopIteration as stop:
-                results[k] = stop.value
-            else:
-                waiting.setdefault(one.recurrence, []).append((k, one))
-        outputs = {}
-        for recurrence, asked in waiting.items():
-            together = scan_several(recurrence, [one.spec for _, one in asked], [one.arrays for _, one in asked])
-            outputs |= {k: a for (k, _), a in zip(asked, together, strict=True)}
-    return results
+
+    def run(scans: list[Scan]) -> list[list[mx.array]]:
+        return scan_several(scans[0].recurrence, [one.spec for one in scans], [one.arrays for one in scans])
+
+    return run_in_turns(computations, lambda one: one.recurrence, run)
 
 
 def scan_several(recurrence: Recurrence, specs: Sequence[Hashable], arrays: Sequence[Tree]) -> list[list[mx.array]]:

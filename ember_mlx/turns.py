@@ -1,0 +1,42 @@
+"""Several computations side by side, whose requests of the same kind are met together."""
+
+from collections.abc import Callable, Generator, Hashable, Sequence
+from typing import Any, TypeVar
+
+Request = TypeVar("Request")
+
+
+def run_in_turns(
+    computations: Sequence[Generator[Request, Any, Any]], kind: Callable[[Request], Hashable], meet: Callable[[list[Request]], list[Any]]
+) -> list[Any]:
+    """Run generators that yield requests and get what meets them; returns their results.
+
+    Args:
+        computations: the generators.
+        kind: of a request; at every turn those of one kind are met by one call.
+        meet: requests of one kind -> what meets each.
+
+    Example:
+        >>> from ember_mlx.turns import run_in_turns
+        >>> def asking(number):
+        ...     doubled = yield number
+        ...     return doubled + 1
+        >>> run_in_turns([asking(1), asking(5)], type, lambda numbers: [2 * n for n in numbers])
+        [3, 11]
+    """
+    results: list[Any] = [None] * len(computations)
+    given: dict[int, Any] = dict.fromkeys(range(len(computations)))
+    while given:
+        waiting: dict[Hashable, list[tuple[int, Request]]] = {}
+        for k, answer in given.items():
+            try:
+                request = computations[k].send(answer)
+            except StopIteration as stop:
+                results[k] = stop.value
+            else:
+                waiting.setdefault(kind(request), []).append((k, request))
+        given = {}
+        for asked in waiting.values():
+            answers = meet([request for _, request in asked])
+            given |= {k: answer for (k, _), answer in zip(asked, answers, strict=True)}
+    return results
