@@ -12,8 +12,8 @@ Both take the arrays of one scan as a tree (T steps, B sequences, I inputs, H un
     x         (T, B, I)   inputs of the LSTM, and
     lstm      w_x (4H, I), w_h (4H, H), b (4H,): gates a, i, f, o            with mixed memory
 
-Where no synapse is missing they are matrices, and their sums are products; else they are lists. The sensory part does not depend on the
-state, so it is made for a block of steps at once. The backward keeps nothing but the states: it recomputes a block of steps at once from
+forms.py says how the synapses of a kind are laid out. The sensory part does not depend on the state, so it is made for a block of steps at
+once. The backward keeps nothing but the states: it recomputes a block of steps at once from
 them, unfold by unfold; then it runs the gradient of v back through the block's unfolds; then it sums up the parameters' gradients over all
 steps, sequences and unfolds of the block. Sequences do not depend on each other, so several threads share them.
 """
@@ -30,11 +30,11 @@ from ..memory import MemoryPoint, MixedMemory
 from ..packing import packed_layout
 from ..pointwise import Array
 from ..threads import parts_of, run_parts
+from .forms import Kind, slope_of
 from .spec import SOLVERS, LTCSpec
-from .synapses import Synapses
 
 Tree = dict[str, Any]
-BLOCK_FLOATS = 2**20  # activations of synapses that a block of steps holds, about
+BLOCK_FLOATS = 2**18  # activations of synapses that a block of steps holds, about
 
 
 def ltc_forward(spec: LTCSpec, arrays: Tree, keep: Keep | None = None) -> tuple[Array, ...]:
@@ -175,163 +175,6 @@ def _backward(spec: LTCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangent
         return scan.gradients(layout.unsort(dv), layout.unsort(dc))
 
 
-class _SynapseSums(NamedTuple):
-    """Sums over a block's N rows, a value for each synapse: what the gradients of all its parameters are made of."""
-
-    by_num: Array  # of d_num sigma(...)
-    by_den: Array  # of d_den sigma(...)
-    by_argument: Array  # of the gradient of sigma's argument
-    by_product: Array  # of the same times v
-
-
-class _Form:
-    """Synapses of one kind: values of n rows are (n, *shape), one for each synapse."""
-
-    def __init__(self, synapses: Synapses, tree: Tree, shape: tuple[int, ...], scratch: Scratch):
-        self.synapses, self.shape, self.scratch = synapses, shape, scratch
-        self.sigma, self.w = tree["sigma"].reshape(shape), tree["w"].reshape(shape)
-        self.offset, self.w_erev = self.sigma * tree["mu"].reshape(shape), self.w * tree["erev"].reshape(shape)
-
-
-class _Lists(_Form):
-    """Some synapses are missing: shape is (S,)."""
-
-    def __init__(self, synapses: Synapses, tree: Tree, scratch: Scratch):
-        super().__init__(synapses, tree, (synapses.count,), scratch)
-        self.reached, self.target_starts = np.unique(synapses.targets, return_index=True)
-        self.sending, self.source_starts = np.unique(synapses.sources[synapses.by_source], return_index=True)
-
-    def argument(self, v: Array, out: Array) -> Array:
-        """mu sigma - sigma v_i: (n, K) -> (n, S)."""
-        v.take(self.synapses.sources, axis=1, out=out, mode="clip")
-        out *= self.sigma
-        return np.subtract(self.offset, out, out=out)
-
-    def of_targets(self, a: Array, name: str) -> Array:
-        """What each synapse gets from its target: (n, H) -> (n, S)."""
-        return a.take(self.synapses.targets, axis=1, out=self.scratch(name, len(a), *self.shape), mode="clip")
-
-    def weighted_sums(self, active: Array) -> tuple[Array, Array]:
-        """sum_i s_ij erev_ij and sum_i s_ij, (n, H) each, from sigma(...) (n, S)."""
-        weighted, sums = self.scratch("weighted", *active.shape), self.scratch("both", 2, len(active), self.synapses.units)
-        sums[...] = 0
-        if self.reached.size:
-            for weight, total in zip((self.w_erev, self.w), sums, strict=True):
-                np.multiply(active, weight, out=weighted)
-                total[:, self.reached] = np.add.reduceat(weighted, self.target_starts, axis=1)
-        return sums[0], sums[1]
-
-    def pull(self, coupling: Array, d: Array) -> Array:
-        """From the gradients of num and den (n, 2, H) to that of the sources' values (n, K), through the couplings (n, 2, S)."""
-        arriving = d.take(self.synapses.targets, axis=2, out=self.scratch("arriving", *coupling.shape), mode="clip")
-        arriving *= coupling
-        both = np.add(arriving[:, 0], arriving[:, 1], out=self.scratch("both_arriving", len(d), *self.shape))
-        result = self.scratch("pulled", len(d), self.synapses.inputs)
-        result[...] = 0
-        if self.sending.size:
-            ordered = both.take(self.synapses.by_source, axis=1, out=self.scratch("ordered", *both.shape), mode="clip")
-            result[:, self.sending] = np.add.reduceat(ordered, self.source_starts, axis=1)
-        return result
-
-    def row_sums(self, active: Array, v: Array, d_num: Array, d_den: Array) -> _SynapseSums:
-        """The sums over all rows: active (N, S), v (N, K), d_num and d_den (N, H)."""
-        d_num, d_den = self.of_targets(d_num, "d_num"), self.of_targets(d_den, "d_den")
-        by_num, by_den = (np.einsum("ns,ns->s", active, d) for d in (d_num, d_den))
-        d_num *= self.w_erev
-        d_den *= self.w
-        d_num += d_den
-        d_num *= _slope(active, self.scratch("slope", *active.shape))
-        v = v.take(self.synapses.sources, axis=1, out=d_den, mode="clip")
-        return _SynapseSums(by_num, by_den, d_num.sum(0), np.einsum("ns,ns->s", d_num, v))
-
-
-class _Matrices(_Form):
-    """No synapse is missing: shape is (H, K)."""
-
-    def __init__(self, synapses: Synapses, tree: Tree, scratch: Scratch):
-        super().__init__(synapses, tree, (synapses.units, synapses.inputs), scratch)
-        self.both = np.stack([self.w_erev, self.w], axis=2)  # (H, K, 2)
-
-    def argument(self, v: Array, out: Array) -> Array:
-        """mu sigma - sigma v_i: (n, K) -> (n, H, K)."""
-        np.multiply(v[:, None, :], self.sigma, out=out)
-        return np.subtract(self.offset, out, out=out)
-
-    def weighted_sums(self, active: Array) -> tuple[Array, Array]:
-        """sum_i s_ij erev_ij and sum_i s_ij, (n, H) each, from sigma(...) (n, H, K)."""
-        sums = np.matmul(active.swapaxes(0, 1), self.both, out=self.scratch("both", self.synapses.units, len(active), 2))
-        return sums[:, :, 0].T, sums[:, :, 1].T
-
-    def pull(self, coupling: Array, d: Array) -> Array:
-        """From the gradients of num and den (n, 2, H) to that of the sources' values (n, K), through the couplings (n, 2, H, K)."""
-        n, (H, K) = len(d), self.shape
-        return np.matmul(d.reshape(n, 1, 2 * H), coupling.reshape(n, 2 * H, K), out=self.scratch("pulled", n, 1, K))[:, 0]
-
-    def row_sums(self, active: Array, v: Array, d_num: Array, d_den: Array) -> _SynapseSums:
-        """The sums over all rows: active (N, H, K), v (N, K), d_num and d_den (N, H)."""
-        H, K = self.shape
-        d = self.scratch("d_both", H, 2, len(v))
-        d[:, 0], d[:, 1] = d_num.T, d_den.T
-
-        def over_rows(a: Array) -> tuple[Array, Array]:
-            sums = np.matmul(d, a.swapaxes(0, 1), out=self.scratch("over_rows", H, 2, K))
-            return sums[:, 0], sums[:, 1]
-
-        by_num, by_den = (a.copy() for a in over_rows(active))
-        slope = _slope(active, self.scratch("slope", *active.shape))
-        weights = (self.w_erev, self.w)
-        by_argument = sum(a * weight for a, weight in zip(over_rows(slope), weights, strict=True))
-        slope *= v[:, None, :]
-        by_product = sum(a * weight for a, weight in zip(over_rows(slope), weights, strict=True))
-        return _SynapseSums(*(np.asarray(a).reshape(-1) for a in (by_num, by_den, by_argument, by_product)))
-
-
-def _slope(active: Array, out: Array) -> Array:
-    """sigma's slope from its value."""
-    np.multiply(active, active, out=out)
-    return np.subtract(active, out, out=out)
-
-
-class _Kind:
-    """Synapses of one kind: what the step and its gradient ask of them."""
-
-    def __init__(self, synapses: Synapses, tree: Tree, scratch: Scratch):
-        self.form = (_Matrices if synapses.is_full else _Lists)(synapses, tree, scratch)
-        self.tree, self.scratch, self.sums = tree, scratch, Sums(scratch.part("sums"))
-        self.by_num, self.by_den = self.form.sigma * self.form.w_erev, self.form.sigma * self.form.w
-
-    def activate(self, v: Array, out: Array | None = None) -> tuple[Array, Array, Array]:
-        """sigma(...) of each synapse, num (n, H) and den (n, H), from the sources' values v (n, K); the next call overwrites them."""
-        active = self.form.argument(v, self.scratch("active", len(v), *self.form.shape) if out is None else out)
-        np.exp(active, out=active)
-        active += active.dtype.type(1)
-        np.reciprocal(active, out=active)  # sigma(...) = 1 / (1 + exp(...))
-        return active, *self.form.weighted_sums(active)
-
-    def pull(self, active: Array, d: Array) -> Array:
-        """From the gradients of num and den (n, 2, H) to that of the sources' values (n, K)."""
-        slope, coupling = self.scratch("step_slope", *active.shape), self.scratch("coupling", len(active), 2, *self.form.shape)
-        _slope(active, slope)
-        np.multiply(slope, self.by_num, out=coupling[:, 0])
-        np.multiply(slope, self.by_den, out=coupling[:, 1])
-        return self.form.pull(coupling, d)
-
-    def accumulate(self, active: Array, v: Array, d_num: Array, d_den: Array) -> None:
-        """Add a block's part of the parameters' gradients."""
-        for name, a in self.form.row_sums(active, v, d_num, d_den)._asdict().items():
-            self.sums.add(name, a)
-
-    def gradients(self) -> Tree:
-        """The gradients in the structure of the tree."""
-        p, by = self.tree, _SynapseSums(**self.sums.totals)
-        return {
-            "w": p["erev"] * by.by_num + by.by_den,
-            "sigma": by.by_product - p["mu"] * by.by_argument,
-            "mu": -p["sigma"] * by.by_argument,
-            "erev": p["w"] * by.by_num,
-        }
-
-
 def _semi_implicit(evaluate: Callable[[Array], tuple[Array, Array]], v: Array, delta: Array, cm: Array) -> Array:
     """One unfold: v (n, H) -> (n, H); delta is (n, 1)."""
     num, den = evaluate(v)
@@ -392,7 +235,7 @@ class _Block(NamedTuple):
     u: Array  # (n, I)
     x: Array  # (n, I) with mixed memory, else (n, 0)
     delta: Array  # (n, 1)
-    active: Array  # (n, ...): sigma(...) of the sensory synapses
+    active: Array  # (n, P): sigma(...) of the sensory synapses
     num: Array  # (n, H): what num gets beside the synapses' part
     den: Array  # (n, H)
 
@@ -409,7 +252,8 @@ class _Point(NamedTuple):
     minus_value: Array  # (E, N, H): minus what multiplies den in the equation that the evaluation serves
     num: Array  # (E, N, H)
     den: Array  # (E, N, H)
-    active: Array  # (E, N, ...)
+    active: Array  # (E, N, P): sigma(...)
+    slope: Array  # (E, N, P): of each; the pull makes of it the gradient of the argument
     h: Array  # (E, N, H): see Pull
 
 
@@ -423,8 +267,8 @@ class _Scan:
         self.flat = {name: self.layout.flat(a) for name, a in _by_row(arrays).items()}
         self.d = {name: self.layout.flat(self.layout.result(a.shape[1], a.dtype)) for name, a in self.flat.items()}
         self.gleak, self.vleak, self.cm = (arrays[name] for name in ("gleak", "vleak", "cm"))
-        self.synapses = _Kind(spec.synapses, arrays["synapses"], scratch.part("synapses"))
-        self.sensory = _Kind(spec.sensory, arrays["sensory"], scratch.part("sensory"))
+        self.synapses = Kind(spec.synapses, arrays["synapses"], scratch.part("synapses"))
+        self.sensory = Kind(spec.sensory, arrays["sensory"], scratch.part("sensory"))
         self.lstm = MixedMemory(arrays["lstm"], batch, scratch.part("lstm")) if spec.mixed_memory else None
         self.sums = Sums(scratch.part("sums"))
         self.block_rows = BLOCK_FLOATS // (spec.evaluations * max(1, spec.synapses.count)) + 1
@@ -458,13 +302,13 @@ class _Scan:
         """Recompute a block of steps (N rows at once) from the states before them."""
         E, N, H = self.spec.evaluations, block.n, self.spec.units
         points, minus_value, nums, dens, h = (self.scratch(name, E, N, H) for name in ("points", "minus_value", "num", "den", "h"))
-        shape = self.synapses.form.shape
-        active = self.synapses.scratch("all_active", E, N, *shape)
+        active, slope = (self.synapses.scratch(name, E, N, self.synapses.grouping.size) for name in ("all_active", "all_slopes"))
         evaluations = iter(range(E))
 
         def evaluate(v: Array) -> tuple[Array, Array]:
             e = next(evaluations)
             _, num, den = self.synapses.activate(v, out=active[e])  # (2)
+            slope_of(active[e], out=slope[e])
             points[e] = v
             np.add(num, block.num, out=nums[e])  # (3)
             return nums[e], np.add(den, block.den, out=dens[e])  # (4)
@@ -474,7 +318,7 @@ class _Scan:
         np.negative(points, out=minus_value)
         if self.spec.solver == "semi_implicit":
             minus_value[:-1], minus_value[-1] = minus_value[1:], -v
-        return _Point(points, minus_value, nums, dens, active, h)
+        return _Point(points, minus_value, nums, dens, active, slope, h)
 
     def pull(self, point: _Point, block: _Block, rows: slice, dv: Array) -> None:
         """From the gradient of the state after one step to that of the state before it, in place."""
@@ -482,10 +326,10 @@ class _Scan:
 
         def pull(e: int, h: Array) -> Array:
             point.h[e, rows] = h
-            d = self.scratch("d_pulled", len(h), 2, h.shape[1])
-            np.multiply(delta, h, out=d[:, 0])
-            np.multiply(d[:, 0], minus_value[e, rows], out=d[:, 1])
-            return self.synapses.pull(point.active[e, rows], d)
+            d = self.scratch("d_pulled", 2, *h.shape)
+            np.multiply(delta, h, out=d[0])
+            np.multiply(d[0], minus_value[e, rows], out=d[1])
+            return self.synapses.pull(point.slope[e, rows], d)
 
         stages = SOLVERS[self.spec.solver]
         result = dv
@@ -495,22 +339,27 @@ class _Scan:
 
     def accumulate(self, block: _Block, point: _Point, memory: MemoryPoint | None) -> None:
         """Add a block's part of the parameters' gradients, and store those of the inputs and the elapsed times."""
-        d_num = block.delta * point.h
-        d_den = d_num * point.minus_value
+        E, N, H = point.h.shape
+        d = self.scratch("d_sums", 2, E, N, H)  # of num and den
+        np.multiply(block.delta, point.h, out=d[0])
+        np.multiply(d[0], point.minus_value, out=d[1])
         rest = point.num + point.den * point.minus_value
-        by_cm = point.h * (point.v + point.minus_value) if self.spec.solver == "semi_implicit" else -d_num * rest / self.cm
+        by_cm = point.h * (point.v + point.minus_value) if self.spec.solver == "semi_implicit" else -d[0] * rest / self.cm
         self.sums.add("cm", by_cm.sum((0, 1)))
-        self.synapses.accumulate(*(_rows_together(a) for a in (point.active, point.v, d_num, d_den)))
-        d_num, d_den = d_num.sum(0), d_den.sum(0)
-        self.sums.add("vleak", self.gleak * d_num.sum(0))
-        self.sums.add("gleak", self.vleak * d_num.sum(0) + d_den.sum(0))
-        self.sensory.accumulate(block.active, block.u, d_num, d_den)
-        d = {"u": self.sensory.pull(block.active, np.stack([d_num, d_den], axis=1))}
-        d["dt"] = (point.h * rest).sum((0, 2))[:, None] / self.spec.unfolds
+        active, by_argument, v = (_rows_together(a) for a in (point.active, point.slope, point.v))
+        self.synapses.accumulate(active, by_argument, v, d.reshape(2, E * N, H))
+        d = d.sum(1)
+        by_num, by_den = d.sum(1)
+        self.sums.add("vleak", self.gleak * by_num)
+        self.sums.add("gleak", self.vleak * by_num + by_den)
+        slope = slope_of(block.active, out=self.sensory.scratch("slope", *block.active.shape))
+        d_rows = {"u": self.sensory.pull(slope, d)}
+        self.sensory.accumulate(block.active, slope, block.u, d)
+        d_rows["dt"] = (point.h * rest).sum((0, 2))[:, None] / self.spec.unfolds
         if self.lstm is not None and memory is not None:
             self.lstm.accumulate(memory)
-            d["x"] = memory.d_gates @ self.lstm.w_x
-        for name, a in d.items():
+            d_rows["x"] = memory.d_gates @ self.lstm.w_x
+        for name, a in d_rows.items():
             self.layout.rows_of(self.d[name], block.rows, out=self.scratch("d", *a.shape))[...] = a
             self.layout.store(a, self.d[name], block.rows)
 

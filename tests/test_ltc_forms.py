@@ -1,0 +1,81 @@
+"""The layout of an LTC's synapses in the NumPy form, on maps of every shape."""
+
+import numpy as np
+import pytest
+
+from ember_mlx.scans.dense import Scratch
+from ember_mlx.scans.ltc.forms import Kind, grouping, slope_of
+from ember_mlx.scans.ltc.synapses import Synapses
+
+from .tolerances import FINITE_DIFFERENCE, FORWARD
+
+rng = np.random.default_rng(3)
+MATRICES = {
+    "full": np.ones((5, 4)),
+    "one missing": 1 - np.eye(4, 6)[:, ::-1] * (np.arange(4) == 2)[:, None],
+    "few with many": np.array([[1, 0, 0, 0, 1], [1, 0, 1, 0, 0], [1, 0, 0, 0, 0], [1, 0, 1, 0, 1], [1, 0, 0, 0, 0], [1, 0, 1, 0, 0]]),
+    "one": np.outer(np.arange(3) == 1, np.arange(4) == 3),
+    "none": np.zeros((3, 4)),
+    "random": rng.random((23, 17)) < 0.2,
+}
+
+
+def kind_of(synapses, tree):
+    return Kind(synapses, tree, Scratch(np.dtype(np.float64)))
+
+
+def random_tree(S):
+    return {"w": rng.random(S), "sigma": rng.uniform(-3, 5, S), "mu": rng.random(S), "erev": rng.choice([-1.0, 1.0], S)}
+
+
+def sums_one_by_one(synapses, tree, v):
+    num, den = np.zeros((2, len(v), synapses.units))
+    for s in range(synapses.count):
+        i, j = synapses.sources[s], synapses.targets[s]
+        active = 1 / (1 + np.exp(-tree["sigma"][s] * (v[:, i] - tree["mu"][s])))
+        num[:, j] += tree["w"][s] * tree["erev"][s] * active
+        den[:, j] += tree["w"][s] * active
+    return num, den
+
+
+@pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)
+def test_every_synapse_has_one_place(matrix):
+    synapses = Synapses(matrix)
+    for by_target, owners in ((True, synapses.targets), (False, synapses.sources)):
+        found = grouping(synapses, by_target)
+        assert sorted(found.synapses[found.synapses < synapses.count]) == list(range(synapses.count))
+        assert found.size < 2 * synapses.count or synapses.count == 0  # a place in two is taken, at least
+        for group in found.groups:
+            place_owner = np.repeat(found.owners[group.owners], group.width)
+            numbers = found.synapses[group.places]
+            assert (owners[numbers[numbers < synapses.count]] == place_owner[numbers < synapses.count]).all()
+
+
+@pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_sums_and_their_gradients(matrix, n):
+    synapses = Synapses(matrix)
+    tree, v = random_tree(synapses.count), rng.standard_normal((n, synapses.inputs))
+    d = rng.standard_normal((2, n, synapses.units))
+
+    def loss():
+        return float(sum((a * b).sum() for a, b in zip(d, sums_one_by_one(synapses, tree, v), strict=True)))
+
+    kind = kind_of(synapses, tree)
+    active, num, den = kind.activate(v)
+    for ours, expected in zip((num, den), sums_one_by_one(synapses, tree, v), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=FORWARD["float64"])
+    slope = slope_of(active, out=np.empty_like(active))
+    gradients = {"v": kind.pull(slope, d).copy()}
+    kind.accumulate(active, slope, v, d)
+    gradients |= kind.gradients()
+    for name, a in {"v": v, **tree}.items():
+        assert gradients[name].shape == a.shape
+        for index in np.ndindex(a.shape):
+            before, step = a[index], 1e-6
+            a[index] = before + step
+            above = loss()
+            a[index] = before - step
+            below = loss()
+            a[index] = before
+            assert abs(gradients[name][index] - (above - below) / (2 * step)) < FINITE_DIFFERENCE, (name, index)
