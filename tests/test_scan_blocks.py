@@ -8,6 +8,7 @@ from mlx.utils import tree_flatten
 
 from ember_mlx.scans.ltc import reference as ltc_reference
 from ember_mlx.scans.ltc.problems import ltc_problem
+from ember_mlx.scans.packing import PackedLayout
 from ember_mlx.scans.registry import RECURRENCES
 
 T, B, H = 5, 200, 8
@@ -63,3 +64,10 @@ def test_blocks_and_threads_of_an_ltc(monkeypatch, variant, lengths):
         monkeypatch.setattr("ember_mlx.scans.threads._cores", lambda cores=cores: cores)
         for path, expected in ltc_outputs_and_gradients(spec, arrays).items():
             np.testing.assert_allclose(expected, whole[path], rtol=1e-10, atol=1e-10, err_msg=f"{path}, {floats} floats, {cores} threads")
+
+
+def test_steps_after_the_longest_sequence_cost_nothing():
+    layout = PackedLayout(9, 3, np.array([2, 4, 1]))
+    assert layout.chunks(rows=3) == [(0, 1), (1, 3), (3, 4)]
+    assert PackedLayout(9, 2, np.array([0, 0])).chunks(rows=3) == [(0, 1)]
+    assert PackedLayout(2, 3).chunks(rows=3) == [(0, 1), (1, 2)]

@@ -100,10 +100,14 @@ class PackedLayout:
         return np.empty(shape, dtype) if self.order is None else np.zeros(shape, dtype)
 
     def chunks(self, rows: int) -> list[tuple[int, int]]:
-        """Ranges of steps [first, last) of at least `rows` packed rows each (but the last), in order of time."""
+        """Ranges of steps [first, last) of at least `rows` packed rows each (but the last), in order of time.
+
+        Steps that no sequence has are in none.
+        """
         result, first = [], 0
-        for t in range(1, self.steps + 1):
-            if self.starts[t] - self.starts[first] >= rows or t == self.steps:
+        steps = min(self.steps, max(1, int(np.count_nonzero(self.active))))  # one without rows, if there is no other
+        for t in range(1, steps + 1):
+            if self.starts[t] - self.starts[first] >= rows or t == steps:
                 result.append((first, t))
                 first = t
         return result
