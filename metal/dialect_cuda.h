@@ -8,6 +8,12 @@ enum class mem_flags { mem_none, mem_device, mem_threadgroup };
 
 inline void threadgroup_barrier(mem_flags) { __syncthreads(); }
 inline float simd_shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+// As one instruction: of `?:` the compiler may make a branch, and draw a shuffle that follows it into both arms, where half of the lanes wait.
+inline float select(float otherwise, float chosen, bool condition) {
+  float result;
+  asm("{.reg .pred p; setp.ne.s32 p, %3, 0; selp.f32 %0, %1, %2, p;}" : "=f"(result) : "f"(chosen), "f"(otherwise), "r"(int(condition)));
+  return result;
+}
 namespace fast {
 inline float exp(float a) { return __expf(a); }
 inline float divide(float a, float b) { return __fdividef(a, b); }

@@ -113,8 +113,8 @@ struct LaneSum {
     bool upper = (part & BIT) != 0;
 #pragma unroll
     for (int i = 0; i < half_count; i++) {
-      float sent = upper ? sums[i] : sums[i + half_count];
-      float kept = upper ? sums[i + half_count] : sums[i];
+      float sent = select(sums[i + half_count], sums[i], upper);
+      float kept = select(sums[i], sums[i + half_count], upper);
       sums[i] = kept + simd_shuffle_xor(sent, BIT);
     }
     LaneSum<half_count, BIT / 2>::run(sums, part);
