@@ -79,7 +79,14 @@ def read_steps(owner: str, x: Any, time_deltas: Any, lengths: Any, input_size: i
     T, B, _ = x.shape
     dtype = mx.float64 if x.dtype == mx.float64 else mx.float32
     dt = _read_time_deltas(owner, time_deltas, T, B, batched, batch_first, dtype)
-    return Steps(x, dt, _read_lengths(owner, lengths, T, B, batched), batched, batch_first)
+    return _without_padding(Steps(x, dt, _read_lengths(owner, lengths, T, B, batched), batched, batch_first))
+
+
+def _without_padding(steps: Steps) -> Steps:
+    """The same steps, with zeros past each length: 0 times a NaN or an infinity there would be NaN in the parameters' gradients."""
+    if steps.valid is None:
+        return steps
+    return steps._replace(x=mx.where(steps.valid[:, :, None], steps.x, 0), dt=mx.where(steps.valid, steps.dt, 0))
 
 
 def turned(a: mx.array, lengths: mx.array | None) -> mx.array:

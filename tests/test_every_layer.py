@@ -1,0 +1,53 @@
+"""What holds for every layer of the package, whatever it computes."""
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+import ember_mlx
+from ember_mlx import GRU, LSTM, LTC, RNN, Bidirectional, CfC, CTRQNet, LQNet, NCPMap, RandomMap, StrideAware, StrideAwareCfC
+
+from .comparisons import assert_trees_close
+
+B, T, I = 3, 5, 3
+LENGTHS = [2, 5, 1]
+LAYERS = {
+    "rnn": lambda: RNN(I, 4, activation="relu"),
+    "lstm": lambda: LSTM(I, 4, 2, proj_size=2, bidirectional=True),
+    "gru": lambda: GRU(I, 4),
+    "cfc": lambda: CfC(4, I, backbone_units=5),
+    "cfc-mixed": lambda: CfC(NCPMap(4, 3, 2, I, seed=1), mixed_memory=True, output="motor", proj_size=2),
+    "ltc": lambda: LTC(4, I, ode_unfolds=2),
+    "ltc-mixed": lambda: LTC(RandomMap(5, 3, I, seed=2), ode_unfolds=2, mixed_memory=True),
+    "lqnet": lambda: LQNet(RandomMap(5, 3, I, seed=2)),
+    "ctrqnet": lambda: CTRQNet(4, input_size=I),
+    "strides": lambda: StrideAware(GRU(I, 4), [3, 2]),
+    "strides-cfc": lambda: StrideAwareCfC(4, [1, 3], I),
+    "both": lambda: Bidirectional(LTC(4, I, ode_unfolds=2)),
+}
+every_layer = pytest.mark.parametrize("kind", LAYERS)
+
+
+def make(kind):
+    mx.random.seed(0)
+    return LAYERS[kind]().eval()
+
+
+@every_layer
+@pytest.mark.parametrize("backend", ["auto", "ops"])
+@pytest.mark.parametrize("padding", [float("nan"), float("inf")])
+def test_nothing_past_a_length_reaches_a_result_or_a_gradient(kind, backend, padding):
+    layer = make(kind)
+    x = mx.random.normal((B, T, I))
+    is_padding = mx.arange(T) >= mx.array(LENGTHS)[:, None]
+
+    def run(parameters, x):
+        layer.update(parameters)
+        y, state = layer(x, lengths=LENGTHS, return_sequences=True, return_state=True)
+        return y.square().sum(), state
+
+    with ember_mlx.use_backend(backend):
+        expected = mx.value_and_grad(run, argnums=(0, 1))(layer.parameters(), x)
+        padded = mx.where(is_padding[:, :, None], padding, x)
+        assert_trees_close(mx.value_and_grad(run, argnums=(0, 1))(layer.parameters(), padded), expected, 1e-5)
+    assert sum(float(mx.abs(a).max()) > 0 for _, a in tree_flatten(expected[1][0])) > 1
