@@ -1,6 +1,7 @@
 """What holds for every layer of the package, whatever it computes."""
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 
@@ -51,3 +52,24 @@ def test_nothing_past_a_length_reaches_a_result_or_a_gradient(kind, backend, pad
         padded = mx.where(is_padding[:, :, None], padding, x)
         assert_trees_close(mx.value_and_grad(run, argnums=(0, 1))(layer.parameters(), padded), expected, 1e-5)
     assert sum(float(mx.abs(a).max()) > 0 for _, a in tree_flatten(expected[1][0])) > 1
+
+
+@every_layer
+def test_a_frozen_layer_trains_with_what_is_around_it(kind):
+    model = nn.Sequential(make(kind), lambda y: y.mean(axis=-1, keepdims=True), nn.Linear(1, 1))
+    x = mx.random.normal((B, T, I))
+    layer, names = model.layers[0], [name for name, _ in tree_flatten(model.layers[0].parameters())]
+    for freeze in (layer.freeze, model.freeze):
+        freeze()
+        model.layers[2].unfreeze()
+        gradients = nn.value_and_grad(model, lambda m: m(x).sum())(model)[1]
+        assert [name for name, _ in tree_flatten(gradients)] == ["layers.2.weight", "layers.2.bias"]
+    layer.unfreeze()
+    assert [name for name, _ in tree_flatten(layer.trainable_parameters())] == names
+
+
+def test_parts_of_a_layer_can_be_frozen():
+    layer = CfC(NCPMap(4, 3, 2, I, seed=1), mixed_memory=True).freeze()
+    layer.lstm.unfreeze()
+    gradients = nn.value_and_grad(layer, lambda m: m(mx.ones((B, T, I))).sum())(layer)[1]
+    assert {name for name, _ in tree_flatten(gradients)} == {"lstm.Wx", "lstm.Wh", "lstm.bias"}

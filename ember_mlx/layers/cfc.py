@@ -19,8 +19,8 @@ from ..scans.several import Scan, Scans
 from ..wiring import NeuronMap
 from .arguments import Steps, compute_dtype
 from .base import RecurrentLayer
-from .initial import glorot_uniform, uniform_bias
 from .maps import built_map, layer_ranges, parameter_of_map
+from .weights import Weights, linear_weights, lstm_weights
 
 OUTPUTS = ("units", "motor")
 DEFAULT_BACKBONE_UNITS = 128
@@ -138,11 +138,10 @@ class CfC(RecurrentLayer):
             for size, (start, stop), mask in zip(inputs, ranges, masks, strict=True)
         ]
         if self.mixed_memory:
-            weights = {"Wx": glorot_uniform(H, self.input_size, 4), "Wh": glorot_uniform(H, H, 4)}
-            self.lstm = weights | {"bias": uniform_bias(4 * H, self.input_size)}
+            self.lstm = lstm_weights(self.input_size, H)
         if self.proj_size is not None:
             size = self.neuron_map.output_dim if self.output == "motor" else H
-            self.proj = {"weight": glorot_uniform(self.proj_size, size), "bias": uniform_bias(self.proj_size, size)}
+            self.proj = linear_weights(self.proj_size, size)
 
     @property
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -241,9 +240,9 @@ class CfCStage(nn.Module):
         sizes = [inputs + units, *[width] * depth]
         if depth:
             pairs = pairwise(sizes)
-            self.backbone = [{"weight": glorot_uniform(n, m), "bias": uniform_bias(n, m)} for m, n in pairs]
+            self.backbone = [linear_weights(n, m) for m, n in pairs]
         blocks = 1 if mode == "pure" else 4
-        self.heads = {"weight": glorot_uniform(units, sizes[-1], blocks), "bias": uniform_bias(blocks * units, sizes[-1])}
+        self.heads = linear_weights(units, sizes[-1], blocks)
         if mode == "pure":
             self.w_tau, self.A = mx.zeros((units,)), mx.ones((units,))
 
@@ -257,7 +256,7 @@ class CfCStage(nn.Module):
 
     def scan_tree(self) -> Tree:
         """The stage's arrays for the scan."""
-        layers: list[Tree] = [*self.get("backbone", []), self.heads]
+        layers: list[Weights] = [*self.get("backbone", []), self.heads]
         first, rest = layers[0], layers[1:]
         weight = first["weight"]
         if self.mask is not None:
@@ -269,8 +268,7 @@ class CfCStage(nn.Module):
         return tree
 
     def _extra_repr(self) -> str:
-        outputs, inputs = self.heads["weight"].shape
-        return f"inputs={self.inputs}, heads={outputs} x {inputs}"
+        return f"inputs={self.inputs}"
 
 
 def _spread(weight: mx.array, start: int, units: int) -> mx.array:

@@ -16,8 +16,8 @@ from ..scans.several import Scan, Scans
 from ..wiring import NeuronMap
 from .arguments import Steps, compute_dtype
 from .base import RecurrentLayer
-from .initial import glorot_uniform, uniform_bias
 from .maps import built_map
+from .weights import lstm_weights
 
 MAPPINGS = ("affine", "linear", None)
 PARAMETERS = ("w", "sigma", "mu", "erev")  # of a synapse
@@ -146,8 +146,7 @@ class LTC(RecurrentLayer):
             if mapping == "affine":
                 self[f"{place}_b"] = mx.zeros((size,))
         if self.mixed_memory:
-            weights = {"Wx": glorot_uniform(H, I, 4), "Wh": glorot_uniform(H, H, 4)}
-            self.lstm = weights | {"bias": uniform_bias(4 * H, I)}
+            self.lstm = lstm_weights(I, H)
 
     @property
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override]

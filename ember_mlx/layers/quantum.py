@@ -15,8 +15,9 @@ from ..scans.several import Scan, Scans
 from ..wiring import NeuronMap
 from .arguments import StateLayout, Steps, compute_dtype, dtype_name, type_name
 from .base import RecurrentLayer
-from .initial import glorot_uniform, uniform_bias
+from .initial import glorot_uniform
 from .maps import built_map, parameter_of_map
+from .weights import linear_weights
 
 Tree = dict[str, Any]
 HIGHEST_FREQUENCY = 0.05  # of those that a layer starts with: twenty steps of dt = 1 a period
@@ -120,7 +121,7 @@ class LQNet(RecurrentLayer):
         self.sensory_mask, self.recurrent_mask = _mask(neuron_map.get_input_mask().T), _mask(recurrent)
         self.rotation_mask = _mask(np.maximum(recurrent, recurrent.T))
         H, I = self.units, self.input_size
-        self.drive = {"weight": glorot_uniform(H, I), "bias": uniform_bias(H, I)}
+        self.drive = linear_weights(H, I)
         self.R = glorot_uniform(H, H)
         self.Omega = mx.random.uniform(-1 / math.sqrt(H), 1 / math.sqrt(H), (H, H))
         self.B_noise = mx.eye(H)
