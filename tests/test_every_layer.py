@@ -2,13 +2,14 @@
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
 import ember_mlx
 from ember_mlx import GRU, LSTM, LTC, RNN, Bidirectional, CfC, CTRQNet, LQNet, NCPMap, RandomMap, StrideAware, StrideAwareCfC
 
-from .comparisons import assert_trees_close
+from .comparisons import assert_close, assert_trees_close
 
 B, T, I = 3, 5, 3
 LENGTHS = [2, 5, 1]
@@ -73,3 +74,13 @@ def test_parts_of_a_layer_can_be_frozen():
     layer.lstm.unfreeze()
     gradients = nn.value_and_grad(layer, lambda m: m(mx.ones((B, T, I))).sum())(layer)[1]
     assert {name for name, _ in tree_flatten(gradients)} == {"lstm.Wx", "lstm.Wh", "lstm.bias"}
+
+
+@every_layer
+def test_lengths_may_be_integers_of_any_kind(kind):
+    layer = make(kind)
+    x = mx.random.normal((B, T, I))
+    expected = layer(x, lengths=LENGTHS, return_sequences=True)
+    arrays = [mx.array(LENGTHS, dtype) for dtype in (mx.int8, mx.uint8, mx.uint32, mx.int64, mx.uint64)]
+    for lengths in (*arrays, np.array(LENGTHS), np.array(LENGTHS, np.uint64), [np.int64(n) for n in LENGTHS], tuple(LENGTHS)):
+        assert_close(layer(x, lengths=lengths, return_sequences=True), expected, 1e-6)

@@ -221,7 +221,7 @@ def _read_lengths(owner: str, lengths: Any, T: int, B: int, batched: bool) -> mx
         return None
     if not batched:
         raise bad_argument(owner, "lengths", "be None where x has no batch axis", type_name(lengths))
-    lengths = _integer_array(owner, lengths)
+    lengths = integer_array(owner, lengths)
     if lengths.shape != (B,):
         raise bad_argument(owner, "lengths", f"have shape (B,) = ({B},)", lengths.shape)
     if can_evaluate([lengths]):
@@ -232,7 +232,7 @@ def _read_lengths(owner: str, lengths: Any, T: int, B: int, batched: bool) -> mx
     return lengths.astype(mx.int32)
 
 
-def _integer_array(owner: str, lengths: Any) -> mx.array:
+def integer_array(owner: str, lengths: Any) -> mx.array:
     """Lengths as an mx.array of integers."""
     if isinstance(lengths, (np.ndarray, Sequence)) and not isinstance(lengths, str):
         values = np.asarray(lengths)

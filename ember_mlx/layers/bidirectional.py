@@ -7,7 +7,7 @@ import mlx.nn as nn
 
 from ..checks import check_flag
 from ..errors import bad_argument
-from .arguments import turned, type_name
+from .arguments import integer_array, turned, type_name
 from .base import RecurrentLayer
 
 OWNER = "Bidirectional"
@@ -109,5 +109,5 @@ def _in_order(y: mx.array, lengths: Any, batch_first: bool) -> mx.array:
     """From the order of processing to that of x, in the caller's layout."""
     if y.ndim == 2:
         return turned(y, None)
-    lengths = None if lengths is None else mx.array(lengths)
+    lengths = None if lengths is None else integer_array(OWNER, lengths).astype(mx.int32)
     return turned(y.swapaxes(0, 1), lengths).swapaxes(0, 1) if batch_first else turned(y, lengths)
