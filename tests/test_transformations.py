@@ -232,6 +232,11 @@ def test_backend_choice(monkeypatch):
         with ember_mlx.use_backend("numpy"):
             assert ember_mlx.current_backend() == "numpy"
         assert ember_mlx.current_backend() == "ops"
+    again = ember_mlx.use_backend("numpy")
+    for _ in range(2):
+        with again:
+            assert ember_mlx.current_backend() == "numpy"
+        assert ember_mlx.current_backend() == "auto"
     monkeypatch.setenv("EMBER_MLX_BACKEND", "ops")
     assert ember_mlx.current_backend() == "ops"
     monkeypatch.setenv("EMBER_MLX_BACKEND", "cudnn")
