@@ -1,7 +1,7 @@
 """The arguments that every layer takes, checked and brought into one form: time first, one batch axis."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -11,6 +11,7 @@ from ..errors import bad_argument
 from ..scans.dispatch import can_evaluate
 
 MAX_LENGTHS_SHOWN = 4
+CALL_ARGUMENTS = ("x", "initial_state", "time_deltas", "lengths", "return_sequences", "return_state")
 
 
 class Steps(NamedTuple):
@@ -143,6 +144,13 @@ def read_state(owner: str, initial_state: Any, layouts: Sequence[StateLayout], b
     if len(initial_state) != len(layouts):
         raise bad_argument(owner, "initial_state", form, f"{len(initial_state)} entries")
     return [_read_one_state(owner, a, layout, batch, batched) for a, layout in zip(initial_state, layouts, strict=True)]
+
+
+def check_call_options(owner: str, options: Iterable[str], known: Sequence[str]) -> None:
+    """Raise a TypeError for an option of a call that a layer does not know."""
+    for name in options:
+        if name not in known:
+            raise bad_argument(owner, "a call's argument", f"be one of {', '.join((*CALL_ARGUMENTS, *known))}", repr(name), TypeError)
 
 
 def compute_dtype(x: mx.array, parameters: mx.Dtype) -> mx.Dtype:

@@ -52,10 +52,12 @@ class Bidirectional(nn.Module):
             raise bad_argument(OWNER, "layer", "be a recurrent layer of ember_mlx", type_name(layer), TypeError)
         config = layer.get_config()
         if config.get("go_backwards") is not False:
-            raise bad_argument(OWNER, "layer", "run forwards, and be able to run backwards", repr(layer))
+            got = type(layer).__name__ + (" with go_backwards=True" if config.get("go_backwards") else "")
+            raise bad_argument(OWNER, "layer", "run forwards, and be able to run backwards", got)
         self.forward_layer = layer
         self.backward_layer = type(layer).from_config(config | {"go_backwards": True})
         self.backward_layer.set_dtype(layer.dtype)
+        self.train(layer.training)
 
     def __call__(
         self,

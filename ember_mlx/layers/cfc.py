@@ -92,6 +92,8 @@ class CfC(RecurrentLayer):
     https://doi.org/10.1038/s42256-022-00556-7.
     """
 
+    read_options = ("output",)
+
     def __init__(
         self,
         neuron_map: NeuronMap | int,
