@@ -323,9 +323,7 @@ def test_a_kernel_that_gives_nan_does_not_pass(wrong):
     def backward(_, spec, arrays, outputs, dy):
         paths, leaves = zip(*tree_flatten(arrays), strict=True)
         pull = mx.vjp(lambda *a: recurrence.ops(spec, tree_unflatten(list(zip(paths, a, strict=True)))), list(leaves), dy)[1]
-        return tree_unflatten(
-            [(p, g + float("nan") if wrong == "gradients" and p == "b" else g) for p, g in zip(paths, pull, strict=True)]
-        )
+        return tree_unflatten([(p, g + float("nan") if wrong == "gradients" and p == "b" else g) for p, g in zip(paths, pull, strict=True)])
 
     broken = recurrence._replace(fused=recurrence.fused._replace(forward=forward, backward=backward))
     errors = first_use.check("metal", broken, spec, arrays)
