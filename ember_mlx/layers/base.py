@@ -49,11 +49,6 @@ class RecurrentLayer(nn.Module):
         self.batch_first = check_flag(owner, "batch_first", batch_first)
         self.go_backwards = check_flag(owner, "go_backwards", go_backwards)
 
-    @property
-    def state_sizes(self) -> tuple[int, ...]:
-        """The last axis of each state."""
-        return (self.units,) * len(self.state_names)
-
     def run(self, steps: Steps, state: list[mx.array | None], **options: Any) -> tuple[mx.array, list[mx.array]]:
         """Run the recurrence; see `scans`."""
         return run_scans([self.scans(steps, state, **options)])[0]
