@@ -50,7 +50,8 @@ class CfC(RecurrentLayer):
         activation: of the backbone: "lecun_tanh" (1.7159 tanh(0.666 a)), "tanh", "relu", "silu" or "gelu".
         backbone_units: width Z of each backbone layer; 128 unless given.
         backbone_layers: number of backbone layers; 1 on a fully connected map, else 0, unless given.
-        backbone_dropout: probability of dropping a backbone unit at a step, in training.
+        backbone_dropout: probability of dropping a backbone unit at a step, in training. Like mlx.nn.Dropout it gets wrong gradients inside
+            ``mx.checkpoint``, which draws anew in the backward.
         mixed_memory: whether an LSTM step precedes each CfC step, whose h it works on.
         time_scale_factor: every dt is multiplied by it. None: what the map's neuron_params say, else 1.
         mask_time_heads: whether the map masks t_a and t_b too, or f and g alone (as the package ncps does).
@@ -67,7 +68,8 @@ class CfC(RecurrentLayer):
 
         x: (B, T, I), or (T, I) without batch; floating point.
         initial_state: [h, t], with mixed_memory [h, c, t], each (B, H) or None for zeros.
-        time_deltas: elapsed time before each step, in any unit, (B, T), (B, T, 1) or a scalar; 1 if None. Never negative.
+        time_deltas: elapsed time before each step, in any unit, (B, T) or (B, T, 1), its axes in the order of x's, or a scalar; 1 if
+            None. Never negative.
         lengths: (B,) integers in 1..T; steps past them neither change the state nor cost time on the CPU, and y is 0 there.
 
     Returns:

@@ -74,7 +74,8 @@ class LTC(RecurrentLayer):
 
         x: (B, T, I), or (T, I) without batch; floating point.
         initial_state: v (B, H), or None for zeros; with mixed_memory a list [v, c] of such.
-        time_deltas: elapsed time before each step, in any unit, (B, T), (B, T, 1) or a scalar; 1 if None. Never negative.
+        time_deltas: elapsed time before each step, in any unit, (B, T) or (B, T, 1), its axes in the order of x's, or a scalar; 1 if
+            None. Never negative.
         lengths: (B,) integers in 1..T; steps past them neither change the state nor cost time on the CPU, and y is 0 there.
 
     Returns:

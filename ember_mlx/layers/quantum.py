@@ -68,10 +68,12 @@ class LQNet(RecurrentLayer):
 
         x: (B, T, I), or (T, I) without batch; floating point.
         initial_state: [h_c, h_s, t], (B, H), (B, H) and (B, 1), or None, for each or all of them, for zeros.
-        time_deltas: elapsed time before each step, in any unit, (B, T), (B, T, 1) or a scalar; 1 if None. Never negative.
+        time_deltas: elapsed time before each step, in any unit, (B, T) or (B, T, 1), its axes in the order of x's, or a scalar; 1 if
+            None. Never negative.
         lengths: (B,) integers in 1..T; steps past them neither change the state nor cost time on the CPU, and y is 0 there.
         key: of the noise, from ``mx.random.key``; None: MLX's own, which ``mx.random.seed`` sets. xi is drawn once for the whole call, so
-            the same key gives the same noise on every backend.
+            the same key gives the same noise on every backend. Give one inside ``mx.checkpoint``, which would draw anew, and get wrong
+            gradients, in the backward; inside ``mx.compile`` capture ``mx.random.state``, or give one, or all calls have the same noise.
 
     Returns:
         y (B, T, H), or (B, H) without return_sequences, in the promoted dtype of x and the parameters. With return_state

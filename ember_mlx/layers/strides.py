@@ -51,7 +51,8 @@ class StrideAware(RecurrentLayer):
         x: (B, T, I), or (T, I) without batch; floating point.
         initial_state: a list of each stride's state, as its layer returns it, or None, and last the clock [steps, elapsed]: steps (B, 1)
             int32, the steps so far, and elapsed (B, strides), the time since each stride's last own step. All of it may be None.
-        time_deltas: elapsed time before each step, (B, T), (B, T, 1) or a scalar; 1 if None. Not for layers that know no time.
+        time_deltas: elapsed time before each step, (B, T) or (B, T, 1), its axes in the order of x's, or a scalar; 1 if None. Not for
+            layers that know no time.
         lengths: (B,) integers in 1..T; steps past them change no state, and y is 0 there.
 
     Returns:
