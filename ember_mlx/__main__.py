@@ -14,7 +14,7 @@ from mlx.utils import tree_map
 
 from . import __version__
 from .backend import current_backend, gpu_kind
-from .kernels.first_use import check, in_half, works
+from .kernels.first_use import check, in_half, works, worst
 from .kernels.loader import is_available, source_folder
 from .kernels.tiles import current_family, forced_tile
 from .scans.registry import RECURRENCES
@@ -97,7 +97,7 @@ def _check_one(kind: str, name: str, variant: str) -> tuple[str, bool]:
     recurrence, label = RECURRENCES[name], f"{name} {variant}"
     try:
         forward, gradients = map(
-            max, zip(*(check(kind, recurrence, *_problem(recurrence, variant, n)) for n in (False, True)), strict=True)
+            worst, zip(*(check(kind, recurrence, *_problem(recurrence, variant, n)) for n in (False, True)), strict=True)
         )
         times = _timed(kind, recurrence, variant)
     except (RuntimeError, ValueError) as error:

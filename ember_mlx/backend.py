@@ -34,13 +34,17 @@ class use_backend:
     _current: str | None = None
 
     def __init__(self, name: str):
-        self._before, use_backend._current = use_backend._current, _checked("use_backend", "name", name)
+        self._name = _checked("use_backend", "name", name)
+        self._before, use_backend._current = use_backend._current, self._name
+        self._left = False  # whether a block has been left, so that the next one chooses anew
 
     def __enter__(self) -> "use_backend":
+        if self._left:
+            self._before, use_backend._current = use_backend._current, self._name
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        use_backend._current = self._before
+        use_backend._current, self._left = self._before, True
 
 
 def current_backend() -> str:

@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from ember_mlx import GRU, LSTM, RNN, Bidirectional, CfC, NCPMap
+from ember_mlx import GRU, LSTM, RNN, Bidirectional, CfC, NCPMap, StrideAware
 
 from .comparisons import assert_close
 
@@ -114,6 +114,10 @@ def test_dtype_of_the_wrapped_layer_is_kept():
     assert Bidirectional(layer).backward_layer.dtype == mx.bfloat16
 
 
+def test_mode_of_the_wrapped_layer_is_kept():
+    assert not Bidirectional(GRU(I, H).eval()).backward_layer.training
+
+
 MESSAGES = {
     "other-module": (
         TypeError,
@@ -123,7 +127,12 @@ MESSAGES = {
     "backwards": (
         ValueError,
         lambda: Bidirectional(GRU(3, 4, go_backwards=True)),
-        "[Bidirectional] layer must run forwards, and be able to run backwards, got GRU(3, 4",
+        "[Bidirectional] layer must run forwards, and be able to run backwards, got GRU with go_backwards=True.",
+    ),
+    "strides": (
+        ValueError,
+        lambda: Bidirectional(StrideAware(GRU(3, 4), [1])),
+        "[Bidirectional] layer must run forwards, and be able to run backwards, got StrideAware.",
     ),
     "state": (
         TypeError,

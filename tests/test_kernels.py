@@ -311,6 +311,26 @@ def test_a_kernel_that_does_not_work_gives_way_once_and_says_so(monkeypatch, mak
         assert any(verdict and message in verdict for verdict in first_use.verdicts().values())
 
 
+@pytest.mark.parametrize("wrong", ["outputs", "gradients"])
+def test_a_kernel_that_gives_nan_does_not_pass(wrong):
+    """Wherever among the results it is: Python's max passes over one that does not come first."""
+    recurrence, (spec, arrays) = RECURRENCES["lstm"], RECURRENCES["lstm"].problem("lstm", 3, 2, 4)
+
+    def forward(_, spec, arrays):
+        h, c = recurrence.ops(spec, arrays)
+        return [h, c + float("nan") if wrong == "outputs" else c]
+
+    def backward(_, spec, arrays, outputs, dy):
+        paths, leaves = zip(*tree_flatten(arrays), strict=True)
+        pull = mx.vjp(lambda *a: recurrence.ops(spec, tree_unflatten(list(zip(paths, a, strict=True)))), list(leaves), dy)[1]
+        return tree_unflatten([(p, g + float("nan") if wrong == "gradients" and p == "b" else g) for p, g in zip(paths, pull, strict=True)])
+
+    broken = recurrence._replace(fused=recurrence.fused._replace(forward=forward, backward=backward))
+    errors = first_use.check("metal", broken, spec, arrays)
+    assert [bool(np.isnan(error)) for error in errors] == [wrong == "outputs", wrong == "gradients"]
+    assert not first_use.works(errors)
+
+
 def counting(calls):
     """A device that notes the names of the kernels that it runs."""
 

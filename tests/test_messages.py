@@ -4,7 +4,20 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from ember_mlx import LTC, CfC, CTRQNet, EnhancedNeuronMap, FullyConnectedMap, LQNet, NCPMap, NeuronMap, RandomMap, spatial_regularization
+from ember_mlx import (
+    GRU,
+    LTC,
+    Bidirectional,
+    CfC,
+    CTRQNet,
+    EnhancedNeuronMap,
+    FullyConnectedMap,
+    LQNet,
+    NCPMap,
+    NeuronMap,
+    RandomMap,
+    spatial_regularization,
+)
 
 X = mx.zeros((4, 5, 3))
 
@@ -254,7 +267,17 @@ CALLS = {
     "key-of-another-layer": (
         TypeError,
         lambda: layer()(X, key=3),
-        "CfC.read_out() got an unexpected keyword argument 'key'",
+        "[CfC] a call's argument must be one of x, initial_state, time_deltas, lengths, return_sequences, return_state, output, got 'key'.",
+    ),
+    "argument-of-ncps": (
+        TypeError,
+        lambda: Bidirectional(GRU(3, 4))(X, timespans=mx.ones((4, 5))),
+        "[GRU] a call's argument must be one of x, initial_state, time_deltas, lengths, return_sequences, return_state, got 'timespans'.",
+    ),
+    "arguments-as-in-ncps": (
+        TypeError,
+        lambda: CfC(3, FullyConnectedMap(6)),
+        "[CfC] neuron_map must come first, before input_size, got 3.",
     ),
     "spatial-layer": (
         TypeError,
@@ -288,6 +311,6 @@ def test_values_are_not_looked_at_inside_compile():
     assert run(X, -mx.ones((4, 5))).shape == (4, 6)
 
 
-def test_unknown_option_of_a_call():
+def test_an_unknown_option_is_refused_before_any_work():
     with pytest.raises(TypeError, match="timespans"):
-        layer()(X, timespans=1.0)
+        layer()(None, timespans=1.0)

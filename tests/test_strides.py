@@ -9,7 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 import ember_mlx
-from ember_mlx import GRU, LSTM, LTC, RNN, CfC, FullyConnectedMap, LQNet, NCPMap, StrideAware, StrideAwareCfC, StrideAwareLTC
+from ember_mlx import GRU, LSTM, LTC, RNN, FullyConnectedMap, LQNet, NCPMap, StrideAware, StrideAwareCfC, StrideAwareLTC
 
 from .comparisons import assert_close
 
@@ -240,6 +240,9 @@ def test_message(name):
 
 
 def test_a_layer_that_runs_backwards_is_refused():
-    for layer in (CfC(4, 3, go_backwards=True), LTC(4, 3, go_backwards=True), GRU(3, 4, bidirectional=True)):
-        with pytest.raises(ValueError, match=r"\[StrideAware\] layer must run forwards, got "):
+    for layer, why in ((LTC(4, 3, go_backwards=True), "LTC with go_backwards"), (GRU(3, 4, bidirectional=True), "GRU with bidirectional")):
+        with pytest.raises(ValueError, match=rf"\[StrideAware\] layer must run forwards, got {why}=True\."):
             StrideAware(layer, [1])
+    with pytest.raises(ValueError, match=r"\[StrideAwareCfC\] go_backwards must be left out, since strides count from the first step, got"):
+        StrideAwareCfC(4, [1], 3, go_backwards=True)
+    assert not any(layer.training for layer in StrideAware(GRU(3, 4).eval(), [1, 2]).layers)

@@ -183,6 +183,23 @@ def test_third_derivative():
 
 
 @both
+@with_lengths
+def test_jacobian(kind, lengths):
+    """mx.vmap of the pull or the push alone: the arrays of the layer itself have values then."""
+    layer, x, dt = make(kind)
+
+    def run(a):
+        return layer(a, time_deltas=dt, lengths=lengths, return_sequences=True).sum(axis=(0, 2))
+
+    rows, columns = mx.eye(x.shape[1]), mx.eye(x.size).reshape(x.size, *x.shape)
+    by_row = mx.vmap(lambda dy: mx.vjp(run, [x], [dy])[1][0])(rows)
+    assert_close(by_row, mx.stack([mx.grad(lambda a, t=t: run(a)[t])(x) for t in range(len(rows))]), 1e-5)
+    assert_close(mx.compile(lambda dy: mx.vjp(run, [x], [dy])[1][0])(rows[1]), by_row[1], 1e-5)
+    by_column = mx.vmap(lambda dx: mx.jvp(run, [x], [dx])[1][0])(columns)
+    assert_close(by_column.T.reshape(by_row.shape), by_row, 1e-5)
+
+
+@both
 def test_export_and_import(kind, tmp_path):
     layer, x, dt = make(kind)
     path = str(tmp_path / "layer.mlxfn")
@@ -232,6 +249,11 @@ def test_backend_choice(monkeypatch):
         with ember_mlx.use_backend("numpy"):
             assert ember_mlx.current_backend() == "numpy"
         assert ember_mlx.current_backend() == "ops"
+    again = ember_mlx.use_backend("numpy")
+    for _ in range(2):
+        with again:
+            assert ember_mlx.current_backend() == "numpy"
+        assert ember_mlx.current_backend() == "auto"
     monkeypatch.setenv("EMBER_MLX_BACKEND", "ops")
     assert ember_mlx.current_backend() == "ops"
     monkeypatch.setenv("EMBER_MLX_BACKEND", "cudnn")

@@ -1,7 +1,7 @@
 """The arguments that every layer takes, checked and brought into one form: time first, one batch axis."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -11,6 +11,7 @@ from ..errors import bad_argument
 from ..scans.dispatch import can_evaluate
 
 MAX_LENGTHS_SHOWN = 4
+CALL_ARGUMENTS = ("x", "initial_state", "time_deltas", "lengths", "return_sequences", "return_state")
 
 
 class Steps(NamedTuple):
@@ -79,7 +80,14 @@ def read_steps(owner: str, x: Any, time_deltas: Any, lengths: Any, input_size: i
     T, B, _ = x.shape
     dtype = mx.float64 if x.dtype == mx.float64 else mx.float32
     dt = _read_time_deltas(owner, time_deltas, T, B, batched, batch_first, dtype)
-    return Steps(x, dt, _read_lengths(owner, lengths, T, B, batched), batched, batch_first)
+    return _without_padding(Steps(x, dt, _read_lengths(owner, lengths, T, B, batched), batched, batch_first))
+
+
+def _without_padding(steps: Steps) -> Steps:
+    """The same steps, with zeros past each length: 0 times a NaN or an infinity there would be NaN in the parameters' gradients."""
+    if steps.valid is None:
+        return steps
+    return steps._replace(x=mx.where(steps.valid[:, :, None], steps.x, 0), dt=mx.where(steps.valid, steps.dt, 0))
 
 
 def turned(a: mx.array, lengths: mx.array | None) -> mx.array:
@@ -136,6 +144,13 @@ def read_state(owner: str, initial_state: Any, layouts: Sequence[StateLayout], b
     if len(initial_state) != len(layouts):
         raise bad_argument(owner, "initial_state", form, f"{len(initial_state)} entries")
     return [_read_one_state(owner, a, layout, batch, batched) for a, layout in zip(initial_state, layouts, strict=True)]
+
+
+def check_call_options(owner: str, options: Iterable[str], known: Sequence[str]) -> None:
+    """Raise a TypeError for an option of a call that a layer does not know."""
+    for name in options:
+        if name not in known:
+            raise bad_argument(owner, "a call's argument", f"be one of {', '.join((*CALL_ARGUMENTS, *known))}", repr(name), TypeError)
 
 
 def compute_dtype(x: mx.array, parameters: mx.Dtype) -> mx.Dtype:
@@ -214,7 +229,7 @@ def _read_lengths(owner: str, lengths: Any, T: int, B: int, batched: bool) -> mx
         return None
     if not batched:
         raise bad_argument(owner, "lengths", "be None where x has no batch axis", type_name(lengths))
-    lengths = _integer_array(owner, lengths)
+    lengths = integer_array(owner, lengths)
     if lengths.shape != (B,):
         raise bad_argument(owner, "lengths", f"have shape (B,) = ({B},)", lengths.shape)
     if can_evaluate([lengths]):
@@ -225,7 +240,7 @@ def _read_lengths(owner: str, lengths: Any, T: int, B: int, batched: bool) -> mx
     return lengths.astype(mx.int32)
 
 
-def _integer_array(owner: str, lengths: Any) -> mx.array:
+def integer_array(owner: str, lengths: Any) -> mx.array:
     """Lengths as an mx.array of integers."""
     if isinstance(lengths, (np.ndarray, Sequence)) and not isinstance(lengths, str):
         values = np.asarray(lengths)

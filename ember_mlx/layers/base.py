@@ -11,15 +11,15 @@ from ..checks import check_flag
 from ..errors import bad_argument
 from ..scans.several import Scans, run_scans
 from ..wiring import NeuronMap, map_from_config, map_to_config
-from .arguments import StateLayout, Steps, read_state, read_steps, type_name
+from .arguments import StateLayout, Steps, check_call_options, read_state, read_steps, type_name
 
 
 class RecurrentLayer(nn.Module):
     """The base of the layers: it reads the arguments, runs the subclass's recurrence over the steps, and lays out the result.
 
     A subclass names its states in `state_names`, or describes them in `state_layouts`, and defines `scans`. Where there is one state only
-    and `bare_state` is set, the caller gives and gets it alone, not in a list. Those options of a call that `run_options` names go to
-    `scans`, the others to `read_out`.
+    and `bare_state` is set, the caller gives and gets it alone, not in a list. A call's further options go to `scans` where `run_options`
+    names them, to `read_out` where `read_options` does; others are refused.
 
     Args:
         input_size: I, features of x.
@@ -36,6 +36,7 @@ class RecurrentLayer(nn.Module):
     """Whether a step depends on the time elapsed before it."""
     bare_state: bool = False
     run_options: tuple[str, ...] = ()
+    read_options: tuple[str, ...] = ()
 
     def __init__(
         self, input_size: int, units: int, return_sequences: bool, return_state: bool, batch_first: bool, go_backwards: bool = False
@@ -47,11 +48,6 @@ class RecurrentLayer(nn.Module):
         self.return_state = check_flag(owner, "return_state", return_state)
         self.batch_first = check_flag(owner, "batch_first", batch_first)
         self.go_backwards = check_flag(owner, "go_backwards", go_backwards)
-
-    @property
-    def state_sizes(self) -> tuple[int, ...]:
-        """The last axis of each state."""
-        return (self.units,) * len(self.state_names)
 
     def run(self, steps: Steps, state: list[mx.array | None], **options: Any) -> tuple[mx.array, list[mx.array]]:
         """Run the recurrence; see `scans`."""
@@ -105,6 +101,7 @@ class RecurrentLayer(nn.Module):
         owner = type(self).__name__
         sequences = self.return_sequences if return_sequences is None else check_flag(owner, "return_sequences", return_sequences)
         with_state = self.return_state if return_state is None else check_flag(owner, "return_state", return_state)
+        check_call_options(owner, options, (*self.run_options, *self.read_options))
         if time_deltas is not None and not self.timed:
             raise bad_argument(owner, "time_deltas", "be None, for this layer knows no elapsed time", type_name(time_deltas))
         steps, state = self.read_call(x, initial_state, time_deltas, lengths)

@@ -7,7 +7,7 @@ import mlx.nn as nn
 
 from ..checks import check_flag
 from ..errors import bad_argument
-from .arguments import turned, type_name
+from .arguments import integer_array, turned, type_name
 from .base import RecurrentLayer
 
 OWNER = "Bidirectional"
@@ -52,10 +52,12 @@ class Bidirectional(nn.Module):
             raise bad_argument(OWNER, "layer", "be a recurrent layer of ember_mlx", type_name(layer), TypeError)
         config = layer.get_config()
         if config.get("go_backwards") is not False:
-            raise bad_argument(OWNER, "layer", "run forwards, and be able to run backwards", repr(layer))
+            got = type(layer).__name__ + (" with go_backwards=True" if config.get("go_backwards") else "")
+            raise bad_argument(OWNER, "layer", "run forwards, and be able to run backwards", got)
         self.forward_layer = layer
         self.backward_layer = type(layer).from_config(config | {"go_backwards": True})
         self.backward_layer.set_dtype(layer.dtype)
+        self.train(layer.training)
 
     def __call__(
         self,
@@ -109,5 +111,5 @@ def _in_order(y: mx.array, lengths: Any, batch_first: bool) -> mx.array:
     """From the order of processing to that of x, in the caller's layout."""
     if y.ndim == 2:
         return turned(y, None)
-    lengths = None if lengths is None else mx.array(lengths)
+    lengths = None if lengths is None else integer_array(OWNER, lengths).astype(mx.int32)
     return turned(y.swapaxes(0, 1), lengths).swapaxes(0, 1) if batch_first else turned(y, lengths)

@@ -19,8 +19,8 @@ from ..scans.several import Scan, Scans
 from ..wiring import NeuronMap
 from .arguments import Steps, compute_dtype
 from .base import RecurrentLayer
-from .initial import glorot_uniform, uniform_bias
 from .maps import built_map, layer_ranges, parameter_of_map
+from .weights import Weights, linear_weights, lstm_weights
 
 OUTPUTS = ("units", "motor")
 DEFAULT_BACKBONE_UNITS = 128
@@ -50,7 +50,8 @@ class CfC(RecurrentLayer):
         activation: of the backbone: "lecun_tanh" (1.7159 tanh(0.666 a)), "tanh", "relu", "silu" or "gelu".
         backbone_units: width Z of each backbone layer; 128 unless given.
         backbone_layers: number of backbone layers; 1 on a fully connected map, else 0, unless given.
-        backbone_dropout: probability of dropping a backbone unit at a step, in training.
+        backbone_dropout: probability of dropping a backbone unit at a step, in training. Like mlx.nn.Dropout it gets wrong gradients inside
+            ``mx.checkpoint``, which draws anew in the backward.
         mixed_memory: whether an LSTM step precedes each CfC step, whose h it works on.
         time_scale_factor: every dt is multiplied by it. None: what the map's neuron_params say, else 1.
         mask_time_heads: whether the map masks t_a and t_b too, or f and g alone (as the package ncps does).
@@ -67,7 +68,8 @@ class CfC(RecurrentLayer):
 
         x: (B, T, I), or (T, I) without batch; floating point.
         initial_state: [h, t], with mixed_memory [h, c, t], each (B, H) or None for zeros.
-        time_deltas: elapsed time before each step, in any unit, (B, T), (B, T, 1) or a scalar; 1 if None. Never negative.
+        time_deltas: elapsed time before each step, in any unit, (B, T) or (B, T, 1), its axes in the order of x's, or a scalar; 1 if
+            None. Never negative.
         lengths: (B,) integers in 1..T; steps past them neither change the state nor cost time on the CPU, and y is 0 there.
 
     Returns:
@@ -91,6 +93,8 @@ class CfC(RecurrentLayer):
     Source: Hasani et al., Closed-form continuous-time neural networks, Nature Machine Intelligence 4, 992-1003 (2022),
     https://doi.org/10.1038/s42256-022-00556-7.
     """
+
+    read_options = ("output",)
 
     def __init__(
         self,
@@ -138,11 +142,10 @@ class CfC(RecurrentLayer):
             for size, (start, stop), mask in zip(inputs, ranges, masks, strict=True)
         ]
         if self.mixed_memory:
-            weights = {"Wx": glorot_uniform(H, self.input_size, 4), "Wh": glorot_uniform(H, H, 4)}
-            self.lstm = weights | {"bias": uniform_bias(4 * H, self.input_size)}
+            self.lstm = lstm_weights(self.input_size, H)
         if self.proj_size is not None:
             size = self.neuron_map.output_dim if self.output == "motor" else H
-            self.proj = {"weight": glorot_uniform(self.proj_size, size), "bias": uniform_bias(self.proj_size, size)}
+            self.proj = linear_weights(self.proj_size, size)
 
     @property
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -241,9 +244,9 @@ class CfCStage(nn.Module):
         sizes = [inputs + units, *[width] * depth]
         if depth:
             pairs = pairwise(sizes)
-            self.backbone = [{"weight": glorot_uniform(n, m), "bias": uniform_bias(n, m)} for m, n in pairs]
+            self.backbone = [linear_weights(n, m) for m, n in pairs]
         blocks = 1 if mode == "pure" else 4
-        self.heads = {"weight": glorot_uniform(units, sizes[-1], blocks), "bias": uniform_bias(blocks * units, sizes[-1])}
+        self.heads = linear_weights(units, sizes[-1], blocks)
         if mode == "pure":
             self.w_tau, self.A = mx.zeros((units,)), mx.ones((units,))
 
@@ -257,7 +260,7 @@ class CfCStage(nn.Module):
 
     def scan_tree(self) -> Tree:
         """The stage's arrays for the scan."""
-        layers: list[Tree] = [*self.get("backbone", []), self.heads]
+        layers: list[Weights] = [*self.get("backbone", []), self.heads]
         first, rest = layers[0], layers[1:]
         weight = first["weight"]
         if self.mask is not None:
@@ -269,8 +272,7 @@ class CfCStage(nn.Module):
         return tree
 
     def _extra_repr(self) -> str:
-        outputs, inputs = self.heads["weight"].shape
-        return f"inputs={self.inputs}, heads={outputs} x {inputs}"
+        return f"inputs={self.inputs}"
 
 
 def _spread(weight: mx.array, start: int, units: int) -> mx.array:

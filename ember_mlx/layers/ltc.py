@@ -16,8 +16,8 @@ from ..scans.several import Scan, Scans
 from ..wiring import NeuronMap
 from .arguments import Steps, compute_dtype
 from .base import RecurrentLayer
-from .initial import glorot_uniform, uniform_bias
 from .maps import built_map
+from .weights import lstm_weights
 
 MAPPINGS = ("affine", "linear", None)
 PARAMETERS = ("w", "sigma", "mu", "erev")  # of a synapse
@@ -74,7 +74,8 @@ class LTC(RecurrentLayer):
 
         x: (B, T, I), or (T, I) without batch; floating point.
         initial_state: v (B, H), or None for zeros; with mixed_memory a list [v, c] of such.
-        time_deltas: elapsed time before each step, in any unit, (B, T), (B, T, 1) or a scalar; 1 if None. Never negative.
+        time_deltas: elapsed time before each step, in any unit, (B, T) or (B, T, 1), its axes in the order of x's, or a scalar; 1 if
+            None. Never negative.
         lengths: (B,) integers in 1..T; steps past them neither change the state nor cost time on the CPU, and y is 0 there.
 
     Returns:
@@ -146,8 +147,7 @@ class LTC(RecurrentLayer):
             if mapping == "affine":
                 self[f"{place}_b"] = mx.zeros((size,))
         if self.mixed_memory:
-            weights = {"Wx": glorot_uniform(H, I, 4), "Wh": glorot_uniform(H, H, 4)}
-            self.lstm = weights | {"bias": uniform_bias(4 * H, I)}
+            self.lstm = lstm_weights(I, H)
 
     @property
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override]

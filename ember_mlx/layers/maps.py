@@ -16,6 +16,8 @@ def built_map(owner: str, neuron_map: Any, input_size: int | None) -> NeuronMap:
         TypeError: neither a NeuronMap nor an int.
         ValueError: a map that is not built, without input_size; or built for another one.
     """
+    if isinstance(input_size, NeuronMap):  # ncps takes the two the other way round
+        raise bad_argument(owner, "neuron_map", "come first, before input_size", repr(neuron_map), TypeError)
     if input_size is not None:
         input_size = check_integer(owner, "input_size", input_size)
     if isinstance(neuron_map, bool) or not (isinstance(neuron_map, NeuronMap) or hasattr(neuron_map, "__index__")):

@@ -15,8 +15,9 @@ from ..scans.several import Scan, Scans
 from ..wiring import NeuronMap
 from .arguments import StateLayout, Steps, compute_dtype, dtype_name, type_name
 from .base import RecurrentLayer
-from .initial import glorot_uniform, uniform_bias
+from .initial import glorot_uniform
 from .maps import built_map, parameter_of_map
+from .weights import linear_weights
 
 Tree = dict[str, Any]
 HIGHEST_FREQUENCY = 0.05  # of those that a layer starts with: twenty steps of dt = 1 a period
@@ -67,10 +68,12 @@ class LQNet(RecurrentLayer):
 
         x: (B, T, I), or (T, I) without batch; floating point.
         initial_state: [h_c, h_s, t], (B, H), (B, H) and (B, 1), or None, for each or all of them, for zeros.
-        time_deltas: elapsed time before each step, in any unit, (B, T), (B, T, 1) or a scalar; 1 if None. Never negative.
+        time_deltas: elapsed time before each step, in any unit, (B, T) or (B, T, 1), its axes in the order of x's, or a scalar; 1 if
+            None. Never negative.
         lengths: (B,) integers in 1..T; steps past them neither change the state nor cost time on the CPU, and y is 0 there.
         key: of the noise, from ``mx.random.key``; None: MLX's own, which ``mx.random.seed`` sets. xi is drawn once for the whole call, so
-            the same key gives the same noise on every backend.
+            the same key gives the same noise on every backend. Give one inside ``mx.checkpoint``, which would draw anew, and get wrong
+            gradients, in the backward; inside ``mx.compile`` capture ``mx.random.state``, or give one, or all calls have the same noise.
 
     Returns:
         y (B, T, H), or (B, H) without return_sequences, in the promoted dtype of x and the parameters. With return_state
@@ -120,7 +123,7 @@ class LQNet(RecurrentLayer):
         self.sensory_mask, self.recurrent_mask = _mask(neuron_map.get_input_mask().T), _mask(recurrent)
         self.rotation_mask = _mask(np.maximum(recurrent, recurrent.T))
         H, I = self.units, self.input_size
-        self.drive = {"weight": glorot_uniform(H, I), "bias": uniform_bias(H, I)}
+        self.drive = linear_weights(H, I)
         self.R = glorot_uniform(H, H)
         self.Omega = mx.random.uniform(-1 / math.sqrt(H), 1 / math.sqrt(H), (H, H))
         self.B_noise = mx.eye(H)

@@ -51,7 +51,8 @@ class StrideAware(RecurrentLayer):
         x: (B, T, I), or (T, I) without batch; floating point.
         initial_state: a list of each stride's state, as its layer returns it, or None, and last the clock [steps, elapsed]: steps (B, 1)
             int32, the steps so far, and elapsed (B, strides), the time since each stride's last own step. All of it may be None.
-        time_deltas: elapsed time before each step, (B, T), (B, T, 1) or a scalar; 1 if None. Not for layers that know no time.
+        time_deltas: elapsed time before each step, (B, T) or (B, T, 1), its axes in the order of x's, or a scalar; 1 if None. Not for
+            layers that know no time.
         lengths: (B,) integers in 1..T; steps past them change no state, and y is 0 there.
 
     Returns:
@@ -83,13 +84,15 @@ class StrideAware(RecurrentLayer):
         if not isinstance(layer, RecurrentLayer) or isinstance(layer, StrideAware):
             raise bad_argument(owner, "layer", "be a recurrent layer of ember_mlx without strides", type_name(layer), TypeError)
         config = layer.get_config()
-        if config.get("go_backwards") or config.get("bidirectional"):
-            raise bad_argument(owner, "layer", "run forwards", repr(layer))
+        for name in ("go_backwards", "bidirectional"):
+            if config.get(name):
+                raise bad_argument(owner, "layer", "run forwards", f"{type(layer).__name__} with {name}=True")
         self_strides = check_strides(owner, stride_lengths)
         super().__init__(layer.input_size, layer.units * len(self_strides), return_sequences, return_state, batch_first)
         self.stride_lengths = self_strides
         self.layers = [type(layer).from_config(config) for _ in self_strides]
         self.set_dtype(layer.dtype)
+        self.train(layer.training)
 
     @property
     def timed(self) -> bool:  # type: ignore[override]
@@ -176,6 +179,8 @@ class _StrideAwareOnMap(StrideAware):
         batch_first: bool = True,
         **options: Any,
     ):
+        if options.get("go_backwards"):
+            raise bad_argument(type(self).__name__, "go_backwards", "be left out, since strides count from the first step", True)
         pattern = self.kind(neuron_map, input_size, **options)
         super().__init__(pattern, stride_lengths, return_sequences=return_sequences, return_state=return_state, batch_first=batch_first)
 

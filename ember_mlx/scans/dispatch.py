@@ -162,6 +162,8 @@ def _function(recurrence: Recurrence, form: str, spec: Hashable, paths: tuple[st
 
     @forward.vjp
     def forward_vjp(leaves: Any, cotangents: Any, results: Any) -> list[mx.array]:
+        if form == "numpy" and not can_evaluate(cotangents["outputs"]):  # in mx.vmap of a gradient's pull alone, as for a Jacobian
+            return ops_backward(list(leaves), cotangents["outputs"])
         return cast(list[mx.array], backward(list(leaves), results, cotangents["outputs"]))
 
     @forward.jvp
@@ -213,6 +215,11 @@ def _kernel_forms(recurrence: Recurrence, kind: str) -> tuple[Callable[..., Resu
 
 
 def _jvp(function: Callable[..., list[mx.array]], primals: list[mx.array], tangents: list[mx.array | None]) -> list[mx.array]:
-    """mx.jvp where a missing tangent is zero."""
-    full = [mx.zeros_like(p) if t is None else t for p, t in zip(primals, tangents, strict=True)]
-    return mx.jvp(function, primals, full)[1]
+    """mx.jvp by those primals that have a tangent; zeros for the others would make mx.vmap of it fail at products of two of them."""
+    given = {k: t for k, t in enumerate(tangents) if t is not None}
+
+    def by_given(*values: mx.array) -> list[mx.array]:
+        full = dict(enumerate(primals)) | dict(zip(given, values, strict=True))
+        return function(*full.values())
+
+    return mx.jvp(by_given, [primals[k] for k in given], list(given.values()))[1]

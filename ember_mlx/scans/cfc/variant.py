@@ -43,11 +43,6 @@ class Variant(NamedTuple):
         """Units of each stage."""
         return tuple(stop - start for start, stop in self.spec.stages)
 
-    @property
-    def pipelined(self) -> bool:
-        """Whether all stages work in the same phase, each one step behind the one below it."""
-        return len(self.sizes) > 1 and not self.spec.mixed_memory
-
     def window(self, backward: bool) -> int:
         """Units whose values a stage reads: its own, and the neighbour's that feeds it."""
         below = (0, *self.sizes[:-1]) if not (backward and self.spec.mixed_memory) else (0,) * len(self.sizes)

@@ -348,8 +348,9 @@ class _Scan:
         x, dt = given["x"], given["dt"]
         if self.spread is None:
             return _Block(rows, n, steps, x, dt, given.get("t", dt), None, None, None, None)
-        xi, root = given["xi"].reshape(2 * n, -1), np.sqrt(dt)
-        spread = self.spread(xi).reshape(n, 2, -1)
+        H = self.arrays["h_c0"].shape[1]
+        xi, root = given["xi"].reshape(2 * n, H), np.sqrt(dt)
+        spread = self.spread(xi).reshape(n, 2, H)
         return _Block(rows, n, steps, x, dt, given.get("t", dt), xi, root, spread, spread * root[:, None])
 
     def accumulate(self, block: _Block, point: _Point) -> None:
@@ -358,7 +359,7 @@ class _Scan:
         d["dt"][...] = self.step.accumulate(point)
         if block.xi is not None and block.root is not None and block.spread is not None:
             d_noise = point.dr.swapaxes(0, 1)  # (n, 2, H)
-            self.d_w_noise.add("w_noise", multiply((d_noise * block.root[:, None]).reshape(2 * block.n, -1).T, block.xi))
+            self.d_w_noise.add("w_noise", multiply((d_noise * block.root[:, None]).reshape(block.xi.shape).T, block.xi))
             by_root = (d_noise * block.spread).sum((1, 2))[:, None]
             d["dt"] += np.where(block.root > 0, by_root / (2 * np.where(block.root > 0, block.root, 1)), 0)
         d_t = self.drive.pull(block, point.d_q[0], d["x"])

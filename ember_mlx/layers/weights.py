@@ -1,0 +1,37 @@
+"""Parameters that belong together."""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .initial import glorot_uniform, uniform_bias
+
+
+class Weights(nn.Module):
+    """Some arrays of a layer by name, as weight and bias.
+
+    A module, since MLX 0.32.4 takes a plain dict for no part: nn.value_and_grad fails where the arrays of one are frozen.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from ember_mlx.layers.weights import Weights
+        >>> Weights(weight=mx.zeros((2, 3)), bias=mx.zeros((2,)))
+        Weights(weight=(2, 3), bias=(2,))
+    """
+
+    def __init__(self, **arrays: mx.array):
+        super().__init__()
+        for name, a in arrays.items():
+            self[name] = a
+
+    def _extra_repr(self) -> str:
+        return ", ".join(f"{name}={a.shape}" for name, a in self.items() if isinstance(a, mx.array))
+
+
+def linear_weights(outputs: int, inputs: int, blocks: int = 1) -> Weights:
+    """weight (blocks * outputs, inputs) and bias (blocks * outputs,), as a layer starts with them."""
+    return Weights(weight=glorot_uniform(outputs, inputs, blocks), bias=uniform_bias(blocks * outputs, inputs))
+
+
+def lstm_weights(inputs: int, units: int) -> Weights:
+    """Those of a mixed memory: Wx (4 H, I), Wh (4 H, H), bias (4 H,)."""
+    return Weights(Wx=glorot_uniform(units, inputs, 4), Wh=glorot_uniform(units, units, 4), bias=uniform_bias(4 * units, inputs))

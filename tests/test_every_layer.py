@@ -1,0 +1,86 @@
+"""What holds for every layer of the package, whatever it computes."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+import ember_mlx
+from ember_mlx import GRU, LSTM, LTC, RNN, Bidirectional, CfC, CTRQNet, LQNet, NCPMap, RandomMap, StrideAware, StrideAwareCfC
+
+from .comparisons import assert_close, assert_trees_close
+
+B, T, I = 3, 5, 3
+LENGTHS = [2, 5, 1]
+LAYERS = {
+    "rnn": lambda: RNN(I, 4, activation="relu"),
+    "lstm": lambda: LSTM(I, 4, 2, proj_size=2, bidirectional=True),
+    "gru": lambda: GRU(I, 4),
+    "cfc": lambda: CfC(4, I, backbone_units=5),
+    "cfc-mixed": lambda: CfC(NCPMap(4, 3, 2, I, seed=1), mixed_memory=True, output="motor", proj_size=2),
+    "ltc": lambda: LTC(4, I, ode_unfolds=2),
+    "ltc-mixed": lambda: LTC(RandomMap(5, 3, I, seed=2), ode_unfolds=2, mixed_memory=True),
+    "lqnet": lambda: LQNet(RandomMap(5, 3, I, seed=2)),
+    "ctrqnet": lambda: CTRQNet(4, input_size=I),
+    "strides": lambda: StrideAware(GRU(I, 4), [3, 2]),
+    "strides-cfc": lambda: StrideAwareCfC(4, [1, 3], I),
+    "both": lambda: Bidirectional(LTC(4, I, ode_unfolds=2)),
+}
+every_layer = pytest.mark.parametrize("kind", LAYERS)
+
+
+def make(kind):
+    mx.random.seed(0)
+    return LAYERS[kind]().eval()
+
+
+@every_layer
+@pytest.mark.parametrize("backend", ["auto", "ops"])
+@pytest.mark.parametrize("padding", [float("nan"), float("inf")])
+def test_nothing_past_a_length_reaches_a_result_or_a_gradient(kind, backend, padding):
+    layer = make(kind)
+    x = mx.random.normal((B, T, I))
+    is_padding = mx.arange(T) >= mx.array(LENGTHS)[:, None]
+
+    def run(parameters, x):
+        layer.update(parameters)
+        y, state = layer(x, lengths=LENGTHS, return_sequences=True, return_state=True)
+        return y.square().sum(), state
+
+    with ember_mlx.use_backend(backend):
+        expected = mx.value_and_grad(run, argnums=(0, 1))(layer.parameters(), x)
+        padded = mx.where(is_padding[:, :, None], padding, x)
+        assert_trees_close(mx.value_and_grad(run, argnums=(0, 1))(layer.parameters(), padded), expected, 1e-5)
+    assert sum(float(mx.abs(a).max()) > 0 for _, a in tree_flatten(expected[1][0])) > 1
+
+
+@every_layer
+def test_a_frozen_layer_trains_with_what_is_around_it(kind):
+    model = nn.Sequential(make(kind), lambda y: y.mean(axis=-1, keepdims=True), nn.Linear(1, 1))
+    x = mx.random.normal((B, T, I))
+    layer, names = model.layers[0], [name for name, _ in tree_flatten(model.layers[0].parameters())]
+    for freeze in (layer.freeze, model.freeze):
+        freeze()
+        model.layers[2].unfreeze()
+        gradients = nn.value_and_grad(model, lambda m: m(x).sum())(model)[1]
+        assert [name for name, _ in tree_flatten(gradients)] == ["layers.2.weight", "layers.2.bias"]
+    layer.unfreeze()
+    assert [name for name, _ in tree_flatten(layer.trainable_parameters())] == names
+
+
+def test_parts_of_a_layer_can_be_frozen():
+    layer = CfC(NCPMap(4, 3, 2, I, seed=1), mixed_memory=True).freeze()
+    layer.lstm.unfreeze()
+    gradients = nn.value_and_grad(layer, lambda m: m(mx.ones((B, T, I))).sum())(layer)[1]
+    assert {name for name, _ in tree_flatten(gradients)} == {"lstm.Wx", "lstm.Wh", "lstm.bias"}
+
+
+@every_layer
+def test_lengths_may_be_integers_of_any_kind(kind):
+    layer = make(kind)
+    x = mx.random.normal((B, T, I))
+    expected = layer(x, lengths=LENGTHS, return_sequences=True)
+    arrays = [mx.array(LENGTHS, dtype) for dtype in (mx.int8, mx.uint8, mx.uint32, mx.int64, mx.uint64)]
+    for lengths in (*arrays, np.array(LENGTHS), np.array(LENGTHS, np.uint64), [np.int64(n) for n in LENGTHS], tuple(LENGTHS)):
+        assert_close(layer(x, lengths=lengths, return_sequences=True), expected, 1e-6)
