@@ -27,8 +27,9 @@ struct Gated {
     // floats of a row: of h, of m, of the products' gradients, of h's gradient
     H_ROW = 4 * Forward::ROW4, M_ROW = 4 * Project::ROW4, D_ROW = PROJECTED ? 4 * ProjectBack::ROW4 : 4 * Back::ROW4, DH_ROW = 4 * Back::ROW4,
     BUFFERS = PROJECTED ? 1 : 2,  // with one product, a step writes its result beside what others still read
-    // numbers of a lane that wait in registers: for each block and row, where there are few blocks
-    WAITING = RESIDENT_ ? Forward::BLOCKS * ROWS_ : 1, WAITING_BACK = RESIDENT_ ? Back::BLOCKS * ROWS_ : 1
+    // values of a lane that wait in registers: for each block and row, backward where five of each leave room for the weights
+    AHEAD_BACK = RESIDENT_ && Back::BLOCKS * ROWS_ <= 4,
+    WAITING = RESIDENT_ ? Forward::BLOCKS * ROWS_ : 1, WAITING_BACK = AHEAD_BACK ? Back::BLOCKS * ROWS_ : 1
   };
 };
 
@@ -53,8 +54,8 @@ inline void read_inputs(
   }
 }
 
-// What a step needs from device memory is read one step before where weights are in registers (then `ahead` holds it), so that it has come when
-// it is needed; else just before a product, whose weights take longer to come.
+// What a step needs from device memory is read one step before where there are few values and weights are in registers (then `ahead` holds it),
+// so that it has come when it is needed; else just before a product, which takes longer.
 
 // The product with h, and with it the next state of the units: h_next, or m where it is projected. x, y and c_out are those of step t.
 template <typename C, typename IO>
@@ -288,11 +289,11 @@ inline void units_back(
     float passed[C::ROWS], sums[C::ROWS];
 #pragma unroll
     for (int r = 0; r < C::ROWS; r++) {
-      int place = C::RESIDENT ? block * C::ROWS + r : 0;
+      int place = C::AHEAD_BACK ? block * C::ROWS + r : 0;
       bool exists = u < C::H && r < rows;
       passed[r] = C::GATES > 1 && exists ? kept[r * C::H + u] : 0.0f;
       sums[r] = !C::PROJECTED && exists && t + 1 == steps ? h.carry[r * C::H + u] : 0.0f;
-      if (C::RESIDENT) {
+      if (C::AHEAD_BACK) {
         at[r] = ahead[place];
         ahead[place] = read_slopes<C>(u, part, exists && t > 0 && t - 1 < length[r], step + r - stride, dy, dy_c, slopes);
       } else {
@@ -356,7 +357,7 @@ inline void gated_backward(
   load_product(product, (C::PROJECTED ? w_hr : w_h) + direction * 4 * Back::FLOAT4S * C::THREADS, thread_index);
   Slopes ahead[C::WAITING_BACK];
 #pragma unroll
-  for (int i = 0; i < C::WAITING_BACK && C::RESIDENT; i++) {
+  for (int i = 0; i < C::WAITING_BACK && C::AHEAD_BACK; i++) {
     int u = unit_of(product, i / C::ROWS), r = i % C::ROWS, t = steps - 1;
     ahead[i] = read_slopes<C>(u, product.part, u < C::H && r < rows && t >= 0 && t < length[r], first + t * B + row0 + r, dy, dy_c, slopes);
   }

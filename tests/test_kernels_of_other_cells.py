@@ -115,6 +115,15 @@ def test_the_tables_own_layout_for_gates(monkeypatch, device, name, variant, fam
         compare(kind, recurrence, spec, arrays)
 
 
+@devices
+@pytest.mark.parametrize(("name", "variant"), [("lstm", "lstm_projected_bidirectional"), ("lstm", "lstm"), ("gru", "gru"), ("rnn", "relu")])
+def test_slopes_of_many_units_do_not_wait_in_registers(device, name, variant):
+    """Weights are in registers, and each lane has so many units that their slopes are read just before the product."""
+    recurrence = RECURRENCES[name]
+    with kernels_on(device, Tile(64, 2, 8, True)) as kind:
+        compare(kind, recurrence, *recurrence.problem(variant, 5, 3, 31, lengths=True))
+
+
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_gated_layouts_fit_into_the_threadgroups_memory(family):
     for cell in ("tanh", "lstm", "gru"):
