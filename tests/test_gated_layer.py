@@ -5,6 +5,7 @@ import json
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
@@ -384,6 +385,30 @@ def test_both_directions_share_their_launches(by_step, proj_size, x):
         mx.eval(mx.grad(lambda a: layer(a).sum())(x))
     forward, backward = (["gated_next"] * T, ["gated_previous"] * T) if by_step else (["gated_forward"], ["gated_backward"])
     assert launches == [*forward, "gated_slopes", *backward]
+
+
+@on_host
+@pytest.mark.parametrize("kind", ["lstm-both-ways-deep", "gru", "lstm-projected"])
+def test_a_step_by_itself_copies_no_sequence(kind, x):
+    """MLX copies what is not contiguous before a launch, here once a step: cotangents are views, and of a sum broadcast numbers."""
+    strided = []
+
+    def noting(**text):
+        kernel = metal_kernel(**text)
+
+        def call(**arguments):
+            if text["name"] in ("gated_next", "gated_previous"):
+                mx.eval(arguments["inputs"])
+                given = zip(text["input_names"], arguments["inputs"], strict=True)
+                strided.extend(name for name, a in given if a.size >= B * T and not np.asarray(a).flags.c_contiguous)
+            return kernel(**arguments)
+
+        return call
+
+    layer = KINDS[kind]()
+    with kernels_on("host", BY_STEP, noting) as backend, ember_mlx.use_backend(backend):
+        mx.eval(mx.grad(lambda a: layer(a).sum())(x))
+    assert not strided
 
 
 @on_host

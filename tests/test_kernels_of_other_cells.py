@@ -115,6 +115,17 @@ def test_the_tables_own_layout_for_gates(monkeypatch, device, name, variant, fam
         compare(kind, recurrence, spec, arrays)
 
 
+PROJECTED_LAYOUTS = gated_fused.layouts(family_of("sm_90"), GatedSpec("lstm"))
+
+
+@devices
+@pytest.mark.parametrize("tile", PROJECTED_LAYOUTS, ids=lambda tile: f"rows{tile.rows}-{'resident' if tile.resident else 'streamed'}")
+def test_a_projected_state_in_every_layout_of_the_table(device, tile):
+    recurrence = RECURRENCES["lstm"]
+    with kernels_on(device, tile) as kind:
+        compare(kind, recurrence, *recurrence.problem("lstm_projected", 3, 3, 33, lengths=True))
+
+
 @devices
 @pytest.mark.parametrize(("name", "variant"), [("lstm", "lstm_projected_bidirectional"), ("lstm", "lstm"), ("gru", "gru"), ("rnn", "relu")])
 def test_slopes_of_many_units_do_not_wait_in_registers(device, name, variant):

@@ -88,7 +88,7 @@ def small_problem(spec: GatedSpec, arrays: Tree) -> Tree:
 
 def gated_fused_forward(kind: str, spec: GatedSpec, arrays: Tree) -> list[mx.array]:
     """[h] (D, T, B, P), for an LSTM [h, c]: in one launch, or step by step where that is faster."""
-    variant, none = variant_of(kind, spec, arrays), mx.zeros((1,))
+    variant, none = variant_of(kind, spec, arrays), mx.zeros((8,))
     if variant.forward.rows == 0:
         return forward_by_step(kind, spec, arrays)
     (D, T, B, _), layout = arrays["x"].shape, variant.scan(False)
@@ -139,7 +139,7 @@ def slopes(kind: str, spec: GatedSpec, arrays: Tree, states: list[mx.array]) -> 
 
     gated_pointwise.metal says what the slopes are.
     """
-    (D, T, B, P), none = states[0].shape, mx.zeros((1,))
+    (D, T, B, P), none = states[0].shape, mx.zeros((8,))
     q = states[0].reshape(D, T * B, P) @ arrays["w_h"].swapaxes(1, 2)
     H, projected = q.shape[2] // spec.gates, "w_hr" in arrays
     template = [*pointwise_template(spec, H), ("PROJECTED", projected)]
@@ -154,7 +154,7 @@ def _packed_back(variant: Variant, arrays: Tree) -> list[mx.array]:
     """The transposed weights as the backward scan takes them."""
     layout = variant.scan(True)
     w_h = _packed(arrays["w_h"].swapaxes(1, 2), layout.project_back if variant.P else layout.back)
-    return [w_h, _packed(arrays["w_hr"].swapaxes(1, 2), layout.back) if variant.P else mx.zeros((1,))]
+    return [w_h, _packed(arrays["w_hr"].swapaxes(1, 2), layout.back) if variant.P else mx.zeros((8,))]
 
 
 def _scan_back(
@@ -168,10 +168,9 @@ def _scan_back(
 ) -> tuple[mx.array, mx.array, list[mx.array]]:
     """The backward scan over a block of steps; see `back_by_step`."""
     D, T, B, P = dy[0].shape
-    none, memory, H = mx.zeros((1,)), variant.spec.has_cell_state, variant.H
+    none, memory, H = mx.zeros((8,)), variant.spec.has_cell_state, variant.H
     inputs = [dy[0], carry[0], by_state, *packed, *([dy[1], carry[1]] if memory else [none] * 2), lengths, dims(T, B)]
-    blocks = 4 if variant.spec.gates > 1 else 1
-    shapes = [(D, T, B, blocks, H), (D, T, B, P) if variant.P else (1,), (D, B, P), (D, B, H) if memory else (1,)]
+    shapes = [(D, T, B, variant.spec.blocks, H), (D, T, B, P) if variant.P else (1,), (D, B, P), (D, B, H) if memory else (1,)]
     d, dh, dh0, dc0 = _launch(kind, BACKWARD, variant, inputs, D, B, shapes)
     return d, dh, [dh0, dc0] if memory else [dh0]
 

@@ -10,7 +10,7 @@ CELLS = ("tanh", "relu", "lstm", "gru")  # numbered as in gated_pointwise.metal
 
 
 class Layout(NamedTuple):
-    """A scan in one direction of time, in one layout.
+    """The forward or the backward scan in one layout.
 
     Args:
         spec: the recurrence.
@@ -107,7 +107,7 @@ class Variant(NamedTuple):
     backward: Tile
 
     def scan(self, backward: bool) -> Forward | Backward:
-        """The scan in one direction of time."""
+        """The layout of one of the scans."""
         return Backward(self.spec, self.H, self.P, self.backward) if backward else Forward(self.spec, self.H, self.P, self.forward)
 
     def template(self, backward: bool) -> list[tuple[str, Any]]:
