@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 
 import ember_mlx
 from ember_mlx import GRU, LSTM, RNN
+from ember_mlx.kernels import loader
 
 from .comparisons import assert_close, assert_trees_close
 from .metal_host import metal_kernel
@@ -387,11 +388,20 @@ def test_both_directions_share_their_launches(by_step, proj_size, x):
     assert launches == [*forward, "gated_slopes", *backward]
 
 
+BY_ITSELF = {
+    "rnn": lambda: RNN(I, 8),
+    "gru": lambda: GRU(I, 8, bidirectional=True),
+    "lstm": lambda: LSTM(I, 8, 2, bidirectional=True),
+    "lstm-projected": lambda: LSTM(I, 8, proj_size=2),
+}
+
+
 @on_host
-@pytest.mark.parametrize("kind", ["lstm-both-ways-deep", "gru", "lstm-projected"])
-def test_a_step_by_itself_copies_no_sequence(kind, x):
-    """MLX copies what is not contiguous before a launch, here once a step: cotangents are views, and of a sum broadcast numbers."""
-    strided = []
+@pytest.mark.parametrize("kind", BY_ITSELF)
+def test_a_step_by_itself_is_one_launch_and_copies_nothing(kind, x, monkeypatch):
+    """MLX copies what is not contiguous before a launch: cotangents are views, and of a sum broadcast numbers. Short arrays are padded."""
+    copied, now = [], []
+    padded = loader._padded
 
     def noting(**text):
         kernel = metal_kernel(**text)
@@ -400,15 +410,17 @@ def test_a_step_by_itself_copies_no_sequence(kind, x):
             if text["name"] in ("gated_next", "gated_previous"):
                 mx.eval(arguments["inputs"])
                 given = zip(text["input_names"], arguments["inputs"], strict=True)
-                strided.extend(name for name, a in given if a.size >= B * T and not np.asarray(a).flags.c_contiguous)
+                copied.extend([*(name for name, a in given if not np.asarray(a).flags.c_contiguous), *now])
+            now.clear()
             return kernel(**arguments)
 
         return call
 
-    layer = KINDS[kind]()
+    monkeypatch.setattr(loader, "_padded", lambda a, size: (now.append(f"{a.shape} padded"), padded(a, size))[1])
+    layer = BY_ITSELF[kind]()
     with kernels_on("host", BY_STEP, noting) as backend, ember_mlx.use_backend(backend):
         mx.eval(mx.grad(lambda a: layer(a).sum())(x))
-    assert not strided
+    assert not copied
 
 
 @on_host

@@ -65,7 +65,8 @@ def back_by_step(
     steps: list[tuple[mx.array, mx.array]] = []
     for t in reversed(range(T)):
         inputs = [dh if w_hr is None else dh @ w_hr, dy_h, slopes, dy_c, kept, padded, dims(D, T, B, t)]
-        d, kept = launch_pointwise(kind, PREVIOUS, template, inputs, D * B * H, shapes)
+        d, kept_next = launch_pointwise(kind, PREVIOUS, template, inputs, D * B * H, shapes)
+        kept = kept_next if spec.gates > 1 else kept
         steps.append((d, dh))
         of_h = d.reshape(D, B, -1)[..., : spec.gates * H]
         past = kept if gru else dy_h[:, t - 1] if projected and t else None
