@@ -92,6 +92,10 @@ for cell, kind in (("LSTM", LSTM), ("GRU", GRU), ("RNN", RNN)):
         flash = ("FlashRNN LSTM",) if cell == "LSTM" else ()
         peers = (f"torch {cell}", f"mlx.nn.{cell}", *flash)
         add(f"{cell} {units}", lambda kind=kind, n=inputs, m=units: kind(n, m), units, peers, inputs=inputs)
+for units in (64, 512, 1024):
+    inputs = I if units == 64 else units
+    name, peers = f"LSTM {units}, proj_size {units // 2}", ("torch LSTM, projected",)
+    add(name, lambda n=inputs, m=units: LSTM(n, m, proj_size=m // 2), units, peers, inputs=inputs)
 add("StrideAwareCfC 64, strides 1 2 4 8", lambda: StrideAwareCfC(64, [1, 2, 4, 8], I, return_sequences=True), 256)
 add("CfC 64, mixed memory", lambda: CfC(64, I, mixed_memory=True, return_sequences=True), 64)
 
@@ -214,9 +218,14 @@ def mlx_peer(cell):
     return lambda row, x, dt: mlx_runs(getattr(nn, cell)(row.inputs, row.units), mx.array(x)) if row.T <= 1000 else None
 
 
-def torch_peer(cell):
-    """A layer of torch.nn: with CUDA, cuDNN's."""
-    return lambda row, x, dt: torch_runs(lambda torch: getattr(torch.nn, cell)(row.inputs, row.units, batch_first=True), x, row.dtype)
+def torch_peer(cell, projected=False):
+    """A layer of torch.nn: with CUDA, cuDNN's; the state projected to half its units if asked for."""
+
+    def runs(row, x, dt):
+        options = {"proj_size": row.units // 2} if projected else {}
+        return torch_runs(lambda torch: getattr(torch.nn, cell)(row.inputs, row.units, batch_first=True, **options), x, row.dtype)
+
+    return runs
 
 
 # name -> (row, x, dt) -> runs, or None where the peer is not here; x (B, T, I) and dt (B, T) are NumPy arrays
@@ -224,6 +233,7 @@ PEERS: dict[str, Callable[[Row, np.ndarray, np.ndarray], Runs | None]] = {
     "ops": lambda row, x, dt: mlx_runs(made(row), mx.array(x).astype(row.dtype), mx.array(dt), "ops") if row.T <= 1000 else None,
     **{f"mlx.nn.{cell}": mlx_peer(cell) for cell in ("RNN", "LSTM", "GRU")},
     **{f"torch {cell}": torch_peer(cell) for cell in ("RNN", "LSTM", "GRU")},
+    "torch LSTM, projected": torch_peer("LSTM", projected=True),
     "FlashRNN LSTM": lambda row, x, dt: torch_runs(flash_lstm(row), x, mx.bfloat16),
     "ncps LTC": lambda row, x, dt: torch_runs(ncps_ltc(row.units), x, row.dtype),
     "ncps LTC NCP": lambda row, x, dt: torch_runs(ncps_ltc(None), x, row.dtype),

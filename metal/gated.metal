@@ -1,146 +1,194 @@
 // RNN, LSTM and GRU, equations (1) to (3): ROWS sequences by one threadgroup, all their steps, forward and backward. The directions of a
 // bidirectional layer are rows of work like the sequences, with weights of their own: every array has them first.
 // Arrays are time-major. The products with the inputs x come before the forward scan; the gates' slopes, which follow from the stored
-// states, come before the backward scan, and the weights' gradients after it.
+// states (gated_pointwise.metal), come before the backward scan, and the weights' gradients after it.
+//
+// An LSTM may project its h to P features. A step then has two products, one after the other: forward from h to the gates, and from
+// m = o tanh(c) to h; backward from the gates' gradients to h's, and from those to m's.
 
-enum Cell { RNN_TANH = 0, RNN_RELU = 1, LSTM = 2, GRU = 3 };
-
-// The sizes of one variant; SPLIT is 4, 8, 16 or 32.
-template <int CELL_, int H_, int THREADS_, int ROWS_, int SPLIT_, bool RESIDENT_>
+// The sizes of one variant; SPLIT is 4, 8, 16 or 32. P is 0 where h is not projected.
+template <int CELL_, int H_, int P_, int THREADS_, int ROWS_, int SPLIT_, bool RESIDENT_>
 struct Gated {
   enum {
     CELL = CELL_, H = H_, THREADS = THREADS_, ROWS = ROWS_, RESIDENT = RESIDENT_,
-    GATES = CELL_ == LSTM ? 4 : CELL_ == GRU ? 3 : 1,   // LSTM: i, f, g, o; GRU: r, z, n
-    BLOCKS = CELL_ == GRU ? 4 : GATES,                  // of the products' gradients; GRU: r, z, n's part of W_h h, n
-    SLOPES = CELL_ == LSTM ? 6 : CELL_ == GRU ? 5 : 1,  // see Slopes
-    SLOT = GATES == 1 ? SPLIT_ : SPLIT_ / 4             // lanes for each gate of a unit
+    PROJECTED = P_ > 0,
+    FEATURES = P_ > 0 ? P_ : H_,  // of h
+    GATES = CellSizes<CELL_>::GATES, BLOCKS = CellSizes<CELL_>::BLOCKS, SLOPES = CellSizes<CELL_>::SLOPES,
+    SLOT = GATES == 1 ? SPLIT_ : SPLIT_ / 4,  // lanes for each gate of a unit
+    GROUPS = THREADS_ / SPLIT_,
+    OUTPUTS = FEATURES <= int(GROUPS) ? 1 : FEATURES <= 2 * int(GROUPS) ? 2 : 4  // of a group of lanes where results are P features
   };
   // an RNN's lanes take four neighbouring units, which share what is read of h; else the gates of one unit
-  typedef Product<H_, GATES * H_, SPLIT_, (GATES == 1 ? 4 : int(GATES)), THREADS_, RESIDENT_> Forward;
-  typedef Product<GATES * H_, H_, SPLIT_, 1, THREADS_, RESIDENT_> Back;
-  enum { BACK_BUFFERS = 2 * ROWS_ * int(Back::ROW4) * 16 <= 32768 ? 2 : 1 };
+  typedef Product<FEATURES, GATES * H_, SPLIT_, (GATES == 1 ? 4 : int(GATES)), THREADS_, RESIDENT_> Forward;
+  typedef Product<H_, FEATURES, SPLIT_, OUTPUTS, THREADS_, RESIDENT_> Project;
+  typedef Product<(PROJECTED ? int(FEATURES) : GATES * H_), H_, SPLIT_, 1, THREADS_, RESIDENT_> Back;
+  typedef Product<GATES * H_, FEATURES, SPLIT_, OUTPUTS, THREADS_, RESIDENT_> ProjectBack;
+  enum {
+    // floats of a row: of h, of m, of the products' gradients, of h's gradient
+    H_ROW = 4 * Forward::ROW4, M_ROW = 4 * Project::ROW4, D_ROW = PROJECTED ? 4 * ProjectBack::ROW4 : 4 * Back::ROW4, DH_ROW = 4 * Back::ROW4,
+    BUFFERS = PROJECTED ? 1 : 2,  // with one product, a step writes its result beside what others still read
+    // values of a lane that wait in registers: for each block and row, backward where five of each leave room for the weights
+    AHEAD_BACK = RESIDENT_ && Back::BLOCKS * ROWS_ <= 4,
+    WAITING = RESIDENT_ ? Forward::BLOCKS * ROWS_ : 1, WAITING_BACK = AHEAD_BACK ? Back::BLOCKS * ROWS_ : 1
+  };
 };
 
-// The projected inputs of a lane in a block of results, `x_proj` those of the step.
+// The unit of a lane in a block of results, and which of its gates.
+template <typename C>
+inline int unit_at(thread const typename C::Forward& product, int block) {
+  return C::GATES == 1 ? result_of(product, block) : unit_of(product, block);
+}
+template <typename C>
+inline int gate_of(thread const typename C::Forward& product) {
+  return C::GATES == 1 ? 0 : product.owned;
+}
+
+// The projected inputs of a lane in a block of results, `x_proj` those of step t.
 template <typename C, typename IO>
 inline void read_inputs(
     thread const typename C::Forward& product, int block, device const IO* x_proj, int t, thread const int* length, thread float* projected) {
-  int u = C::GATES == 1 ? result_of(product, block) : unit_of(product, block);
-  int gate = C::GATES == 1 ? 0 : product.owned;
+  int u = unit_at<C>(product, block), gate = gate_of<C>(product);
+#pragma unroll
   for (int r = 0; r < C::ROWS; r++) {
     projected[r] = u < C::H && gate < C::GATES && t < length[r] ? float(x_proj[(r * C::GATES + gate) * C::H + u]) : 0.0f;
   }
 }
 
-// The results of one block of the product with h, and with them the next state of its units. The inputs of the step after it are read
-// before its product, so that they have come when they are needed.
+// What a step needs from device memory is read one step before where there are few values and weights are in registers (then `ahead` holds it),
+// so that it has come when it is needed; else just before a product, which takes longer.
+
+// The product with h, and with it the next state of the units: h_next, or m where it is projected. x, y and c_out are those of step t.
 template <typename C, typename IO>
-inline void forward_block(
-    thread const typename C::Forward& product, int block, threadgroup const float* h, threadgroup float* h_next, thread float* c,
-    thread float* ahead, device const IO* x_next, device const float* b_hn, device IO* y, device IO* c_out, int t, int rows,
-    thread const int* length) {
+inline void units_step(
+    thread const typename C::Forward& product, threadgroup const float* h, threadgroup float* h_next, threadgroup float* c, thread float* ahead,
+    device const IO* x, int stride, device const float* b_hn, device IO* y, device IO* c_out, int t, int rows, thread const int* length) {
   typedef typename C::Forward Forward;
-  enum { H_ROW = 4 * int(Forward::ROW4), COPIES = Forward::COPIES };
-  int u = C::GATES == 1 ? result_of(product, block) : unit_of(product, block);
-  int gate = C::GATES == 1 ? 0 : product.owned;
-  float projected[C::ROWS], sums[C::ROWS * Forward::OUTPUTS];
-  for (int r = 0; r < C::ROWS; r++) projected[r] = ahead[r];
-  read_inputs<C>(product, block, x_next, t + 1, length, ahead);
-  run_product<C::ROWS>(product, (threadgroup const float4*)h, block, sums);
-  float bias = C::CELL == GRU && u < C::H ? b_hn[u] : 0.0f;
-  for (int r = 0; r < C::ROWS; r++) {
-    float q = sums[r * Forward::OUTPUTS], next, c_next = 0.0f;
-    float a = projected[r] + q;  // (1)
-    if (C::CELL == LSTM) {
-      float value = gate == 2 ? fast_tanh(a) : fast_sigmoid(a);  // (2)
-      float i = value;
-      float f = simd_shuffle_xor(value, int(COPIES));
-      float g = simd_shuffle_xor(value, 2 * int(COPIES));
-      float o = simd_shuffle_xor(value, 3 * int(COPIES));
-      c_next = f * c[r] + i * g;  // (3)
-      next = o * fast_tanh(c_next);
-    } else if (C::CELL == GRU) {
-      float value = fast_sigmoid(a);  // (2)
-      float reset = simd_shuffle_xor(value, 2 * int(COPIES));  // for n's lanes that of r's
-      float z = simd_shuffle_xor(value, 3 * int(COPIES));      // and of z's
-      float n = fast_tanh(projected[r] + reset * (q + bias));
-      float before = u < C::H ? h[r * H_ROW + u] : 0.0f;
-      next = n + z * (before - n);  // (3)
+  enum { COPIES = Forward::COPIES, NEXT_ROW = C::PROJECTED ? int(C::M_ROW) : int(C::H_ROW) };
+  int gate = gate_of<C>(product);
+  bool writes_gate = product.primary && gate == (C::CELL == GRU ? 2 : 0);
+#pragma unroll Forward::UNROLL
+  for (int block = 0; block < Forward::BLOCKS; block++) {
+    int u = unit_at<C>(product, block);
+    float projected[C::ROWS], sums[C::ROWS * Forward::OUTPUTS];
+    if (C::RESIDENT) {
+#pragma unroll
+      for (int r = 0; r < C::ROWS; r++) projected[r] = ahead[C::RESIDENT ? block * C::ROWS + r : 0];
+      read_inputs<C>(product, block, x + stride, t + 1, length, ahead + (C::RESIDENT ? block * C::ROWS : 0));
     } else {
-      next = C::CELL == RNN_TANH ? fast_tanh(a) : a > 0.0f ? a : 0.0f;  // (2)
+      read_inputs<C>(product, block, x, t, length, projected);
     }
-    bool writes = product.primary && gate == (C::CELL == GRU ? 2 : 0) && u < C::H && r < rows;
-    bool valid = t < length[r];
-    if (valid) c[r] = c_next;
-    if (!writes) continue;
-    h_next[r * H_ROW + u] = valid ? next : h[r * H_ROW + u];
-    y[r * C::H + u] = IO(valid ? next : 0.0f);
-    if (C::CELL == LSTM) c_out[r * C::H + u] = IO(valid ? c_next : 0.0f);
+    run_product<C::ROWS>(product, (threadgroup const float4*)h, block, sums);
+    float bias = C::CELL == GRU && u < C::H ? b_hn[u] : 0.0f;
+#pragma unroll
+    for (int r = 0; r < C::ROWS; r++) {
+      bool writes = writes_gate && u < C::H && r < rows, valid = t < length[r];
+      float q = sums[r * Forward::OUTPUTS], next, c_next = 0.0f;
+      float a = projected[r] + q;  // (1)
+      if (C::CELL == LSTM) {
+        float value = tanh_or_sigmoid(gate == 2, a);  // (2)
+        float i = value;
+        float f = simd_shuffle_xor(value, int(COPIES));
+        float g = simd_shuffle_xor(value, 2 * int(COPIES));
+        float o = simd_shuffle_xor(value, 3 * int(COPIES));
+        c_next = f * (writes ? c[r * C::H + u] : 0.0f) + i * g;  // (3)
+        next = o * fast_tanh(c_next);
+      } else if (C::CELL == GRU) {
+        float value = fast_sigmoid(a);  // (2)
+        float reset = simd_shuffle_xor(value, 2 * int(COPIES));  // for n's lanes that of r's
+        float z = simd_shuffle_xor(value, 3 * int(COPIES));      // and of z's
+        float n = fast_tanh(projected[r] + reset * (q + bias));
+        float before = u < C::H ? h[r * C::H_ROW + u] : 0.0f;
+        next = n + z * (before - n);  // (3)
+      } else {
+        next = rnn_unit(C::CELL, a);  // (2)
+      }
+      if (!writes) continue;
+      h_next[r * NEXT_ROW + u] = valid || C::PROJECTED ? next : h[r * C::H_ROW + u];
+      if (!C::PROJECTED) y[r * C::H + u] = IO(valid ? next : 0.0f);
+      if (C::CELL != LSTM) continue;
+      if (valid) c[r * C::H + u] = c_next;
+      c_out[r * C::H + u] = IO(valid ? c_next : 0.0f);
+    }
+  }
+}
+
+// From m to h, W_hr m.
+template <typename C, typename IO>
+inline void project_step(
+    thread const typename C::Project& product, threadgroup const float* m, threadgroup float* h, device IO* y, int t, int rows,
+    thread const int* length) {
+#pragma unroll C::Project::UNROLL
+  for (int block = 0; block < C::Project::BLOCKS; block++) {
+    int j = result_of(product, block);
+    float sums[C::ROWS * C::OUTPUTS];
+    run_product<C::ROWS>(product, (threadgroup const float4*)m, block, sums);
+#pragma unroll
+    for (int r = 0; r < C::ROWS; r++) {
+      if (!product.primary || j >= C::FEATURES || r >= rows) continue;
+      float next = sums[r * C::OUTPUTS];  // (3)
+      bool valid = t < length[r];
+      if (valid) h[r * C::H_ROW + j] = next;
+      y[r * C::FEATURES + j] = IO(valid ? next : 0.0f);
+    }
   }
 }
 
 template <typename C, typename IO>
 inline void gated_forward(
     device const IO* x_proj,     // (D, T, B, GATES H): W_x x + b
-    device const float* w_h,     // D times packed (GATES H, H)
+    device const float* w_h,     // D times packed (GATES H, FEATURES)
+    device const float* w_hr,    // D times packed (FEATURES, H) where PROJECTED
     device const float* b_hn,    // (D, H) of a GRU
-    device const float* h0,      // (D, B, H)
+    device const float* h0,      // (D, B, FEATURES)
     device const float* c0,      // (D, B, H) of an LSTM
     device const int* lengths,   // (B)
     device const int* dims,      // T, B
-    device IO* y,                // (D, T, B, H)
+    device IO* y,                // (D, T, B, FEATURES)
     device IO* c_out,            // (D, T, B, H) of an LSTM, else one element
     int group_index, int thread_index, threadgroup float4* scratch) {
   typedef typename C::Forward Forward;
-  enum { H_ROW = 4 * int(Forward::ROW4) };
   int T = dims[0], B = dims[1], per_direction = (B + C::ROWS - 1) / C::ROWS;
   int direction = group_index / per_direction, row0 = group_index % per_direction * C::ROWS;
-  int rows = B - row0 < C::ROWS ? B - row0 : int(C::ROWS), first = direction * T * B;
-  threadgroup float* states = (threadgroup float*)scratch;  // (2, ROWS, H_ROW): a step writes its result beside what others still read
-  fill(states, 2 * C::ROWS * H_ROW, thread_index, C::THREADS, 0.0f);
+  int rows = B - row0 < C::ROWS ? B - row0 : int(C::ROWS), first = direction * T * B, state0 = direction * B + row0;
+  threadgroup float* states = (threadgroup float*)scratch;            // (BUFFERS, ROWS, H_ROW)
+  threadgroup float* m = states + C::BUFFERS * C::ROWS * C::H_ROW;    // (ROWS, M_ROW) where PROJECTED
+  threadgroup float* c = m + (C::PROJECTED ? C::ROWS * C::M_ROW : 0);  // (ROWS, H) of an LSTM
+  fill(states, C::BUFFERS * C::ROWS * C::H_ROW + (C::PROJECTED ? C::ROWS * C::M_ROW : 0), thread_index, C::THREADS, 0.0f);
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   int length[C::ROWS];
   int steps = read_lengths<C::ROWS>(lengths, row0, B, length);
   for (int r = 0; r < rows; r++) {
-    for (int u = thread_index; u < C::H; u += C::THREADS) states[r * H_ROW + u] = h0[(direction * B + row0 + r) * C::H + u];
+    for (int j = thread_index; j < C::FEATURES; j += C::THREADS) states[r * C::H_ROW + j] = h0[(state0 + r) * C::FEATURES + j];
+    for (int u = thread_index; u < C::H && C::CELL == LSTM; u += C::THREADS) c[r * C::H + u] = c0[(state0 + r) * C::H + u];
   }
   Forward product;
+  typename C::Project project;
   load_product(product, w_h + direction * 4 * Forward::FLOAT4S * C::THREADS, thread_index);
-  float c[Forward::BLOCKS * C::ROWS];  // of the units whose gates this lane takes
-  float ahead[Forward::BLOCKS * C::ROWS];
-  for (int block = 0; block < Forward::BLOCKS; block++) {
-    int u = unit_of(product, block);
-    for (int r = 0; r < C::ROWS; r++) {
-      c[block * C::ROWS + r] = C::CELL == LSTM && u < C::H && r < rows ? c0[(direction * B + row0 + r) * C::H + u] : 0.0f;
-    }
-    read_inputs<C>(product, block, x_proj + (first + row0) * C::GATES * C::H, 0, length, ahead + block * C::ROWS);
+  if (C::PROJECTED) load_product(project, w_hr + direction * 4 * C::Project::FLOAT4S * C::THREADS, thread_index);
+  float ahead[C::WAITING];
+#pragma unroll
+  for (int block = 0; block < Forward::BLOCKS && C::RESIDENT; block++) {
+    read_inputs<C>(product, block, x_proj + (first + row0) * C::GATES * C::H, 0, length, ahead + (C::RESIDENT ? block * C::ROWS : 0));
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   for (int t = 0; t < steps; t++) {
     int step = first + t * B + row0;
-    threadgroup float* h = states + t % 2 * C::ROWS * H_ROW;
-    threadgroup float* h_next = states + (t + 1) % 2 * C::ROWS * H_ROW;
-    device const IO* x = x_proj + (step + B) * C::GATES * C::H;
+    threadgroup float* h = states + t % C::BUFFERS * C::ROWS * C::H_ROW;
+    threadgroup float* h_next = C::PROJECTED ? m : states + (t + 1) % C::BUFFERS * C::ROWS * C::H_ROW;
+    device IO* y_step = y + step * C::FEATURES;
     device IO* c_step = c_out + (C::CELL == LSTM ? step * C::H : 0);
-    if (C::RESIDENT) {
-#pragma unroll
-      for (int block = 0; block < Forward::BLOCKS; block++) {
-        forward_block<C>(
-            product, block, h, h_next, c + block * C::ROWS, ahead + block * C::ROWS, x, b_hn + direction * C::H, y + step * C::H, c_step, t,
-            rows, length);
-      }
-    } else {
-      for (int block = 0; block < Forward::BLOCKS; block++) {
-        forward_block<C>(
-            product, block, h, h_next, c + block * C::ROWS, ahead + block * C::ROWS, x, b_hn + direction * C::H, y + step * C::H, c_step, t,
-            rows, length);
-      }
-    }
+    units_step<C>(
+        product, h, h_next, c, ahead, x_proj + step * C::GATES * C::H, B * C::GATES * C::H, b_hn + direction * C::H, y_step, c_step, t, rows,
+        length);
     threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (C::PROJECTED) {
+      project_step<C>(project, m, h, y_step, t, rows, length);
+      threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
   }
-  clear_rest<C::ROWS, C::THREADS>(y + first * C::H, steps, T, B, int(C::H), row0, thread_index);
+  clear_rest<C::ROWS, C::THREADS>(y + first * C::FEATURES, steps, T, B, int(C::FEATURES), row0, thread_index);
   if (C::CELL == LSTM) {
     clear_rest<C::ROWS, C::THREADS>(c_out + first * C::H, steps, T, B, int(C::H), row0, thread_index);
   } else if (group_index == 0 && thread_index == 0) {
@@ -148,9 +196,8 @@ inline void gated_forward(
   }
 }
 
-// What a lane needs of a step for its gate of a unit, beside what arrives: its own slope and those that all of a unit's lanes take.
-// The slopes (SLOPES, H) of a step: RNN of h by a; LSTM of c by a_i, a_f, a_g, of h by a_o and by c, and f; GRU of h by a_r, a_z, q_n, a_n and
-// by the h before.
+// What a lane needs of a step for its gate of a unit, beside what arrives: its own slope and those that all of a unit's lanes take; see
+// gated_slopes.
 struct Slopes {
   float dy, dy_c, own, shared, through;
 };
@@ -159,7 +206,7 @@ template <typename C, typename IO>
 inline Slopes read_slopes(int u, int part, bool valid, int step, device const IO* dy, device const IO* dy_c, device const float* slopes) {
   Slopes found = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
   if (!valid) return found;
-  found.dy = float(dy[step * C::H + u]);
+  if (!C::PROJECTED) found.dy = float(dy[step * C::H + u]);
   found.own = slopes[(step * C::SLOPES + part / C::SLOT) * C::H + u];
   if (C::GATES > 1) found.shared = slopes[(step * C::SLOPES + 4) * C::H + u];
   if (C::CELL == LSTM) {
@@ -169,10 +216,10 @@ inline Slopes read_slopes(int u, int part, bool valid, int step, device const IO
   return found;
 }
 
-// From the gradient of a unit's h that arrives at a step to those of its products, one lane of each gate writing its own. `kept` is what goes
-// to the state before past the products: of an LSTM the gradient of c, of a GRU a part of h's.
+// From the gradient of a unit's h, or m, that arrives at a step to those of its products, one lane of each gate writing its own. Returns what
+// goes to the state before past the products, from the `kept` of the step after: of an LSTM the gradient of c, of a GRU a part of h's.
 template <typename C>
-inline void enter_step(float arriving, int u, int part, bool valid, thread const Slopes& at, threadgroup float* d, device float* d_out, thread float& kept) {
+inline float enter_step(float arriving, float kept, int u, int part, bool valid, thread const Slopes& at, threadgroup float* d, device float* d_out) {
   int slot = part / C::SLOT;
   float value = 0.0f;
   if (valid) {
@@ -185,102 +232,155 @@ inline void enter_step(float arriving, int u, int part, bool valid, thread const
       kept = dc * at.through;
     }
   }
-  if (part % C::SLOT != 0) return;
-  if (slot < C::GATES) d[slot * C::H + u] = value;
-  d_out[slot * C::H + u] = value;
+  if (part % C::SLOT == 0) {
+    if (slot < C::GATES) d[slot * C::H + u] = value;
+    d_out[slot * C::H + u] = value;
+  }
+  return kept;
+}
+
+// What comes from beyond these steps, and what goes to the state before them, of the group's sequences.
+struct Ends {
+  device const float* carry;
+  device float* d0;
+};
+
+// To the gradients of h, of P features, by the product of the step after: dh.
+template <typename C, typename IO>
+inline void project_back(
+    thread const typename C::ProjectBack& product, threadgroup const float* d, threadgroup float* dh, device const IO* dy, device float* dh_out,
+    Ends h, int t, int steps, int step, int rows, thread const int* length) {
+#pragma unroll C::ProjectBack::UNROLL
+  for (int block = 0; block < C::ProjectBack::BLOCKS; block++) {
+    int j = result_of(product, block);
+    bool mine = product.primary && j < C::FEATURES;
+    float added[C::ROWS], sums[C::ROWS * C::OUTPUTS];
+#pragma unroll
+    for (int r = 0; r < C::ROWS; r++) {  // on their way while the product is made
+      added[r] = mine && t >= 0 && t < length[r] ? float(dy[(step + r) * C::FEATURES + j]) : 0.0f;
+      sums[r * C::OUTPUTS] = mine && r < rows ? h.carry[r * C::FEATURES + j] : 0.0f;
+    }
+    if (t + 1 < steps) run_product<C::ROWS>(product, (threadgroup const float4*)d, block, sums);
+#pragma unroll
+    for (int r = 0; r < C::ROWS; r++) {
+      if (!mine || r >= rows) continue;
+      float arriving = sums[r * C::OUTPUTS];
+      if (t < 0) {
+        h.d0[r * C::FEATURES + j] = arriving;
+      } else {
+        dh[r * C::DH_ROW + j] = arriving + added[r];
+        dh_out[(step + r) * C::FEATURES + j] = arriving + added[r];
+      }
+    }
+  }
+}
+
+// Into step t (-1: the state before the first): the product gives what arrives there, `kept` is what went past it.
+template <typename C, typename IO>
+inline void units_back(
+    thread const typename C::Back& product, threadgroup const float* in, threadgroup const float* kept, threadgroup float* kept_next,
+    threadgroup float* d, thread Slopes* ahead, device const IO* dy, device const IO* dy_c, device const float* slopes, device float* d_out,
+    Ends h, Ends c, int t, int steps, int step, int stride, int rows, thread const int* length) {
+  typedef typename C::Back Back;
+#pragma unroll Back::UNROLL
+  for (int block = 0; block < Back::BLOCKS; block++) {
+    int u = unit_of(product, block), part = product.part;
+    Slopes at[C::ROWS];
+    float passed[C::ROWS], sums[C::ROWS];
+#pragma unroll
+    for (int r = 0; r < C::ROWS; r++) {
+      int place = C::AHEAD_BACK ? block * C::ROWS + r : 0;
+      bool exists = u < C::H && r < rows;
+      passed[r] = C::GATES > 1 && exists ? kept[r * C::H + u] : 0.0f;
+      sums[r] = !C::PROJECTED && exists && t + 1 == steps ? h.carry[r * C::H + u] : 0.0f;
+      if (C::AHEAD_BACK) {
+        at[r] = ahead[place];
+        ahead[place] = read_slopes<C>(u, part, exists && t > 0 && t - 1 < length[r], step + r - stride, dy, dy_c, slopes);
+      } else {
+        at[r] = read_slopes<C>(u, part, exists && t >= 0 && t < length[r], step + r, dy, dy_c, slopes);
+      }
+    }
+    if (C::PROJECTED ? t >= 0 : t + 1 < steps) run_product<C::ROWS>(product, (threadgroup const float4*)in, block, sums);
+#pragma unroll
+    for (int r = 0; r < C::ROWS; r++) {
+      if (u >= C::H || r >= rows) continue;
+      float arriving = sums[r] + (C::CELL == GRU ? passed[r] : 0.0f);
+      if (t >= 0) {
+        float through = enter_step<C>(
+            arriving, passed[r], u, part, t < length[r], at[r], d + r * C::D_ROW, d_out + (step + r) * C::BLOCKS * C::H);
+        if (C::GATES > 1 && part == 0) kept_next[r * C::H + u] = through;
+      } else if (part == 0) {
+        if (!C::PROJECTED) h.d0[r * C::H + u] = arriving;
+        if (C::CELL == LSTM) c.d0[r * C::H + u] = passed[r];
+      }
+    }
+  }
 }
 
 // The backward scan: only what is sequential, dh -> d -> dh.
 template <typename C, typename IO>
 inline void gated_backward(
-    device const IO* dy,            // (D, T, B, H)
-    device const float* carry,      // (D, B, H): the gradient of the last state from beyond these steps
-    device const float* slopes,     // (D, T, B, SLOPES, H), see Slopes
-    device const float* w_h,        // D times packed (H, GATES H)
+    device const IO* dy,            // (D, T, B, FEATURES)
+    device const float* carry,      // (D, B, FEATURES): the gradient of the last state from beyond these steps
+    device const float* slopes,     // (D, T, B, SLOPES, H), see gated_slopes
+    device const float* w_h,        // D times packed (FEATURES, GATES H)
+    device const float* w_hr,       // D times packed (H, FEATURES) where PROJECTED
     device const IO* dy_c,          // (D, T, B, H) and the next of an LSTM
     device const float* carry_c,    // (D, B, H)
     device const int* lengths,      // (B)
     device const int* dims,         // T, B
     device float* d_out,            // (D, T, B, BLOCKS, H): of the products
-    device float* dh0,              // (D, B, H)
+    device float* dh_out,           // (D, T, B, FEATURES): of h where PROJECTED, else one element
+    device float* dh0,              // (D, B, FEATURES)
     device float* dc0,              // (D, B, H) of an LSTM, else one element
     int group_index, int thread_index, threadgroup float4* scratch) {
   typedef typename C::Back Back;
-  enum { D_ROW = 4 * int(Back::ROW4) };
   int T = dims[0], B = dims[1], per_direction = (B + C::ROWS - 1) / C::ROWS;
   int direction = group_index / per_direction, row0 = group_index % per_direction * C::ROWS;
   int rows = B - row0 < C::ROWS ? B - row0 : int(C::ROWS), first = direction * T * B, state0 = direction * B + row0;
-  threadgroup float* buffers = (threadgroup float*)scratch;  // (BACK_BUFFERS, ROWS, D_ROW)
-  fill(buffers, C::BACK_BUFFERS * C::ROWS * D_ROW, thread_index, C::THREADS, 0.0f);
+  threadgroup float* buffers = (threadgroup float*)scratch;                 // d, (BUFFERS, ROWS, D_ROW)
+  threadgroup float* dh = buffers + C::BUFFERS * C::ROWS * C::D_ROW;        // (ROWS, DH_ROW) where PROJECTED
+  threadgroup float* kept = dh + (C::PROJECTED ? C::ROWS * C::DH_ROW : 0);  // (2, ROWS, H) of LSTM and GRU
+  fill(buffers, C::BUFFERS * C::ROWS * C::D_ROW + (C::PROJECTED ? C::ROWS * C::DH_ROW : 0), thread_index, C::THREADS, 0.0f);
 
   int length[C::ROWS];
   int steps = read_lengths<C::ROWS>(lengths, row0, B, length);
-  Back product;
-  load_product(product, w_h + direction * 4 * Back::FLOAT4S * C::THREADS, thread_index);
-  float kept[Back::BLOCKS * C::ROWS];  // each lane of a unit has its own copy
-  float arriving[Back::BLOCKS * C::ROWS];
-  Slopes ahead[C::RESIDENT ? int(Back::BLOCKS) * C::ROWS : 1];  // of the step before, read while the product runs; there are few if weights fit
-#pragma unroll 4
-  for (int block = 0; block < Back::BLOCKS; block++) {
-    int u = unit_of(product, block);
-#pragma unroll
-    for (int r = 0; r < C::ROWS; r++) {
-      bool exists = u < C::H && r < rows;
-      kept[block * C::ROWS + r] = C::CELL == LSTM && exists ? carry_c[(state0 + r) * C::H + u] : 0.0f;
-      arriving[block * C::ROWS + r] = exists ? carry[(state0 + r) * C::H + u] : 0.0f;
-      if (C::RESIDENT) {
-        bool valid = exists && steps - 1 < length[r];
-        ahead[block * C::ROWS + r] = read_slopes<C>(u, product.part, valid, first + (steps - 1) * B + row0 + r, dy, dy_c, slopes);
-      }
+  for (int r = 0; r < rows && C::GATES > 1; r++) {
+    for (int u = thread_index; u < C::H; u += C::THREADS) {
+      kept[((steps + 1) % 2 * C::ROWS + r) * C::H + u] = C::CELL == LSTM ? carry_c[(state0 + r) * C::H + u] : 0.0f;
     }
   }
+  Back product;
+  typename C::ProjectBack project;
+  device const float* w_features = w_h + direction * 4 * C::ProjectBack::FLOAT4S * C::THREADS;
+  if (C::PROJECTED) load_product(project, w_features, thread_index);
+  load_product(product, (C::PROJECTED ? w_hr : w_h) + direction * 4 * Back::FLOAT4S * C::THREADS, thread_index);
+  Slopes ahead[C::WAITING_BACK];
+#pragma unroll
+  for (int i = 0; i < C::WAITING_BACK && C::AHEAD_BACK; i++) {
+    int u = unit_of(product, i / C::ROWS), r = i % C::ROWS, t = steps - 1;
+    ahead[i] = read_slopes<C>(u, product.part, u < C::H && r < rows && t >= 0 && t < length[r], first + t * B + row0 + r, dy, dy_c, slopes);
+  }
+  Ends h = {carry + state0 * C::FEATURES, dh0 + state0 * C::FEATURES}, c = {carry_c, dc0 + (C::CELL == LSTM ? state0 * C::H : 0)};
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
-  // step t's gradients follow from what arrives of the step after it; then t's product gives what arrives at the step before
-  for (int t = steps - 1; t >= 0; t--) {
-    threadgroup float* d = buffers + t % C::BACK_BUFFERS * C::ROWS * D_ROW;
-#pragma unroll 4
-    for (int block = 0; block < Back::BLOCKS; block++) {
-      int u = unit_of(product, block);
-#pragma unroll
-      for (int r = 0; r < C::ROWS; r++) {  // bounds known to the compiler: else the arrays would not be registers
-        if (r >= rows || u >= C::H) continue;
-        int step = first + t * B + row0 + r, place = block * C::ROWS + r;
-        bool valid = t < length[r];
-        Slopes at;
-        if (C::RESIDENT) {
-          at = ahead[place];
-          ahead[place] = read_slopes<C>(u, product.part, t > 0 && t - 1 < length[r], step - B, dy, dy_c, slopes);
-        } else {
-          at = read_slopes<C>(u, product.part, valid, step, dy, dy_c, slopes);
-        }
-        enter_step<C>(arriving[place], u, product.part, valid, at, d + r * D_ROW, d_out + step * C::BLOCKS * C::H, kept[place]);
-      }
+  // each step's product gives what arrives at the step before; the last step takes what comes from beyond
+  for (int t = steps - 1; t >= -1; t--) {
+    int step = first + t * B + row0;
+    threadgroup float* d = buffers + (t + 2) % C::BUFFERS * C::ROWS * C::D_ROW;
+    threadgroup const float* d_after = buffers + (t + 1) % C::BUFFERS * C::ROWS * C::D_ROW;
+    threadgroup const float* kept_after = kept + (t + 2) % 2 * C::ROWS * C::H;
+    threadgroup float* kept_here = kept + (t + 1) % 2 * C::ROWS * C::H;
+    if (C::PROJECTED) {
+      project_back<C>(project, d_after, dh, dy, dh_out, h, t, steps, step, rows, length);
+      threadgroup_barrier(mem_flags::mem_threadgroup);
     }
+    units_back<C>(
+        product, C::PROJECTED ? dh : d_after, kept_after, kept_here, d, ahead, dy, dy_c, slopes, d_out, h, c, t, steps, step, B, rows, length);
     threadgroup_barrier(mem_flags::mem_threadgroup);
-#pragma unroll 4
-    for (int block = 0; block < Back::BLOCKS; block++) {
-      float sums[C::ROWS];
-      run_product<C::ROWS>(product, (threadgroup const float4*)d, block, sums);
-      for (int r = 0; r < C::ROWS; r++) {
-        int place = block * C::ROWS + r;
-        arriving[place] = sums[r] + (C::CELL == GRU ? kept[place] : 0.0f);
-      }
-    }
-    if (C::BACK_BUFFERS == 1) threadgroup_barrier(mem_flags::mem_threadgroup);
-  }
-
-#pragma unroll 4
-  for (int block = 0; block < Back::BLOCKS; block++) {
-    int u = unit_of(product, block);
-#pragma unroll
-    for (int r = 0; r < C::ROWS; r++) {
-      int place = block * C::ROWS + r;
-      if (r >= rows || u >= C::H || product.part != 0) continue;
-      dh0[(state0 + r) * C::H + u] = steps > 0 ? arriving[place] : 0.0f;
-      if (C::CELL == LSTM) dc0[(state0 + r) * C::H + u] = steps > 0 ? kept[place] : 0.0f;
-    }
   }
   clear_rest<C::ROWS, C::THREADS>(d_out + first * C::BLOCKS * C::H, steps, T, B, int(C::BLOCKS) * int(C::H), row0, thread_index);
+  if (C::PROJECTED) clear_rest<C::ROWS, C::THREADS>(dh_out + first * C::FEATURES, steps, T, B, int(C::FEATURES), row0, thread_index);
+  if (!C::PROJECTED && group_index == 0 && thread_index == 0) dh_out[0] = 0.0f;
   if (C::CELL != LSTM && group_index == 0 && thread_index == 0) dc0[0] = 0.0f;
 }

@@ -5,15 +5,17 @@ import json
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
 import ember_mlx
 from ember_mlx import GRU, LSTM, RNN
-from ember_mlx.kernels.loader import kernels_made_by
+from ember_mlx.kernels import loader
 
 from .comparisons import assert_close, assert_trees_close
-from .metal_host import metal_kernel, unsupported_reason
+from .metal_host import metal_kernel
+from .test_kernels import BY_STEP, kernels_on, on_host
 from .tolerances import FORWARD, GRADIENT
 
 I, H, T, B = 3, 6, 9, 4
@@ -357,36 +359,81 @@ def test_vmap_and_export(kind, tmp_path, x):
     assert_close(mx.import_function(path)(x)[0], layer(x), 1e-6)
 
 
-@pytest.mark.skipif(unsupported_reason() is not None, reason=f"the host runner does not work here: {unsupported_reason()}")
-@pytest.mark.parametrize("kind", [name for name in KINDS if name != "lstm-projected"])
+@on_host
+@pytest.mark.parametrize("by_step", [False, True], ids=["one-launch", "by-step"])
+@every_kind
 @with_lengths
-def test_layer_on_kernels(kind, lengths, x):
+def test_layer_on_kernels(kind, lengths, by_step, x):
     layer = KINDS[kind]()
     gradient = mx.grad(loss_of(layer, lengths), argnums=(0, 1))
     expected = in_ops(gradient, layer.parameters(), x)
-    with kernels_made_by("metal", metal_kernel), ember_mlx.use_backend("metal"):
+    with kernels_on("host", BY_STEP if by_step else None, metal_kernel) as backend, ember_mlx.use_backend(backend):
         assert_trees_close(gradient(layer.parameters(), x), expected, GRADIENT["float32"])
 
 
-@pytest.mark.skipif(unsupported_reason() is not None, reason=f"the host runner does not work here: {unsupported_reason()}")
-def test_both_directions_are_one_launch(x):
+@on_host
+@pytest.mark.parametrize("proj_size", [None, 2], ids=["plain", "projected"])
+@pytest.mark.parametrize("by_step", [False, True], ids=["one-launch", "by-step"])
+def test_both_directions_share_their_launches(by_step, proj_size, x):
     launches = []
 
     def counting(**text):
         kernel = metal_kernel(**text)
         return lambda **call: (launches.append(text["name"]), kernel(**call))[1]
 
-    layer = LSTM(I, H, bidirectional=True)
-    with kernels_made_by("metal", counting), ember_mlx.use_backend("metal"):
+    layer = LSTM(I, H, proj_size=proj_size, bidirectional=True)
+    with kernels_on("host", BY_STEP if by_step else None, counting) as backend, ember_mlx.use_backend(backend):
         mx.eval(mx.grad(lambda a: layer(a).sum())(x))
-    assert launches == ["gated_forward", "gated_backward"]
+    forward, backward = (["gated_next"] * T, ["gated_previous"] * T) if by_step else (["gated_forward"], ["gated_backward"])
+    assert launches == [*forward, "gated_slopes", *backward]
 
 
-@pytest.mark.skipif(unsupported_reason() is not None, reason=f"the host runner does not work here: {unsupported_reason()}")
-def test_a_projected_state_has_no_kernel_and_says_so(x):
-    message = r"\[LSTM\] backend 'metal' cannot run: there is no kernel for a projected state \(proj_size\)"
-    with kernels_made_by("metal", metal_kernel), ember_mlx.use_backend("metal"), pytest.raises(RuntimeError, match=message):
-        LSTM(I, H, proj_size=2)(x)
+BY_ITSELF = {
+    "rnn": lambda: RNN(I, 8),
+    "gru": lambda: GRU(I, 8, bidirectional=True),
+    "lstm": lambda: LSTM(I, 8, 2, bidirectional=True),
+    "lstm-projected": lambda: LSTM(I, 8, proj_size=2),
+}
+
+
+@on_host
+@pytest.mark.parametrize("kind", BY_ITSELF)
+def test_a_step_by_itself_is_one_launch_and_copies_nothing(kind, x, monkeypatch):
+    """MLX copies what is not contiguous before a launch: cotangents are views, and of a sum broadcast numbers. Short arrays are padded."""
+    copied, now = [], []
+    padded = loader._padded
+
+    def noting(**text):
+        kernel = metal_kernel(**text)
+
+        def call(**arguments):
+            if text["name"] in ("gated_next", "gated_previous"):
+                mx.eval(arguments["inputs"])
+                given = zip(text["input_names"], arguments["inputs"], strict=True)
+                copied.extend([*(name for name, a in given if not np.asarray(a).flags.c_contiguous), *now])
+            now.clear()
+            return kernel(**arguments)
+
+        return call
+
+    monkeypatch.setattr(loader, "_padded", lambda a, size: (now.append(f"{a.shape} padded"), padded(a, size))[1])
+    layer = BY_ITSELF[kind]()
+    with kernels_on("host", BY_STEP, noting) as backend, ember_mlx.use_backend(backend):
+        mx.eval(mx.grad(lambda a: layer(a).sum())(x))
+    assert not copied
+
+
+@on_host
+def test_a_step_by_itself_leaves_no_trace_of_padding(x):
+    """What comes after a sequence's end goes through the small kernels too; it reaches nothing, be it no number at all."""
+    layer, lengths = LSTM(I, H, proj_size=2), mx.array([2] * B)
+    padded = mx.concatenate([x[:, :2], mx.full((B, T - 2, I), mx.nan)], axis=1)
+    with kernels_on("host", BY_STEP, metal_kernel) as backend, ember_mlx.use_backend(backend):
+        y, state = layer(padded, lengths=lengths, return_state=True)
+        expected, expected_state = layer(x[:, :2], return_state=True)
+        assert mx.array_equal(y[:, :2], expected)
+        assert not mx.any(y[:, 2:])
+        assert all(map(mx.array_equal, state, expected_state))
 
 
 @every_kind

@@ -9,7 +9,10 @@ import pytest
 import ember_mlx
 from ember_mlx import LTC, NCPMap, StrideAwareCfC, StrideAwareLTC
 from ember_mlx.kernels.loader import kernels_made_by
-from ember_mlx.kernels.tiles import FAMILIES, Tile, family_of
+from ember_mlx.kernels.tiles import FAMILIES, THREADGROUP_BYTES, Tile, family_of
+from ember_mlx.scans.gated import fused as gated_fused
+from ember_mlx.scans.gated.spec import GatedSpec
+from ember_mlx.scans.gated.variant import Backward, Forward
 from ember_mlx.scans.ltc import fused as ltc_fused
 from ember_mlx.scans.ltc.problems import random_arrays as ltc_arrays
 from ember_mlx.scans.ltc.spec import LTCSpec
@@ -72,8 +75,8 @@ def test_mixed_memory_of_an_ltc_is_refused_by_name():
 @on_host
 @pytest.mark.parametrize(
     ("name", "variant"),
-    [("quantum", "ctrqnet_noise"), ("rnn", "relu"), ("lstm", "lstm_bidirectional"), ("gru", "gru")],
-    ids=["quantum", "rnn", "lstm", "gru"],
+    [("quantum", "ctrqnet_noise"), ("rnn", "relu"), ("lstm", "lstm_bidirectional"), ("gru", "gru"), ("lstm", "lstm_projected")],
+    ids=["quantum", "rnn", "lstm", "gru", "projected"],
 )
 def test_backward_in_blocks_of_steps_is_the_whole(monkeypatch, name, variant):
     recurrence = RECURRENCES[name]
@@ -84,11 +87,78 @@ def test_backward_in_blocks_of_steps_is_the_whole(monkeypatch, name, variant):
                 compare(kind, recurrence, *recurrence.problem(variant, 7, 5, 6, lengths=lengths))
 
 
+GATED_LAYOUTS = [
+    ("lstm", "lstm", "sm_90", 64, (True, True)),
+    ("lstm", "lstm", "sm_90", 256, (False, False)),
+    ("lstm", "lstm", "sm_90", 512, (None, None)),
+    ("lstm", "lstm", "applegpu_g13", 128, (False, False)),
+    ("lstm", "lstm_projected_bidirectional", "sm_90", 64, (True, True)),
+    ("lstm", "lstm_projected", "sm_90", 256, (False, False)),
+    ("gru", "gru", "sm_90", 512, (None, None)),
+    ("gru", "gru_bidirectional", "applegpu_g13", 512, (None, None)),
+    ("rnn", "tanh", "sm_90", 1024, (None, None)),
+]
+
+
 @devices
-def test_gates_gradients_in_one_buffer_where_two_do_not_fit(device):
+@pytest.mark.parametrize(
+    ("name", "variant", "family", "H", "resident"), GATED_LAYOUTS, ids=[f"{variant}-{f}-H{H}" for _, variant, f, H, _ in GATED_LAYOUTS]
+)
+def test_the_tables_own_layout_for_gates(monkeypatch, device, name, variant, family, H, resident):
+    """Weights in registers, read at every step, or (None) every step by itself; forward and backward."""
+    monkeypatch.setattr(gated_fused, "current_family", lambda: family_of(family))
+    recurrence = RECURRENCES[name]
+    spec, arrays = recurrence.problem(variant, 3, 2, H, lengths=True)
+    chosen = gated_fused.variant_of("metal", spec, to_mlx(arrays))
+    assert tuple(tile.resident if tile.rows else None for tile in (chosen.forward, chosen.backward)) == resident
+    with kernels_on(device, maker=metal_kernel) as kind:
+        compare(kind, recurrence, spec, arrays)
+
+
+PROJECTED_LAYOUTS = gated_fused.layouts(family_of("sm_90"), GatedSpec("lstm"))
+
+
+@devices
+@pytest.mark.parametrize("tile", PROJECTED_LAYOUTS, ids=lambda tile: f"rows{tile.rows}-{'resident' if tile.resident else 'streamed'}")
+def test_a_projected_state_in_every_layout_of_the_table(device, tile):
     recurrence = RECURRENCES["lstm"]
-    with kernels_on(device, Tile(64, 3, 8, False)) as kind:
-        compare(kind, recurrence, *recurrence.problem("lstm", 3, 4, 400, lengths=True))
+    with kernels_on(device, tile) as kind:
+        compare(kind, recurrence, *recurrence.problem("lstm_projected", 3, 3, 33, lengths=True))
+
+
+@devices
+@pytest.mark.parametrize(("name", "variant"), [("lstm", "lstm_projected_bidirectional"), ("lstm", "lstm"), ("gru", "gru"), ("rnn", "relu")])
+def test_slopes_of_many_units_do_not_wait_in_registers(device, name, variant):
+    """Weights are in registers, and each lane has so many units that their slopes are read just before the product."""
+    recurrence = RECURRENCES[name]
+    with kernels_on(device, Tile(64, 2, 8, True)) as kind:
+        compare(kind, recurrence, *recurrence.problem(variant, 5, 3, 31, lengths=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_gated_layouts_fit_into_the_threadgroups_memory(family):
+    for cell in ("tanh", "lstm", "gru"):
+        for H, P in ((31, 0), (64, 7), (256, 0), (256, 200), (700, 0), (2000, 0)):
+            for B in (1, 60, 5000):
+                for scan in (Forward, Backward):
+                    tile = gated_fused.choose_tile(family, scan, GatedSpec(cell), H, P, B)
+                    assert 16 * scan(GatedSpec(cell), H, P, tile).scratch <= THREADGROUP_BYTES
+
+
+def test_gated_arrays_that_an_int_cannot_index_are_refused():
+    spec, arrays = RECURRENCES["lstm"].problem("lstm", 1, 1, 64)
+    arrays = to_mlx(arrays)
+    assert gated_fused.refusal("metal", spec, arrays) is None
+    long = arrays | {"x": mx.broadcast_to(arrays["x"], (1, 2**16, 2**7, 3))}
+    assert gated_fused.refusal("metal", spec, long) == "an array of 2147483648 numbers has more than an int counts"
+
+
+def test_blocks_of_steps_of_gates_bound_the_memory():
+    tile = Tile(256, 1, 8, True)
+    small = gated_fused.Variant(GatedSpec("lstm"), 64, 0, tile, tile)
+    assert gated_fused.block_steps(small, 32) == gated_fused.BLOCK_STEPS
+    assert 1 < gated_fused.block_steps(small._replace(H=1024), 512) < 20
+    assert gated_fused.block_steps(small._replace(H=10**6), 512) == 1
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -103,7 +173,7 @@ def test_every_choice_of_the_table_is_among_the_layouts_that_are_checked(monkeyp
                 variant = module.variant_of("metal", spec, to_mlx(arrays))
                 tiles = [part for part in variant if isinstance(part, Tile)]
                 assert tiles
-                assert all(tile in recurrence.fused.layouts(family, spec) or tile.rows == 0 for tile in tiles)
+                assert set(tiles) <= set(recurrence.fused.layouts(family, spec))
 
 
 STRIDED = {

@@ -47,6 +47,12 @@ class ProductShape(NamedTuple):
         return self.blocks * self.outputs * self.share
 
 
+def outputs_for(results: int, groups: int) -> int:
+    """Results of a group of lanes in each block: 1, 2 or 4, so that no group is idle."""
+    by_group = -(-results // groups)
+    return by_group if by_group < 3 else 4
+
+
 @lru_cache(maxsize=128)
 def packing_index(shape: ProductShape) -> mx.array:
     """For each packed float the index into the flat (results, inputs) weight, or results * inputs for padding."""

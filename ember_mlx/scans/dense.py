@@ -131,6 +131,8 @@ class Product:
 class StepProduct:
     """u w for the few rows of a step, for every direction and gate, in pieces that one thread works on (see products.py).
 
+    Beside what a Product does, each direction and gate may have inputs of its own, and where there are many rows they are parted too.
+
     Args:
         w: (D, G, K, J).
         scratch: where the weights lie.

@@ -5,7 +5,8 @@ from typing import Any
 import mlx.core as mx
 
 from ...kernels.loader import KernelText
-from .slopes import FILES, Point, activate, dims, floats, launch_pointwise, projected
+from ...kernels.pointwise import dims, launch_pointwise
+from .slopes import FILES, Point, activate, floats, projected
 from .spec import MODES, CfCSpec
 from .variant import Weights, by_unit
 

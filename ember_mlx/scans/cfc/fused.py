@@ -12,10 +12,11 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ...kernels.loader import KernelText, Launch, Launches, run_launches
+from ...kernels.pointwise import dims
 from ...kernels.tiles import Family, Tile, current_family, forced_tile, rows_for, steps_apart
 from .by_step import back_by_step, forward_by_step
 from .problems import random_arrays
-from .slopes import Point, dims, floats, linearise, projected
+from .slopes import Point, floats, linearise, projected
 from .spec import CfCSpec
 from .variant import (
     Variant,

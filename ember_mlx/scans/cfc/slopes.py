@@ -1,40 +1,26 @@
 """What the CfC's backward needs of every step, from the stored states: products, and the kernels of cfc_pointwise.metal."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ...kernels.loader import KernelText, launch
+from ...kernels.loader import KernelText
+from ...kernels.pointwise import dims, launch_pointwise
 from ..ops import project
 from ..pointwise import ACTIVATIONS
 from .spec import MODES, CfCSpec
 from .variant import Weights, by_unit
 
 Tree = dict[str, Any]
-POINTWISE_THREADS = 256
 FILES = ("pointwise.metal", "cfc_pointwise.metal")
 ACTIVATE = KernelText("cfc_activate", "ACTIVATION, THREADS", FILES, ("a", "dropout", "dims"), ("z", "slope"))
 SLOPES = KernelText("cfc_slopes", "MODE, H, THREADS", FILES, ("q", "dt", "pure", "dims"), ("by_q", "by_dt", "by_w_tau", "by_A"))
 GATE_SLOPES = KernelText("cfc_gate_slopes", "H, THREADS", FILES, ("q", "c", "dims"), ("h_inner", "slopes"))
 
 
-def launch_pointwise(
-    kind: str, text: KernelText, template: list[tuple[str, Any]], inputs: list[mx.array], count: int, shapes: Sequence[tuple[int, ...]]
-) -> list[mx.array]:
-    """One thread for each of `count` values."""
-    template = [*template, ("THREADS", POINTWISE_THREADS), ("SCRATCH", 1)]
-    return launch(kind, text, inputs, template, -(-count // POINTWISE_THREADS), POINTWISE_THREADS, shapes, [mx.float32] * len(shapes))
-
-
 def floats(a: mx.array) -> mx.array:
     """In float32."""
     return a.astype(mx.float32)
-
-
-def dims(*numbers: int) -> mx.array:
-    """Numbers for a kernel, at least 8 of them."""
-    return mx.array([*numbers, *[0] * (8 - len(numbers))])
 
 
 def projected(arrays: Tree, part: Tree) -> mx.array:

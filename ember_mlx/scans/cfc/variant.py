@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ...kernels.packing import ProductShape, pack
+from ...kernels.packing import ProductShape, outputs_for, pack
 from ...kernels.tiles import SIMD, Tile
 from ..pointwise import ACTIVATIONS
 from .spec import MODES, CfCSpec
@@ -59,8 +59,7 @@ class Variant(NamedTuple):
     @property
     def outputs(self) -> int:
         """Results of a group of lanes in a layer, so that no group is idle."""
-        by_group = -(-self.Z // (self.tile.threads // self.tile.split))
-        return by_group if by_group < 3 else 4
+        return outputs_for(self.Z, self.tile.threads // self.tile.split)
 
     @property
     def first(self) -> ProductShape:

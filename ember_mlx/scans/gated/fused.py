@@ -1,103 +1,69 @@
 """The gated scan (RNN, LSTM, GRU) as fused kernels (metal/gated.metal): what surrounds the two sequential scans, and their launches.
 
-The arrays are those of the NumPy form (reference.py). What is parallel over T is made of MLX operations: before the forward scan W_x x + b,
-before the backward scan the gates' slopes, recomputed from the stored states, and after it the weights' gradients.
+The arrays are those of the NumPy form (reference.py). What is parallel over T lies around the scans: before the forward one W_x x + b,
+before the backward one the gates' slopes, recomputed from the stored states, and after it the weights' gradients.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 
 from ...kernels.loader import KernelText, launch
 from ...kernels.packing import ProductShape, pack
-from ...kernels.tiles import THREADGROUP_BYTES, Family, Tile, current_family, forced_tile, layouts_for, rows_for
-from .ops import gru_gates, lstm_gates, project_inputs
+from ...kernels.pointwise import dims, launch_pointwise
+from ...kernels.tiles import Family, Tile, current_family, forced_tile, layouts_for, rows_for, steps_apart
+from .by_step import FILES as POINTWISE_FILES
+from .by_step import back_by_step, forward_by_step
+from .ops import project_inputs
 from .problems import random_arrays
 from .spec import GatedSpec
+from .variant import Backward, Forward, Variant, pointwise_template
 
 Tree = dict[str, Any]
-BLOCK_STEPS = 256  # steps whose slopes are in memory at a time
+BLOCK_STEPS = 256  # steps whose slopes are in memory at a time, at most
+BLOCK_BYTES = 2**28  # of their slopes and gradients
+MOST_NUMBERS = 2**31  # of an array, which the kernels index by int
 SPLIT = 8
-FILES = ("pointwise.metal", "product.metal", "sequences.metal", "gated.metal")
-SIZES = "Gated<CELL, H, THREADS, ROWS, SPLIT, RESIDENT>"
-CELLS = ("tanh", "relu", "lstm", "gru")  # numbered as in gated.metal
-FORWARD = KernelText("gated_forward", SIZES, FILES, ("x_proj", "w_h", "b_hn", "h0", "c0", "lengths", "dims"), ("y", "c_out"))
+FILES = ("pointwise.metal", "product.metal", "sequences.metal", "gated_pointwise.metal", "gated.metal")
+SIZES = "Gated<CELL, H, P, THREADS, ROWS, SPLIT, RESIDENT>"
+FORWARD = KernelText("gated_forward", SIZES, FILES, ("x_proj", "w_h", "w_hr", "b_hn", "h0", "c0", "lengths", "dims"), ("y", "c_out"))
 BACKWARD = KernelText(
-    "gated_backward", SIZES, FILES, ("dy", "carry", "slopes", "w_h", "dy_c", "carry_c", "lengths", "dims"), ("d", "dh0", "dc0")
+    "gated_backward",
+    SIZES,
+    FILES,
+    ("dy", "carry", "slopes", "w_h", "w_hr", "dy_c", "carry_c", "lengths", "dims"),
+    ("d", "dh", "dh0", "dc0"),
+)
+SLOPES = KernelText(
+    "gated_slopes", "CELL, H, PROJECTED, THREADS", POINTWISE_FILES, ("q", "x_proj", "b_hn", "before", "dims"), ("slopes", "m")
 )
 
 
-class Variant(NamedTuple):
-    """Sizes of one kernel variant; forward and backward are laid out apart."""
-
-    spec: GatedSpec
-    H: int
-    forward: Tile
-    backward: Tile
-
-    @property
-    def of_h(self) -> ProductShape:
-        """W_h h: the gates of a unit, or four neighbouring units of an RNN."""
-        return forward_shape(self.spec, self.H, self.forward)
-
-    @property
-    def back(self) -> ProductShape:
-        """From the gradients of W_h h to that of h."""
-        return backward_shape(self.spec, self.H, self.backward)
-
-    def template(self, backward: bool) -> list[tuple[str, Any]]:
-        """The kernel's template arguments."""
-        tile = self.backward if backward else self.forward
-        scratch = backward_scratch(self.spec, self.H, tile) if backward else forward_scratch(self.spec, self.H, tile)
-        layout = {"THREADS": tile.threads, "ROWS": tile.rows, "SPLIT": tile.split, "RESIDENT": tile.resident, "SCRATCH": scratch}
-        return [("CELL", CELLS.index(self.spec.cell)), ("H", self.H), *layout.items()]
-
-
-def forward_shape(spec: GatedSpec, H: int, tile: Tile) -> ProductShape:
-    """The forward product."""
-    G = spec.gates
-    return ProductShape(H, G * H, tile.split, 4 if G == 1 else G, tile.threads, by_unit=G > 1)
-
-
-def backward_shape(spec: GatedSpec, H: int, tile: Tile) -> ProductShape:
-    """The backward product."""
-    return ProductShape(spec.gates * H, H, tile.split, 1, tile.threads)
-
-
-def forward_scratch(spec: GatedSpec, H: int, tile: Tile) -> int:
-    """float4s of threadgroup memory: two buffers of states."""
-    return 2 * tile.rows * forward_shape(spec, H, tile).row4
-
-
-def backward_scratch(spec: GatedSpec, H: int, tile: Tile) -> int:
-    """float4s of threadgroup memory: the products' gradients, in two buffers where they fit."""
-    one = tile.rows * backward_shape(spec, H, tile).row4
-    return 2 * one if 32 * one <= THREADGROUP_BYTES else one
-
-
-def choose_tile(family: Family, shape: ProductShape, sequences: int, row_bytes: int) -> Tile:
-    """Weights in registers if they fit there, else weights read at every step."""
-    resident = shape.floats <= family.register_floats
-    return Tile(family.threads, rows_for(family, sequences, row_bytes, resident), SPLIT, resident)
+def choose_tile(family: Family, layout: type[Forward] | type[Backward], spec: GatedSpec, H: int, P: int, sequences: int) -> Tile:
+    """Weights in registers if they fit there, else read at every step; 0 rows where one launch for all steps does not pay."""
+    one = layout(spec, H, P, Tile(family.threads, 1, SPLIT, True))
+    resident = one.weights <= family.register_floats
+    rows = rows_for(family, sequences, 16 * one.scratch, resident)
+    streamed = 0 if resident else 4 * family.threads * one.weights
+    if steps_apart(family, sequences, rows, streamed, 3 if P else 2):
+        return Tile(family.threads, 0, SPLIT, False)
+    return Tile(family.threads, rows, SPLIT, resident)
 
 
 def layouts(family: Family, spec: GatedSpec) -> list[Tile]:
     """Every layout that `choose_tile` can give on a family of GPUs, for some size."""
-    return layouts_for(family, (SPLIT,))
+    return [*layouts_for(family, (SPLIT,)), Tile(family.threads, 0, SPLIT, False)]
 
 
 def variant_of(kind: str, spec: GatedSpec, arrays: Tree) -> Variant:
     """The kernel variant that serves some arrays."""
-    D, B, H = arrays["h0"].shape
-    forced = forced_tile.get()
+    (D, B, P), H, forced = arrays["h0"].shape, arrays["b"].shape[1] // spec.gates, forced_tile.get()
+    P = P if "w_hr" in arrays else 0
     if forced is not None:
-        return Variant(spec, H, forced, forced)
+        return Variant(spec, H, P, forced, forced)
     family = current_family()
-    alone = Tile(family.threads, 1, SPLIT, True)
-    forward, back = forward_shape(spec, H, alone), backward_shape(spec, H, alone)
-    # a state is in two buffers, the products' gradients need only be in one
-    return Variant(spec, H, choose_tile(family, forward, D * B, 32 * forward.row4), choose_tile(family, back, D * B, 16 * back.row4))
+    return Variant(spec, H, P, *(choose_tile(family, layout, spec, H, P, D * B) for layout in (Forward, Backward)))
 
 
 def variant_key(kind: str, spec: GatedSpec, arrays: Tree) -> Variant:
@@ -107,95 +73,110 @@ def variant_key(kind: str, spec: GatedSpec, arrays: Tree) -> Variant:
 
 def refusal(kind: str, spec: GatedSpec, arrays: Tree) -> str | None:
     """Why no kernel serves such arrays, or None."""
-    if "w_hr" in arrays:
-        return "there is no kernel for a projected state (proj_size)"
     if arrays["h0"].dtype != mx.float32:
         return "kernels compute in float32"
-    variant = variant_of(kind, spec, arrays)
-    if 0 in (variant.forward.rows, variant.backward.rows):
-        return f"{variant.H} units need more than {THREADGROUP_BYTES} bytes of threadgroup memory"
-    return None
+    D, T, B, _ = arrays["x"].shape
+    numbers = D * T * B * arrays["b"].shape[1]
+    return f"an array of {numbers} numbers has more than an int counts" if numbers >= MOST_NUMBERS else None
 
 
 def small_problem(spec: GatedSpec, arrays: Tree) -> Tree:
     """Three steps of as many sequences, of different lengths, in the same variant."""
-    D, B, H = arrays["h0"].shape
-    return random_arrays(spec, D, 3, B, H, None, lengths=True)
+    (D, B, P), H = arrays["h0"].shape, arrays["b"].shape[1] // spec.gates
+    return random_arrays(spec, D, 3, B, H, P if "w_hr" in arrays else None, lengths=True)
 
 
 def gated_fused_forward(kind: str, spec: GatedSpec, arrays: Tree) -> list[mx.array]:
-    """[h] (D, T, B, H), for an LSTM [h, c], in one launch."""
+    """[h] (D, T, B, P), for an LSTM [h, c]: in one launch, or step by step where that is faster."""
     variant, none = variant_of(kind, spec, arrays), mx.zeros((8,))
-    D, T, B, _ = arrays["x"].shape
+    if variant.forward.rows == 0:
+        return forward_by_step(kind, spec, arrays)
+    (D, T, B, _), layout = arrays["x"].shape, variant.scan(False)
     inputs = [
         project_inputs(arrays),
-        _packed(arrays["w_h"], variant.of_h),
-        arrays.get("b_hn", none),
+        _packed(arrays["w_h"], layout.of_h),  # (1)
+        _packed(arrays["w_hr"], layout.project) if variant.P else none,  # (3)
+        arrays.get("b_hn", none),  # (2)
         arrays["h0"],
         arrays.get("c0", none),
-        *_sizes(_lengths(arrays, T, B), T, B),
+        _lengths(arrays, T, B),
+        dims(T, B),
     ]
-    shape = (D, T, B, variant.H)
-    y, c = _launch(kind, FORWARD, variant, inputs, D, B, [shape, shape if spec.has_cell_state else (1,)])
+    shapes = [(D, T, B, layout.features), (D, T, B, variant.H) if spec.has_cell_state else (1,)]
+    y, c = _launch(kind, FORWARD, variant, inputs, D, B, shapes)
     return [y, c] if spec.has_cell_state else [y]
 
 
 def gated_fused_backward(kind: str, spec: GatedSpec, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
     """The gradients of every floating-point array, as the NumPy form's backward gives them."""
     variant = variant_of(kind, spec, arrays)
-    D, T, B, H = outputs[0].shape
+    D, T, B, _ = outputs[0].shape
     names = ("h0", "c0") if spec.has_cell_state else ("h0",)
     before = [mx.concatenate([mx.expand_dims(arrays[name], 1), a[:, :-1]], axis=1) for name, a in zip(names, outputs, strict=True)]
-    lengths, packed = _lengths(arrays, T, B), _packed(arrays["w_h"].swapaxes(1, 2), variant.back)
-    carry, parts = [mx.zeros((D, B, H)) for _ in names], []
-    for start in reversed(range(0, T, BLOCK_STEPS)):
-        block = slice(start, min(start + BLOCK_STEPS, T))
+    lengths, packed = _lengths(arrays, T, B), _packed_back(variant, arrays) if variant.backward.rows else []
+    carry, parts, steps = [mx.zeros_like(arrays[name]) for name in names], [], block_steps(variant, D * B)
+    for start in reversed(range(0, T, steps)):
+        block = slice(start, min(start + steps, T))
         part, states, dy = {**arrays, "x": arrays["x"][:, block]}, [a[:, block] for a in before], [a[:, block] for a in cotangents]
+        by_state, m = slopes(kind, spec, part, states)
         here = mx.clip(lengths - start, 0, block.stop - block.start)
-        d, carry = _scan_back(kind, variant, packed, slopes(spec, part, states), dy, carry, here)
-        parts.append(_gradients(spec, part, states[0], d))
+        if variant.backward.rows == 0:
+            d, dh, carry = back_by_step(kind, spec, part, by_state, dy, carry, here)
+        else:
+            d, dh, carry = _scan_back(kind, variant, packed, by_state, dy, carry, here)
+        parts.append(_gradients(spec, part, states[0], m, d, dh))
     over_time = {"x": mx.concatenate([part.pop("x") for part in reversed(parts)], axis=1)}
     return over_time | {name: sum(part[name] for part in parts) for name in parts[0]} | dict(zip(names, carry, strict=True))
 
 
-def slopes(spec: GatedSpec, arrays: Tree, states: list[mx.array]) -> mx.array:
-    """(D, T, B, SLOPES, H): of a block of steps, from the states before them; gated.metal says which."""
-    h = states[0]
-    D, T, B, H = h.shape
-    projected, q = project_inputs(arrays), (h.reshape(D, T * B, H) @ arrays["w_h"].swapaxes(1, 2)).reshape(D, T, B, -1)
-    if spec.cell == "gru":
-        r, z, n, q_n = gru_gates(projected, q, arrays["b_hn"][:, None, None])
-        by_n = (1 - z) * (1 - n * n)
-        return mx.stack([by_n * q_n * r * (1 - r), (h - n) * z * (1 - z), by_n * r, by_n, z], axis=3)
-    a = projected + q  # (1)
-    if spec.cell == "lstm":
-        i, f, g, o = lstm_gates(a)
-        tanh_c = mx.tanh(f * states[1] + i * g)  # (3)
-        of_c = [g * i * (1 - i), states[1] * f * (1 - f), i * (1 - g * g)]
-        return mx.stack([*of_c, tanh_c * o * (1 - o), o * (1 - tanh_c * tanh_c), f], axis=3)
-    return mx.expand_dims(1 - mx.square(mx.tanh(a)) if spec.cell == "tanh" else (a > 0).astype(a.dtype), 3)  # (2)
+def block_steps(variant: Variant, sequences: int) -> int:
+    """Steps whose slopes and gradients are in memory at a time."""
+    return max(1, min(BLOCK_STEPS, BLOCK_BYTES // (4 * sequences * (2 * variant.spec.gates + 6) * variant.H)))
+
+
+def slopes(kind: str, spec: GatedSpec, arrays: Tree, states: list[mx.array]) -> tuple[mx.array, mx.array]:
+    """(D, T, B, SLOPES, H) of a block of steps, from the states before them; and m = o tanh(c), (D, T, B, H), of a projected LSTM.
+
+    gated_pointwise.metal says what the slopes are.
+    """
+    (D, T, B, P), none = states[0].shape, mx.zeros((8,))
+    q = states[0].reshape(D, T * B, P) @ arrays["w_h"].swapaxes(1, 2)
+    H, projected = q.shape[2] // spec.gates, "w_hr" in arrays
+    template = [*pointwise_template(spec, H), ("PROJECTED", projected)]
+    inputs = [q, project_inputs(arrays), arrays.get("b_hn", none), states[-1], dims(D * T * B, T * B)]
+    count = {"lstm": 6, "gru": 5}.get(spec.cell, 1)
+    shapes = [(D, T, B, count, H), (D, T, B, H) if projected else (1,)]
+    by_state, m = launch_pointwise(kind, SLOPES, template, inputs, D * T * B * H, shapes)
+    return by_state, m
+
+
+def _packed_back(variant: Variant, arrays: Tree) -> list[mx.array]:
+    """The transposed weights as the backward scan takes them."""
+    layout = variant.scan(True)
+    w_h = _packed(arrays["w_h"].swapaxes(1, 2), layout.project_back if variant.P else layout.back)
+    return [w_h, _packed(arrays["w_hr"].swapaxes(1, 2), layout.back) if variant.P else mx.zeros((8,))]
 
 
 def _scan_back(
     kind: str,
     variant: Variant,
-    packed: mx.array,
-    slopes: mx.array,
+    packed: list[mx.array],
+    by_state: mx.array,
     dy: list[mx.array],
     carry: list[mx.array],
     lengths: mx.array,
-) -> tuple[mx.array, list[mx.array]]:
-    """The backward scan over a block of steps: the gradients of the products, (D, T, B, blocks, H), and of the states before the block."""
-    D, T, B, H = dy[0].shape
-    none, memory = mx.zeros((8,)), variant.spec.has_cell_state
-    inputs = [dy[0], carry[0], slopes, packed, *([dy[1], carry[1]] if memory else [none] * 2), *_sizes(lengths, T, B)]
-    blocks = 4 if variant.spec.gates > 1 else 1
-    d, dh0, dc0 = _launch(kind, BACKWARD, variant, inputs, D, B, [(D, T, B, blocks, H), (D, B, H), (D, B, H) if memory else (1,)])
-    return d, [dh0, dc0] if memory else [dh0]
+) -> tuple[mx.array, mx.array, list[mx.array]]:
+    """The backward scan over a block of steps; see `back_by_step`."""
+    D, T, B, P = dy[0].shape
+    none, memory, H = mx.zeros((8,)), variant.spec.has_cell_state, variant.H
+    inputs = [dy[0], carry[0], by_state, *packed, *([dy[1], carry[1]] if memory else [none] * 2), lengths, dims(T, B)]
+    shapes = [(D, T, B, variant.spec.blocks, H), (D, T, B, P) if variant.P else (1,), (D, B, P), (D, B, H) if memory else (1,)]
+    d, dh, dh0, dc0 = _launch(kind, BACKWARD, variant, inputs, D, B, shapes)
+    return d, dh, [dh0, dc0] if memory else [dh0]
 
 
-def _gradients(spec: GatedSpec, arrays: Tree, h: mx.array, d: mx.array) -> Tree:
-    """All gradients of a block of steps from those of its products."""
+def _gradients(spec: GatedSpec, arrays: Tree, h: mx.array, m: mx.array, d: mx.array, dh: mx.array) -> Tree:
+    """All gradients of a block of steps from those of its products, and of a projected h."""
     D, T, B, blocks, H = d.shape
     if spec.cell == "gru":
         r, z, q_n, n = mx.split(d.reshape(D, T * B, 4 * H), 4, axis=2)
@@ -203,18 +184,18 @@ def _gradients(spec: GatedSpec, arrays: Tree, h: mx.array, d: mx.array) -> Tree:
     else:
         of_x = of_h = d.reshape(D, T * B, blocks * H)
     x = arrays["x"].reshape(D, T * B, -1)
-    result = {"w_x": of_x.swapaxes(1, 2) @ x, "w_h": of_h.swapaxes(1, 2) @ h.reshape(D, T * B, H), "b": of_x.sum(axis=1)}
+    result = {"w_x": of_x.swapaxes(1, 2) @ x, "w_h": of_h.swapaxes(1, 2) @ h.reshape(D, T * B, -1), "b": of_x.sum(axis=1)}
     result["x"] = (of_x @ arrays["w_x"]).reshape(D, T, B, -1)
-    return result | ({"b_hn": q_n.sum(axis=1)} if spec.cell == "gru" else {})
+    if spec.cell == "gru":
+        result["b_hn"] = q_n.sum(axis=1)
+    if "w_hr" in arrays:
+        result["w_hr"] = dh.reshape(D, T * B, -1).swapaxes(1, 2) @ m.reshape(D, T * B, H)
+    return result
 
 
 def _packed(weights: mx.array, shape: ProductShape) -> mx.array:
     """(D, results, inputs), each direction's packed."""
     return mx.concatenate([pack(weight, shape) for weight in weights])
-
-
-def _sizes(lengths: mx.array, T: int, B: int) -> list[mx.array]:
-    return [lengths, mx.array([T, B, 0, 0, 0, 0, 0, 0])]
 
 
 def _lengths(arrays: Tree, T: int, B: int) -> mx.array:
@@ -224,6 +205,7 @@ def _lengths(arrays: Tree, T: int, B: int) -> mx.array:
 def _launch(
     kind: str, text: KernelText, variant: Variant, inputs: list[mx.array], D: int, B: int, shapes: Sequence[tuple[int, ...]]
 ) -> list[mx.array]:
-    tile = variant.backward if text is BACKWARD else variant.forward
+    backward = text is BACKWARD
+    tile = variant.backward if backward else variant.forward
     groups = D * -(-B // tile.rows)
-    return launch(kind, text, inputs, variant.template(text is BACKWARD), groups, tile.threads, shapes, [mx.float32] * len(shapes))
+    return launch(kind, text, inputs, variant.template(backward), groups, tile.threads, shapes, [mx.float32] * len(shapes))

@@ -27,6 +27,11 @@ class GatedSpec:
         return GATES[self.cell]
 
     @property
+    def blocks(self) -> int:
+        """Blocks of H gradients of the products with x and h; GRU: r, z, n's part of W_h h, n."""
+        return 4 if self.cell == "gru" else self.gates
+
+    @property
     def has_cell_state(self) -> bool:
         """Whether there is a c beside h."""
         return self.cell == "lstm"

@@ -1,0 +1,122 @@
+"""How a gated scan is laid out on a threadgroup: its products and its memory; metal/gated.metal says what lies there."""
+
+from typing import Any, NamedTuple
+
+from ...kernels.packing import ProductShape, outputs_for
+from ...kernels.tiles import Tile
+from .spec import GatedSpec
+
+CELLS = ("tanh", "relu", "lstm", "gru")  # numbered as in gated_pointwise.metal
+
+
+class Layout(NamedTuple):
+    """The forward or the backward scan in one layout.
+
+    Args:
+        spec: the recurrence.
+        H: units.
+        P: features of a projected h, or 0.
+        tile: the layout.
+    """
+
+    spec: GatedSpec
+    H: int
+    P: int
+    tile: Tile
+
+    def _shape(self, inputs: int, results: int, outputs: int, by_unit: bool = False) -> ProductShape:
+        return ProductShape(inputs, results, self.tile.split, outputs, self.tile.threads, by_unit)
+
+    @property
+    def features(self) -> int:
+        """Features of h."""
+        return self.P or self.H
+
+    @property
+    def of_features(self) -> int:
+        """Results of a group of lanes where the results are the features of a projected h."""
+        return outputs_for(self.features, self.tile.threads // self.tile.split)
+
+    @property
+    def of_h(self) -> ProductShape:
+        """W_h h: the gates of a unit, or four neighbouring units of an RNN."""
+        G = self.spec.gates
+        return self._shape(self.features, G * self.H, 4 if G == 1 else G, by_unit=G > 1)
+
+    @property
+    def project(self) -> ProductShape:
+        """W_hr m."""
+        return self._shape(self.H, self.features, self.of_features)
+
+    @property
+    def back(self) -> ProductShape:
+        """To the gradients of the units, from those of W_h h, or of a projected h."""
+        return self._shape(self.P or self.spec.gates * self.H, self.H, 1)
+
+    @property
+    def project_back(self) -> ProductShape:
+        """From the gradients of W_h h to those of a projected h."""
+        return self._shape(self.spec.gates * self.H, self.features, self.of_features)
+
+
+class Forward(Layout):
+    """The forward scan."""
+
+    @property
+    def weights(self) -> int:
+        """Weights of one lane."""
+        return self.of_h.floats + (self.project.floats if self.P else 0)
+
+    @property
+    def scratch(self) -> int:
+        """float4s of threadgroup memory."""
+        states = self.of_h.row4 + self.project.row4 if self.P else 2 * self.of_h.row4
+        return self.tile.rows * (states + (-(-self.H // 4) if self.spec.has_cell_state else 0))
+
+
+class Backward(Layout):
+    """The backward scan."""
+
+    @property
+    def weights(self) -> int:
+        """Weights of one lane."""
+        return self.back.floats + (self.project_back.floats if self.P else 0)
+
+    @property
+    def scratch(self) -> int:
+        """float4s of threadgroup memory."""
+        gradients = self.back.row4 + self.project_back.row4 if self.P else 2 * self.back.row4
+        return self.tile.rows * (gradients + (2 * -(-self.H // 4) if self.spec.gates > 1 else 0))
+
+
+class Variant(NamedTuple):
+    """Sizes of one kernel variant; forward and backward are laid out apart.
+
+    Args:
+        spec: the recurrence.
+        H: units.
+        P: features of a projected h, or 0.
+        forward: the layout of the forward scan; with 0 rows each step has launches of its own.
+        backward: that of the backward scan.
+    """
+
+    spec: GatedSpec
+    H: int
+    P: int
+    forward: Tile
+    backward: Tile
+
+    def scan(self, backward: bool) -> Forward | Backward:
+        """The layout of one of the scans."""
+        return Backward(self.spec, self.H, self.P, self.backward) if backward else Forward(self.spec, self.H, self.P, self.forward)
+
+    def template(self, backward: bool) -> list[tuple[str, Any]]:
+        """The kernel's template arguments."""
+        tile, scratch = self.backward if backward else self.forward, self.scan(backward).scratch
+        layout = {"THREADS": tile.threads, "ROWS": tile.rows, "SPLIT": tile.split, "RESIDENT": tile.resident, "SCRATCH": scratch}
+        return [*pointwise_template(self.spec, self.H), ("P", self.P), *layout.items()]
+
+
+def pointwise_template(spec: GatedSpec, H: int) -> list[tuple[str, Any]]:
+    """The template arguments that the scans share with the kernels of gated_pointwise.metal."""
+    return [("CELL", CELLS.index(spec.cell)), ("H", H)]
