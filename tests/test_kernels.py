@@ -327,7 +327,7 @@ def counting(calls):
     [
         ("dense", ["cfc_activate", "cfc_slopes"]),
         ("layered", ["cfc_slopes"]),
-        ("layered-mixed", ["cfc_gate_slopes", "cfc_slopes"]),
+        ("layered-mixed", ["cfc_slopes", "memory_gate_slopes"]),
     ],
 )
 def test_a_scan_is_one_launch_each_way_for_all_layers(kind, slopes):
