@@ -8,9 +8,19 @@ enum class mem_flags { mem_none, mem_device, mem_threadgroup };
 
 inline void threadgroup_barrier(mem_flags) { __syncthreads(); }
 inline float simd_shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+// Without denormals, which would cost more instructions than the operations themselves: an exp below 1e-38 is 0.
 namespace fast {
-inline float exp(float a) { return __expf(a); }
-inline float divide(float a, float b) { return __fdividef(a, b); }
+inline float exp2(float a) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(a));
+  return result;
+}
+inline float exp(float a) { return exp2(1.44269504f * a); }
+inline float divide(float a, float b) {
+  float result;
+  asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
 }  // namespace fast
 
 template <typename To>
