@@ -136,35 +136,44 @@ inline void open_synapses(thread const float4* synapses, thread const float* v, 
   for (int n = 0; n < N; n += 2) open_pair(exponent(synapses[n], v[n]), exponent(synapses[n + 1], v[n + 1]), open + n);
 }
 
-// The next NEAR synapses of a lane, the k-th of a unit on, and for each row their sources' values.
+// NEAR synapses of a lane, and the units at their other ends.
 template <typename C>
-inline void add_synapses(
-    thread const Lists<C>& lists, int i, int k, threadgroup const float* v, thread float* num, thread float* den) {
+struct Near {
   float4 synapses[C::NEAR];
-  int sources[C::NEAR];
+  int partners[C::NEAR];
+};
+
+// Those from number i of the lane on, which is number k of the lane's for this unit.
+template <typename C>
+inline void read_near(thread Near<C>& near, thread const Lists<C>& lists, int i, int k) {
 #pragma unroll
   for (int n = 0; n < C::NEAR; n++) {
-    synapses[n] = weight_at(lists.synapses, i + n);
-    sources[n] = C::FULL ? 0 : partner_at(lists.partners, i + n);
+    near.synapses[n] = weight_at(lists.synapses, i + n);
+    near.partners[n] = C::FULL ? k * C::SPLIT + 4 * lists.part + n : partner_at(lists.partners, i + n);
   }
+}
+
+// Their part of num and den, for each row.
+template <typename C>
+inline void add_near(thread const Near<C>& near, threadgroup const float* v, thread float* num, thread float* den) {
 #pragma unroll
   for (int r = 0; r < C::ROWS; r++) {
     float values[C::NEAR], open[C::NEAR];
     if (C::FULL) {
-      float4 four = ((threadgroup const float4*)v)[(r * C::ROW + k * C::SPLIT) / 4 + lists.part];
+      float4 four = ((threadgroup const float4*)v)[(r * C::ROW + near.partners[0]) / 4];
       values[0] = four.x;
       values[1] = four.y;
       values[2 % C::NEAR] = four.z;
       values[3 % C::NEAR] = four.w;
     } else {
 #pragma unroll
-      for (int n = 0; n < C::NEAR; n++) values[n] = v[r * C::ROW + sources[n]];
+      for (int n = 0; n < C::NEAR; n++) values[n] = v[r * C::ROW + near.partners[n]];
     }
-    open_synapses<C::NEAR>(synapses, values, open);  // (2)
+    open_synapses<C::NEAR>(near.synapses, values, open);  // (2)
 #pragma unroll
     for (int n = 0; n < C::NEAR; n++) {
-      num[r] += synapses[n].z * open[n];
-      den[r] += synapses[n].w * open[n];
+      num[r] += near.synapses[n].z * open[n];
+      den[r] += near.synapses[n].w * open[n];
     }
   }
 }
@@ -175,13 +184,21 @@ inline void sum_synapses(
     thread const Lists<C>& lists, int block, device const int* offsets, threadgroup const float* v, thread float* num, thread float* den) {
 #pragma unroll
   for (int r = 0; r < C::ROWS; r++) num[r] = den[r] = 0.0f;
+  Near<C> near, ahead;
   if (C::RESIDENT) {
 #pragma unroll
-    for (int k = 0; k < C::WIDTH; k += C::NEAR) add_synapses<C>(lists, block * C::WIDTH + k, k, v, num, den);
+    for (int k = 0; k < C::WIDTH; k += C::NEAR) {
+      read_near<C>(near, lists, block * C::WIDTH + k, k);
+      add_near<C>(near, v, num, den);
+    }
   } else {
     int first = offsets[block], count = offsets[block + 1] - first;
-#pragma unroll 2
-    for (int k = 0; k < count; k += C::NEAR) add_synapses<C>(lists, first + k, k, v, num, den);
+    read_near<C>(ahead, lists, first, 0);
+    for (int k = 0; k < count; k += C::NEAR) {  // the next ones come while these are used
+      near = ahead;
+      if (k + C::NEAR < count) read_near<C>(ahead, lists, first + k + C::NEAR, k + C::NEAR);
+      add_near<C>(near, v, num, den);
+    }
   }
 #pragma unroll
   for (int r = 0; r < C::ROWS; r++) {
@@ -397,27 +414,26 @@ inline void leave_evaluation(int stage, float sum, float den, float cm, float de
   }
 }
 
-// The next NEAR synapses of a lane: what comes back through them from the gradients d of num and den (ROWS, ROW, 2), to v (ROWS).
+// What comes back through a lane's next synapses from the gradients d of num and den (ROWS, ROW, 2), to v (ROWS).
 template <typename C>
-inline void pull_near(
-    thread const Lists<C>& lists, int i, int k, thread const float* v, threadgroup const float* d, thread float* sums) {
-  float4 synapses[C::NEAR];
-  int targets[C::NEAR];
-#pragma unroll
-  for (int n = 0; n < C::NEAR; n++) {
-    synapses[n] = weight_at(lists.synapses, i + n);
-    targets[n] = C::FULL ? k * C::SPLIT + 4 * lists.part + n : partner_at(lists.partners, i + n);
-  }
+inline void pull_near(thread const Near<C>& near, thread const float* v, threadgroup const float* d, thread float* sums) {
 #pragma unroll
   for (int r = 0; r < C::ROWS; r++) {
     float values[C::NEAR], open[C::NEAR];
 #pragma unroll
     for (int n = 0; n < C::NEAR; n++) values[n] = v[r];
-    open_synapses<C::NEAR>(synapses, values, open);
+    open_synapses<C::NEAR>(near.synapses, values, open);
 #pragma unroll
     for (int n = 0; n < C::NEAR; n++) {
-      float2 to = ((threadgroup const float2*)d)[r * C::ROW + targets[n]];
-      sums[r] += (open[n] - open[n] * open[n]) * (synapses[n].z * to.x + synapses[n].w * to.y);
+      float2 to;
+      if (C::FULL) {  // the gradients of two neighbours at once
+        float4 both = ((threadgroup const float4*)d)[(r * C::ROW + near.partners[0]) / 2 + n / 2];
+        to.x = n % 2 ? both.z : both.x;
+        to.y = n % 2 ? both.w : both.y;
+      } else {
+        to = ((threadgroup const float2*)d)[r * C::ROW + near.partners[n]];
+      }
+      sums[r] += (open[n] - open[n] * open[n]) * (near.synapses[n].z * to.x + near.synapses[n].w * to.y);
     }
   }
 }
@@ -428,13 +444,21 @@ inline void pull_synapses(
     thread const Lists<C>& lists, int block, device const int* offsets, thread const float* v, threadgroup const float* d, thread float* sums) {
 #pragma unroll
   for (int r = 0; r < C::ROWS; r++) sums[r] = 0.0f;
+  Near<C> near, ahead;
   if (C::RESIDENT) {
 #pragma unroll
-    for (int k = 0; k < C::WIDTH; k += C::NEAR) pull_near<C>(lists, block * C::WIDTH + k, k, v, d, sums);
+    for (int k = 0; k < C::WIDTH; k += C::NEAR) {
+      read_near<C>(near, lists, block * C::WIDTH + k, k);
+      pull_near<C>(near, v, d, sums);
+    }
   } else {
     int first = offsets[block], count = offsets[block + 1] - first;
-#pragma unroll 2
-    for (int k = 0; k < count; k += C::NEAR) pull_near<C>(lists, first + k, k, v, d, sums);
+    read_near<C>(ahead, lists, first, 0);
+    for (int k = 0; k < count; k += C::NEAR) {
+      near = ahead;
+      if (k + C::NEAR < count) read_near<C>(ahead, lists, first + k + C::NEAR, k + C::NEAR);
+      pull_near<C>(near, v, d, sums);
+    }
   }
 #pragma unroll
   for (int r = 0; r < C::ROWS; r++) sums[r] = over_lanes<C::SPLIT>(sums[r]);
@@ -650,7 +674,7 @@ inline void ltc_backward(
 
 // What is parallel over all steps, on R rows: v (R, K) at the sources of H targets.
 
-// (1), (3), (4): num and den (R, H), a thread for each four rows of a target, of which synapse k is the one at (k, j) of WIDTH lists.
+// (1) and the leak: num and den (R, H), a thread for each four rows of a target, of which synapse k is the one at (k, j) of `width` lists.
 template <int K, int H, int THREADS>
 inline void ltc_sums(
     device const float* v, device const float* synapses, device const int* sources, device const float* leak, device const int* dims,
@@ -681,7 +705,7 @@ inline void ltc_sums(
 }
 
 // From the gradients of num and den (R, H) to those of the sources' values (R, K), a thread each; of a source synapse k is the one at (k, i) of
-// WIDTH lists, an even number.
+// `width` lists, an even number.
 template <int K, int H, int THREADS>
 inline void ltc_pull(
     device const float* v, device const float* d_num, device const float* d_den, device const float* synapses, device const int* targets,

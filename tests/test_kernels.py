@@ -210,6 +210,7 @@ LAYERS = {
     "layered-mixed": lambda: CfC(NCPMap(5, 4, 3, 3, seed=1), mixed_memory=True),
     "ltc": lambda: LTC(7, 3),
     "ltc-sparse": lambda: LTC(NCPMap(5, 4, 3, 3, seed=1), output_mapping=None),
+    "ltc-mixed": lambda: LTC(NCPMap(5, 4, 3, 3, seed=1), mixed_memory=True),
     "quantum": lambda: CTRQNet(NCPMap(5, 4, 3, 3, seed=1)),
 }
 

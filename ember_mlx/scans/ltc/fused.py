@@ -24,7 +24,8 @@ from .synapses import Synapses
 from .variant import Variant, ids_of
 
 Tree = dict[str, Any]
-BLOCK_VALUES = 2**19  # evaluations of units that are in memory at a time: with all that comes of them some 20 MB
+BLOCK_VALUES = 2**19  # evaluations of units that are in memory at a time, at least: with all that comes of them some 15 MB
+MOST_NUMBERS = 2**31  # of an array, which the kernels index by int
 SUM_THREADS = 2**18  # of a sum over rows: enough to fill a large GPU
 LEAST_ROWS = 16  # of one thread's part of such a sum
 SPLITS = (32, 16, 8, 4)  # lanes that share the synapses of a unit
@@ -96,6 +97,9 @@ def refusal(kind: str, spec: LTCSpec, arrays: Tree) -> str | None:
     if variant_of(kind, spec, arrays).tile.rows == 0:
         memory = " with mixed memory" if spec.mixed_memory else ""
         return f"{spec.units} units{memory} need more than {THREADGROUP_BYTES} bytes of threadgroup memory"
+    numbers = arrays["dt"].size * max(spec.units * (6 if spec.mixed_memory else 1), spec.sensory.inputs)
+    if numbers >= MOST_NUMBERS:
+        return f"an array of {numbers} numbers has more than an int counts"
     return None
 
 
@@ -112,7 +116,7 @@ def ltc_fused_forward(kind: str, spec: LTCSpec, arrays: Tree) -> list[mx.array]:
 def forward_launches(kind: str, spec: LTCSpec, arrays: Tree) -> Launches:
     """`ltc_fused_forward`, asking for the launch of its scan."""
     variant, (T, B), memory = variant_of(kind, spec, arrays), arrays["dt"].shape, spec.mixed_memory
-    packed, drive = variant.packed(_floats(arrays["synapses"]), False), _drives(kind, spec, arrays, _sensory_floats(spec, arrays))
+    packed, drive = variant.packed(_floats(arrays["synapses"]), False), _drives(kind, spec, arrays["u"], *_drive_weights(spec, arrays))
     inputs = [*packed, *drive, arrays["cm"], arrays["dt"] / spec.unfolds, arrays["v0"]]
     if memory:
         lstm = arrays["lstm"]
@@ -122,7 +126,7 @@ def forward_launches(kind: str, spec: LTCSpec, arrays: Tree) -> Launches:
     shape = (T, B, spec.units)
     shapes = [shape, *[(1,)] * 3, shape if memory else (1,)]
     inputs += [_lengths(arrays, T, B), dims(T, B, spec.unfolds, T * B)]
-    v, *_, c = yield _launch(FORWARD, variant, variant.template(False), inputs, B, shapes)
+    v, *_, c = yield _launch(FORWARD, variant, variant.template(False), inputs, B, shapes)  # (5)
     return [v, c] if memory else [v]
 
 
@@ -137,11 +141,11 @@ def backward_launches(kind: str, spec: LTCSpec, arrays: Tree, outputs: list[mx.a
     names = ("v0", "c0")[: len(outputs)]
     before = [mx.concatenate([mx.expand_dims(arrays[name], 0), kept[:-1]]) for name, kept in zip(names, outputs, strict=True)]
     lengths, carry, parts = _lengths(arrays, T, B), [mx.zeros((B, H)) for _ in outputs], []
-    weights = _weights(variant, arrays)
-    steps = max(1, BLOCK_VALUES // (spec.evaluations * B * H))
+    arrays, weights = arrays | {"delta": _delta(spec, arrays)}, _weights(variant, arrays)
+    steps = max(1, max(BLOCK_VALUES, T * B * H // 4) // (spec.evaluations * B * H))
     for start in reversed(range(0, T, steps)):
         block = slice(start, min(start + steps, T))
-        part = arrays | {name: arrays[name][block] for name in ("u", "dt", "x") if name in arrays}
+        part = arrays | {name: arrays[name][block] for name in ("u", "delta", "x") if name in arrays}
         states, dy = [a[block] for a in before], [a[block] for a in cotangents]
         here = mx.clip(lengths - start, 0, block.stop - block.start)
         slopes = None
@@ -156,6 +160,14 @@ def backward_launches(kind: str, spec: LTCSpec, arrays: Tree, outputs: list[mx.a
     return _joined(spec, arrays, parts[::-1]) | dict(zip(names, carry, strict=True))
 
 
+def _delta(spec: LTCSpec, arrays: Tree) -> mx.array:
+    """(T, B): the time of an unfold; 0 past a sequence's length, where a solver might leave the numbers and 0 times that be none."""
+    delta = arrays["dt"] / spec.unfolds
+    if "lengths" not in arrays:
+        return delta
+    return mx.where(mx.arange(len(delta))[:, None] < arrays["lengths"], delta, 0)
+
+
 class Weights(NamedTuple):
     """Synapses and the LSTM's weights as the kernels read them."""
 
@@ -164,7 +176,8 @@ class Weights(NamedTuple):
     gates_back: mx.array
     synapses: mx.array  # (S, 4)
     sensory: mx.array
-    sensory_packed: mx.array
+    sensory_packed: mx.array  # (width, H, 4)
+    leak: mx.array  # (2, H): what num and den get of it
     sensory_pull: mx.array
 
 
@@ -176,7 +189,7 @@ def _weights(variant: Variant, arrays: Tree) -> Weights:
         variant.packed_gates(arrays["lstm"]["w_h"], True) if spec.mixed_memory else none,
         synapses,
         _floats(arrays["sensory"]),
-        _sensory_floats(spec, arrays),
+        *_drive_weights(spec, arrays),
         _in_table(_floats(arrays["sensory"], pull=True), parallel_lists(spec.sensory).by_source),
     )
 
@@ -198,7 +211,7 @@ def _scan_back(
         h (E, T, B, H) of each evaluation, d_gates (T, B, 4, H) of the LSTM, and the gradients (B, H) of the states before the block.
     """
     (T, B, H), spec, none = v.shape, variant.spec, mx.zeros((8,))
-    inputs = [*weights.backward, point.v, point.den, v, arrays["cm"], arrays["dt"] / spec.unfolds, dy[0], carry[0]]
+    inputs = [*weights.backward, point.v, point.den, v, arrays["cm"], arrays["delta"], dy[0], carry[0]]
     inputs += [none, none, none] if slopes is None else [dy[1], carry[1], slopes]
     inputs += [weights.gates_back, lengths, dims(T, B, spec.unfolds)]
     shapes = [point.v.shape, (B, H), *([(1,), (1,)] if slopes is None else [(T, B, 4, H), (B, H)])]
@@ -221,8 +234,8 @@ def _recompute(kind: str, variant: Variant, weights: Weights, arrays: Tree, befo
     rows = min(R, GROUPS_A_CORE * current_family().cores * variant.tile.rows)
     steps = -(-R // rows)
     lengths = ids_of(np.full(rows, steps) - (np.arange(rows) + (steps - 1) * rows >= R))
-    drive = _drives(kind, spec, arrays, weights.sensory_packed)
-    inputs = [*weights.forward, *drive, arrays["cm"], arrays["dt"] / spec.unfolds, before, none, none, none]
+    drive = _drives(kind, spec, arrays["u"], weights.sensory_packed, weights.leak)
+    inputs = [*weights.forward, *drive, arrays["cm"], arrays["delta"], before, none, none, none]
     inputs += [lengths, dims(steps, rows, spec.unfolds, R)]
     shapes = [(1,), *[(spec.evaluations, T, B, H)] * 3, (1,)]
     return Point(*launch(kind, *_launch(FORWARD, variant, variant.template(False, keep=True), inputs, rows, shapes))[1:4])
@@ -230,7 +243,7 @@ def _recompute(kind: str, variant: Variant, weights: Weights, arrays: Tree, befo
 
 def _gradients(kind: str, spec: LTCSpec, weights: Weights, arrays: Tree, point: Point, after: mx.array, h: mx.array) -> Tree:
     """All gradients of a block of steps, but for the synapses' still as sums over their rows."""
-    (E, T, B, H), delta = h.shape, arrays["dt"] / spec.unfolds
+    (E, T, B, H), delta = h.shape, arrays["delta"]
     template = [("H", H), ("SEMI", spec.solver == "semi_implicit")]
     inputs = [h, *point[:2], after, delta, dims(E, T * B)]
     d_num, d_den, sums = launch_parallel(kind, EVALUATIONS, template, inputs, T * B * H, [h.shape, h.shape, (3, T, B, H)])
@@ -297,18 +310,22 @@ def _in_table(floats: mx.array, ids: mx.array) -> mx.array:
     return mx.take(mx.concatenate([floats, mx.zeros((1, 4))]), ids, axis=0)
 
 
-def _sensory_floats(spec: LTCSpec, arrays: Tree) -> mx.array:
-    return _in_table(_floats(arrays["sensory"]), parallel_lists(spec.sensory).by_target)
-
-
-def _drives(kind: str, spec: LTCSpec, arrays: Tree, floats: mx.array) -> list[mx.array]:
-    """What num and den get beside the synapses among the units, (T, B, H) each: (3) and (4) of the sensory part (1)."""
-    u, lists = arrays["u"], parallel_lists(spec.sensory)
-    T, B, K = u.shape
+def _drive_weights(spec: LTCSpec, arrays: Tree) -> tuple[mx.array, mx.array]:
+    """The sensory synapses as `ltc_sums` reads them, and what the leak adds to num and den (2, H)."""
     epsilon = spec.epsilon if spec.solver == "semi_implicit" else 0
-    leak = mx.stack([arrays["gleak"] * arrays["vleak"], arrays["gleak"] + epsilon])  # (3), (4)
+    leak = mx.stack([arrays["gleak"] * arrays["vleak"], arrays["gleak"] + epsilon])
+    return _in_table(_floats(arrays["sensory"]), parallel_lists(spec.sensory).by_target), leak
+
+
+def _drives(kind: str, spec: LTCSpec, u: mx.array, floats: mx.array, leak: mx.array) -> list[mx.array]:
+    """What num and den get beside the synapses among the units, (T, B, H) each: the leak and the sensory part (1)."""
+    T, B, K = u.shape
+    shape, lists = (T, B, spec.units), parallel_lists(spec.sensory)
     inputs = [u, floats, lists.sources, leak, dims(T * B, len(lists.by_target))]
-    return launch_parallel(kind, SUMS, [("K", K), ("H", spec.units)], inputs, -(-T * B // 4) * spec.units, [(T, B, spec.units)] * 2)  # (1)
+    template = [("K", K), ("H", spec.units)]
+    # (3)
+    # (4)
+    return launch_parallel(kind, SUMS, template, inputs, -(-T * B // 4) * spec.units, [shape] * 2)  # (1)
 
 
 def _pull(kind: str, synapses: Synapses, floats: mx.array, v: mx.array, d_num: mx.array, d_den: mx.array) -> mx.array:
