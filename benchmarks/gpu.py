@@ -86,6 +86,8 @@ add("LTC 1024 at 10 %", lambda: LTC(RandomMap(1024, 1024, I, sparsity_level=0.9,
 add("LTC 64, bfloat16", lambda: LTC(64, I), 64, (), ((32, 1000),), mx.bfloat16)
 add("LTC 64, rk4", lambda: LTC(64, I, solver="rk4"), 64, (), ((32, 100),))
 add("LTC NCP 32/16/8", lambda: LTC(NCPMap(32, 16, 8, I, seed=1)), 56, ("ops", "ncps LTC NCP"), ((32, 100),))
+add("LTC 64, mixed memory", lambda: LTC(64, I, mixed_memory=True), 64, ("ops",), ((32, 100), (32, 1000)))
+add("LTC NCP 32/16/8, mixed memory", lambda: LTC(NCPMap(32, 16, 8, I, seed=1), mixed_memory=True), 56, (), ((32, 100),))
 for cell, kind in (("LSTM", LSTM), ("GRU", GRU), ("RNN", RNN)):
     for units in (64, 256, 512, 1024):
         inputs = I if units == 64 else units  # as inside a stack of layers, where they are large

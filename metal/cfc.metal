@@ -91,46 +91,6 @@ inline Slot slot_of(thread const Slots<C::SLOTS_KEPT>& slots, int group, int blo
   return read_slot<C>(slots.table, group, block);
 }
 
-// The sequences of a group: row r is number row0 + r of B, and has length[r] steps; the longest has `steps`.
-template <int ROWS>
-struct Rows {
-  int B, row0, steps;
-  int length[ROWS];
-};
-
-template <int ROWS>
-inline void load_rows(thread Rows<ROWS>& rows, device const int* lengths, int B, int row0) {
-  rows.B = B;
-  rows.row0 = row0;
-  rows.steps = 0;
-#pragma unroll
-  for (int r = 0; r < ROWS; r++) {
-    rows.length[r] = row0 + r < B ? lengths[row0 + r] : 0;
-    rows.steps = rows.length[r] > rows.steps ? rows.length[r] : rows.steps;
-  }
-}
-
-template <int ROWS>
-inline bool valid(thread const Rows<ROWS>& rows, int t, int r) {
-  return unsigned(t) < unsigned(rows.length[r]);  // no step before the first either
-}
-
-// The place of row r at step t in an array (T, B).
-template <int ROWS>
-inline int place(thread const Rows<ROWS>& rows, int t, int r) {
-  return t * rows.B + rows.row0 + r;
-}
-
-// The group's rows of values (T, B, width) are 0 from step t on.
-template <int THREADS, int ROWS>
-inline void clear_rest(device float* values, int t, int T, int width, thread const Rows<ROWS>& rows, int thread_index) {
-  for (; t < T; t++) {
-    for (int r = 0; r < ROWS && rows.row0 + r < rows.B; r++) {
-      for (int j = thread_index; j < width; j += THREADS) values[place(rows, t, r) * width + j] = 0.0f;
-    }
-  }
-}
-
 // The next state of a unit whose lanes hold the heads f, g, t_a, t_b, COPIES lanes each; the lanes of f return it.
 template <int MODE, int COPIES>
 inline float interpolate(float q, int head, float dt, float w_tau, float A) {
@@ -175,48 +135,17 @@ inline void backbone_layer(
   }
 }
 
-// What a gate of the LSTM adds to its product: the inputs' part.
+// The LSTM's part of step t; its h goes into the windows of the stages.
 template <typename C, typename IO>
-inline float added_to_gate(device const IO* x_gates, Slot slot, int gate, int t, int r, thread const Rows<C::ROWS>& rows) {
-  return slot.unit >= 0 && valid(rows, t, r) ? float(x_gates[(place(rows, t, r) * 4 + gate) * C::H + slot.unit]) : 0.0f;
-}
-
-// The LSTM's part of step t: gates a, i, f, o from h and x_gates. Its h goes into the windows of the stages, c stays.
-template <typename C, typename IO>
-inline void memory_step(
+inline void memory_of_all(
     thread const typename C::Gates& gates, thread const Slots<C::SLOTS_KEPT>& slots, threadgroup const float4* h,
     threadgroup float* windows, threadgroup float* c, device const IO* x_gates, thread float* waits, device float* c_out, int t,
     thread const Rows<C::ROWS>& rows) {
-  typedef typename C::Gates Gates;
 #pragma unroll C::UNROLL
   for (int block = 0; block < C::BLOCKS; block++) {
     Slot slot = slot_of<C>(slots, gates.group, block);
-    int u = slot.unit, gate = gates.owned;
-    float here[C::ROWS];
-#pragma unroll
-    for (int r = 0; r < C::ROWS; r++) {
-      int i = C::RESIDENT ? block * C::ROWS + r : 0;
-      here[r] = C::RESIDENT ? waits[i] : added_to_gate<C>(x_gates, slot, gate, t, r, rows);
-      if (C::RESIDENT) waits[i] = added_to_gate<C>(x_gates, slot, gate, t + 1, r, rows);
-    }
-    float sums[C::ROWS * 4];
-    run_product<C::ROWS>(gates, h, block, sums);
-#pragma unroll
-    for (int r = 0; r < C::ROWS; r++) {
-      float q = sums[r * 4] + here[r];
-      float value = tanh_or_sigmoid(gate == 0, gate == 2 ? q + 1.0f : q);
-      float a = value;
-      float i = simd_shuffle_xor(value, int(Gates::COPIES));
-      float f = simd_shuffle_xor(value, 2 * int(Gates::COPIES));
-      float o = simd_shuffle_xor(value, 3 * int(Gates::COPIES));
-      if (u < 0 || gate != 0 || !gates.primary || rows.row0 + r >= rows.B) continue;
-      float c_next = c[r * C::H + u] * f + a * i;
-      if (valid(rows, t, r)) {
-        c[r * C::H + u] = c_next;
-        windows[(slot.stage * C::ROWS + r) * C::WINDOW_ROW + slot.own] = fast_tanh(c_next) * o;
-      }
-      c_out[place(rows, t, r) * C::H + u] = valid(rows, t, r) ? c_next : 0.0f;
-    }
+    threadgroup float* inner = windows + slot.stage * C::ROWS * C::WINDOW_ROW + slot.own;
+    memory_step<C>(gates, block, slot.unit, h, inner, int(C::WINDOW_ROW), c, x_gates, waits, c_out, t, rows);
   }
 }
 
@@ -344,7 +273,7 @@ inline void cfc_forward(
     int r = i % C::ROWS, t = C::PIPELINED ? -slot.stage : 0;
     waits[i] = added_to_head<C>(x_proj, b_heads, slot, heads.owned, t, r, rows);
     dt_waits[i] = elapsed(dt, place(rows, t, r), valid(rows, t, r));
-    if (C::MEMORY) gate_waits[i] = added_to_gate<C>(x_gates, slot, gates.owned, t, r, rows);
+    if (C::MEMORY) gate_waits[i] = added_to_gate<C>(x_gates, slot.unit, gates.owned, t, r, rows);
   }
 #pragma unroll
   for (int i = 0; i < C::Z_VALUES && C::RESIDENT && C::DEPTH > 0; i++) {
@@ -360,7 +289,7 @@ inline void cfc_forward(
     threadgroup float* z = windows;
     int at = place(rows, tick, 0);
     if (C::MEMORY) {
-      memory_step<C>(gates, slots, (threadgroup const float4*)states, windows, c, x_gates, gate_waits, c_out, tick, rows);
+      memory_of_all<C>(gates, slots, (threadgroup const float4*)states, windows, c, x_gates, gate_waits, c_out, tick, rows);
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
     for (int layer = 0; layer < C::DEPTH; layer++) {
@@ -471,41 +400,20 @@ inline void layer_back(
   }
 }
 
-// The LSTM's part of step t: from the gradient of its h, the result of `first`, and the one of c that arrives, to those of its gates and of the
-// c before. slopes (T, B, 6, H): of c by a, i, f; of h by o and by c; and sigma(f + 1). Each gate's lanes keep their own copy of dc.
+// The LSTM's part of step t, from the gradient of its h, the result of `first`.
 template <typename C>
-inline void memory_step_back(
+inline void memory_of_all_back(
     thread const typename C::FirstBack& first, thread const Slots<C::SLOTS_KEPT>& slots, threadgroup const float4* in,
     device const float* slopes, device const float* dy_c, threadgroup float* dc, threadgroup float* d_gates, device float* d_gates_out,
     int t, thread const Rows<C::ROWS>& rows) {
-  enum { COPIES = C::SPLIT / 4 };
-  int gate = first.part / COPIES;
 #pragma unroll C::UNROLL
   for (int block = 0; block < C::BLOCKS; block++) {
     Slot slot = slot_of<C>(slots, first.group, block);
-    int u = slot.unit;
-    float by_gate[C::ROWS], by_c[C::ROWS], f[C::ROWS], arriving[C::ROWS], sums[C::ROWS];
-#pragma unroll
-    for (int r = 0; r < C::ROWS; r++) {  // on their way while the product is made
-      bool now = u >= 0 && valid(rows, t, r);
-      int at = place(rows, t, r);
-      device const float* here = slopes + at * 6 * C::H + u;
-      by_gate[r] = now ? here[gate * C::H] : 0.0f;
-      by_c[r] = now ? here[4 * C::H] : 0.0f;
-      f[r] = now ? here[5 * C::H] : 0.0f;
-      arriving[r] = now ? dy_c[at * C::H + u] : 0.0f;
-    }
+    float sums[C::ROWS];
+    MemorySlopes<C::ROWS> here;
+    read_memory_slopes<C>(here, slopes, dy_c, slot.unit, first.part, t, rows);  // on their way while the product is made
     run_product<C::ROWS>(first, in + (C::STAGES > 1 ? slot.stage * C::ROWS * C::FirstBack::ROW4 : 0), block, sums);
-#pragma unroll
-    for (int r = 0; r < C::ROWS; r++) {
-      if (u < 0 || rows.row0 + r >= rows.B || first.part % COPIES != 0) continue;
-      int i = (r * 4 + gate) * C::H + u;
-      float dc_here = dc[i] + arriving[r] + sums[r] * by_c[r];
-      float d = valid(rows, t, r) ? (gate < 3 ? dc_here : sums[r]) * by_gate[r] : 0.0f;
-      d_gates[r * C::GATES_ROW + gate * C::H + u] = d;
-      d_gates_out[(place(rows, t, r) * 4 + gate) * C::H + u] = d;
-      if (valid(rows, t, r)) dc[i] = dc_here * f[r];
-    }
+    memory_step_back<C>(here, sums, slot.unit, first.part, dc, d_gates, d_gates_out, t, rows);
   }
 }
 
@@ -521,7 +429,7 @@ inline void cfc_backward(
     device const typename C::Weight* w_first,
     device const float* dy_c,                     // (T, B, H) and the next four with MEMORY
     device const float* carry_c,                  // (B, H)
-    device const float* slopes_gates,             // (T, B, 6, H), see memory_back
+    device const float* slopes_gates,             // (T, B, 6, H), see memory_gate_slopes
     device const typename C::Weight* w_gates,     // packed (SLOTS, 4 H)
     device const typename C::Weight* w_above,     // packed (SLOTS, HEADS WINDOW): from the heads of the stage above, with several stages
     device const int* slot_table,                 // (SLOTS, 4) where there are several stages
@@ -620,7 +528,7 @@ inline void cfc_backward(
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
     if (C::MEMORY) {
-      memory_step_back<C>(first, slots, (threadgroup const float4*)d, slopes_gates, dy_c, dc, d_gates, d_gates_out, tick, rows);
+      memory_of_all_back<C>(first, slots, (threadgroup const float4*)d, slopes_gates, dy_c, dc, d_gates, d_gates_out, tick, rows);
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
 #pragma unroll C::UNROLL

@@ -67,30 +67,6 @@ inline void cfc_slopes(
   if (i == 0) by_w_tau[0] = by_A[0] = 0.0f;
 }
 
-// The LSTM's h, and the slopes that `memory_step_back` takes; compare `memory_step`.
-template <int H, int THREADS>
-inline void cfc_gate_slopes(
-    device const float* q,  // (N, 4, H)
-    device const float* c,  // (N, H): before the step
-    device const int* dims, // N
-    device float* h_inner, device float* slopes,  // (N, H), (N, 6, H)
-    int group_index, int thread_index, threadgroup float4* scratch) {
-  int index = group_index * THREADS + thread_index;
-  if (index >= dims[0] * H) return;
-  int n = index / H, u = index % H;
-  device const float* gates = q + n * 4 * H + u;
-  device float* by = slopes + n * 6 * H + u;
-  float a = fast_tanh(gates[0]), i = fast_sigmoid(gates[H]), f = fast_sigmoid(gates[2 * H] + 1.0f), o = fast_sigmoid(gates[3 * H]);
-  float tanh_c = fast_tanh(c[index] * f + a * i);
-  h_inner[index] = tanh_c * o;
-  by[0] = (1.0f - a * a) * i;
-  by[H] = a * i * (1.0f - i);
-  by[2 * H] = c[index] * f * (1.0f - f);
-  by[3 * H] = tanh_c * o * (1.0f - o);
-  by[4 * H] = o * (1.0f - tanh_c * tanh_c);
-  by[5 * H] = f;
-}
-
 // One step by itself, where a scan in one launch would not pay: the products are made outside, one thread has one unit of one sequence.
 
 // (2), (3): the next state, and y; past a sequence's length the state stays and y is 0.

@@ -1,22 +1,34 @@
 // LTC, equations (1) to (5): ROWS sequences by one threadgroup, all their steps and unfolds, forward and backward; and what is parallel over
 // all steps: the sums over sensory synapses, their gradient, and the gradients of all synapses' parameters.
-// Arrays are time-major. A synapse is a float4: sigma, sigma mu, w erev, w.
+// Arrays are time-major. A synapse is a float4: -log2(e) sigma, the same times mu, w erev, w; where gradients go from targets to sources, the
+// last two times sigma.
 
 enum Solver { SEMI_IMPLICIT = 0, EXPLICIT = 1, RK4 = 2 };
 
 // The sizes of one variant. SPLIT neighbouring lanes, a power of two, share the synapses of a unit (those that reach it forward, those that
-// leave it backward); units come in BLOCKS of one a group of lanes. COUNT: synapses of a lane where they are RESIDENT, all blocks together.
-// FULL: no synapse is missing, so that the n-th of a unit is the one with unit n. KEEP: the forward scan stores each evaluation.
-template <int H_, int SOLVER_, bool FULL_, bool KEEP_, int THREADS_, int ROWS_, int SPLIT_, bool RESIDENT_, int COUNT_>
+// leave it backward); units come in BLOCKS of one a group of lanes. COUNT: synapses of a lane, all blocks together.
+// FULL: no synapse is missing, so that a lane's are known: every SPLIT-th four. KEEP: the forward scan stores each evaluation.
+// MEMORY: an LSTM step (memory.metal) comes first, and the LTC step works on its h.
+// RESIDENT: synapses are in registers, and the LSTM's weights with GATES_RESIDENT.
+template <
+    int H_, int SOLVER_, bool FULL_, bool KEEP_, bool MEMORY_, int THREADS_, int ROWS_, int SPLIT_, bool RESIDENT_, bool GATES_RESIDENT_,
+    int COUNT_>
 struct LTC {
   enum {
-    H = H_, SOLVER = SOLVER_, FULL = FULL_, KEEP = KEEP_, THREADS = THREADS_, ROWS = ROWS_, SPLIT = SPLIT_, RESIDENT = RESIDENT_, COUNT = COUNT_,
+    H = H_, SOLVER = SOLVER_, FULL = FULL_, KEEP = KEEP_, MEMORY = MEMORY_, THREADS = THREADS_, ROWS = ROWS_, SPLIT = SPLIT_,
+    RESIDENT = RESIDENT_, COUNT = COUNT_,
     STAGES = SOLVER_ == RK4 ? 4 : 1,  // evaluations of an unfold
     GROUPS = THREADS_ / SPLIT_,
     BLOCKS = (H_ + GROUPS - 1) / GROUPS,
     WIDTH = COUNT_ / BLOCKS,
-    ROW = FULL_ ? (H_ + SPLIT_ - 1) / SPLIT_ * SPLIT_ : H_  // floats of a row of units' values in threadgroup memory
+    NEAR = FULL_ || !RESIDENT_ ? 4 : 2,  // synapses that a lane takes at once: their number is a multiple of that
+    ROW = (H_ + 4 * SPLIT_ - 1) / (4 * SPLIT_) * 4 * SPLIT_,  // floats of a row of units' values in threadgroup memory
+    CARRIED = SOLVER_ == RK4 ? 4 : 2,  // values of a unit that the backward scan carries, see Carried
+    UNROLL = RESIDENT_ ? int(BLOCKS) : 1, KEPT = UNROLL  // blocks of which numbers wait in registers
   };
+  typedef Product<H_, 4 * H_, SPLIT_, 4, THREADS_, GATES_RESIDENT_> Gates;
+  typedef Product<4 * H_, H_, SPLIT_, 1, THREADS_, GATES_RESIDENT_> GatesBack;
+  enum { GATES_ROW = 4 * GatesBack::ROW4 };
 };
 
 // The units at the other ends of a thread's synapses: kept in registers, read from device memory, or (where none is missing) known.
@@ -53,28 +65,39 @@ struct Partners<true, COUNT> {
   typedef ResidentPartners<COUNT> type;
 };
 
-// A thread's part of all synapses.
+// A thread's part of all synapses, and what it owns: row `part` of its group's units, if `steps` says that there is such a sequence.
 template <typename C>
 struct Lists {
   typename Weights<C::RESIDENT, C::COUNT>::type synapses;
   typename Partners<C::RESIDENT && !C::FULL, C::COUNT>::type partners;
-  int part, group;
+  int part, group, steps;
+  int units[C::KEPT];
 };
 
 template <typename C>
-inline void load_lists(thread Lists<C>& lists, device const float* synapses, device const int* partners, int thread_index) {
+inline int unit_of_group(int group, int block, device const int* order) {
+  int place = block * C::GROUPS + group;
+  if (C::FULL) return place < C::H ? place : -1;
+  return order[place];
+}
+
+template <typename C>
+inline void load_lists(
+    thread Lists<C>& lists, device const float* synapses, device const int* partners, device const int* order, device const int* lengths,
+    int B, int row0, int thread_index) {
   lists.part = thread_index % C::SPLIT;
   lists.group = thread_index / C::SPLIT;
+  lists.steps = lists.part < C::ROWS && row0 + lists.part < B ? lengths[row0 + lists.part] : -1;
   load_weights(lists.synapses, (device const float4*)synapses + thread_index, int(C::THREADS));
   load_partners(lists.partners, partners + (C::FULL ? 0 : thread_index), int(C::THREADS));
+#pragma unroll
+  for (int block = 0; block < C::KEPT; block++) lists.units[block] = unit_of_group<C>(lists.group, block, order);
 }
 
 // The unit whose synapses a thread has in a block, or -1.
 template <typename C>
 inline int unit_in(thread const Lists<C>& lists, int block, device const int* order) {
-  int place = block * C::GROUPS + lists.group;
-  if (C::FULL) return place < C::H ? place : -1;
-  return order[place];
+  return C::RESIDENT ? lists.units[C::RESIDENT ? block : 0] : unit_of_group<C>(lists.group, block, order);
 }
 
 template <int SPLIT>
@@ -84,25 +107,75 @@ inline float over_lanes(float value) {
   return value;
 }
 
-// (2): one synapse's part of num and den
-inline void add_synapse(float4 synapse, float v, thread float& num, thread float& den) {
-  float open = fast_sigmoid(synapse.x * v - synapse.y);  // (2)
-  num += synapse.z * open;
-  den += synapse.w * open;
-}
-
-// The gradient of a synapse's argument, without sigma.
-inline float argument_gradient(float4 synapse, float open, float d_num, float d_den) {
-  return open * (1.0f - open) * (synapse.z * d_num + synapse.w * d_den);
-}
-
-template <typename C>
-inline void add_synapse_at(
-    thread const Lists<C>& lists, int i, int place, threadgroup const float* v, thread float* num, thread float* den) {
-  float4 synapse = weight_at(lists.synapses, i);
-  int source = C::FULL ? place : partner_at(lists.partners, i);
+// The value of one row, where its number is known to the thread alone.
+template <int ROWS>
+inline float of_row(thread const float* values, int row) {
+  float result = values[0];
 #pragma unroll
-  for (int r = 0; r < C::ROWS; r++) add_synapse(synapse, v[r * C::ROW + source], num[r], den[r]);
+  for (int r = 1; r < ROWS; r++) result = row == r ? values[r] : result;
+  return result;
+}
+
+// sigma(...) of two synapses by one reciprocal, which costs a GPU as much as eight multiplications. 2^62 and its square are numbers; beyond
+// it sigma is 2e-19 and stays that. A NaN stays one.
+inline float exponent(float4 synapse, float v) {
+  float a = synapse.x * v - synapse.y;
+  return a > 62.0f ? 62.0f : a;
+}
+inline void open_pair(float a, float b, thread float* open) {
+  float p = 1.0f + fast::exp2(a), q = 1.0f + fast::exp2(b);
+  float both = fast::divide(1.0f, p * q);
+  open[0] = both * q;
+  open[1] = both * p;
+}
+
+// sigma(...) of N synapses of a lane at their sources' values.
+template <int N>
+inline void open_synapses(thread const float4* synapses, thread const float* v, thread float* open) {
+#pragma unroll
+  for (int n = 0; n < N; n += 2) open_pair(exponent(synapses[n], v[n]), exponent(synapses[n + 1], v[n + 1]), open + n);
+}
+
+// NEAR synapses of a lane, and the units at their other ends.
+template <typename C>
+struct Near {
+  float4 synapses[C::NEAR];
+  int partners[C::NEAR];
+};
+
+// Those from number i of the lane on, which is number k of the lane's for this unit.
+template <typename C>
+inline void read_near(thread Near<C>& near, thread const Lists<C>& lists, int i, int k) {
+#pragma unroll
+  for (int n = 0; n < C::NEAR; n++) {
+    near.synapses[n] = weight_at(lists.synapses, i + n);
+    near.partners[n] = C::FULL ? k * C::SPLIT + 4 * lists.part + n : partner_at(lists.partners, i + n);
+  }
+}
+
+// Their part of num and den, for each row.
+template <typename C>
+inline void add_near(thread const Near<C>& near, threadgroup const float* v, thread float* num, thread float* den) {
+#pragma unroll
+  for (int r = 0; r < C::ROWS; r++) {
+    float values[C::NEAR], open[C::NEAR];
+    if (C::FULL) {
+      float4 four = ((threadgroup const float4*)v)[(r * C::ROW + near.partners[0]) / 4];
+      values[0] = four.x;
+      values[1] = four.y;
+      values[2 % C::NEAR] = four.z;
+      values[3 % C::NEAR] = four.w;
+    } else {
+#pragma unroll
+      for (int n = 0; n < C::NEAR; n++) values[n] = v[r * C::ROW + near.partners[n]];
+    }
+    open_synapses<C::NEAR>(near.synapses, values, open);  // (2)
+#pragma unroll
+    for (int n = 0; n < C::NEAR; n++) {
+      num[r] += near.synapses[n].z * open[n];
+      den[r] += near.synapses[n].w * open[n];
+    }
+  }
 }
 
 // Sums over the synapses of a block's unit: num and den (ROWS), the same in all its lanes.
@@ -111,12 +184,21 @@ inline void sum_synapses(
     thread const Lists<C>& lists, int block, device const int* offsets, threadgroup const float* v, thread float* num, thread float* den) {
 #pragma unroll
   for (int r = 0; r < C::ROWS; r++) num[r] = den[r] = 0.0f;
+  Near<C> near, ahead;
   if (C::RESIDENT) {
 #pragma unroll
-    for (int k = 0; k < C::WIDTH; k++) add_synapse_at<C>(lists, block * C::WIDTH + k, k * C::SPLIT + lists.part, v, num, den);
+    for (int k = 0; k < C::WIDTH; k += C::NEAR) {
+      read_near<C>(near, lists, block * C::WIDTH + k, k);
+      add_near<C>(near, v, num, den);
+    }
   } else {
     int first = offsets[block], count = offsets[block + 1] - first;
-    for (int k = 0; k < count; k++) add_synapse_at<C>(lists, first + k, k * C::SPLIT + lists.part, v, num, den);
+    read_near<C>(ahead, lists, first, 0);
+    for (int k = 0; k < count; k += C::NEAR) {  // the next ones come while these are used
+      near = ahead;
+      if (k + C::NEAR < count) read_near<C>(ahead, lists, first + k + C::NEAR, k + C::NEAR);
+      add_near<C>(near, v, num, den);
+    }
   }
 #pragma unroll
   for (int r = 0; r < C::ROWS; r++) {
@@ -128,8 +210,8 @@ inline void sum_synapses(
 // (5), or the other solvers: from an evaluation at v to where the next one is made. `start` and `slopes` are the unit's own, for rk4.
 template <int SOLVER>
 inline float advance(int stage, float v, float num, float den, float cm, float delta, threadgroup float* start, threadgroup float* slopes) {
-  if (SOLVER == SEMI_IMPLICIT) return (cm * v + delta * num) / (cm + delta * den);  // (5)
-  float rate = (num - den * v) / cm;
+  if (SOLVER == SEMI_IMPLICIT) return fast::divide(cm * v + delta * num, cm + delta * den);  // (5)
+  float rate = fast::divide(num - den * v, cm);
   if (SOLVER == EXPLICIT) return v + delta * rate;
   if (stage == 0) {
     *start = v;
@@ -142,6 +224,69 @@ inline float advance(int stage, float v, float num, float den, float cm, float d
   return *start + (stage == 2 ? delta : delta / 2.0f) * rate;
 }
 
+// What num and den of a thread's units get beside the synapses at one step: read one step ahead where synapses are in registers.
+template <int COUNT>
+struct Drives {
+  float num[COUNT], den[COUNT], delta;
+};
+
+template <typename C>
+inline void read_drive(
+    thread Drives<C::KEPT>& drives, int kept, device const float* num_drive, device const float* den_drive, bool now, int step, int u) {
+  drives.num[kept] = now && u >= 0 ? num_drive[step * C::H + u] : 0.0f;
+  drives.den[kept] = now && u >= 0 ? den_drive[step * C::H + u] : 0.0f;
+}
+
+template <typename C>
+inline void read_drives(
+    thread Drives<C::KEPT>& drives, thread const Lists<C>& lists, device const float* num_drive, device const float* den_drive,
+    device const float* delta, int t, int step) {
+  drives.delta = t < lists.steps ? delta[step] : 0.0f;
+#pragma unroll
+  for (int block = 0; block < C::KEPT && C::RESIDENT; block++) {
+    read_drive<C>(drives, block, num_drive, den_drive, t < lists.steps, step, lists.units[block]);
+  }
+}
+
+// Where an evaluation is kept, and what came of it; rest is num - den value, see enter_evaluation.
+struct Evaluations {
+  device float* points;
+  device float* rests;
+  device float* dens;
+};
+
+// Evaluation e of step t at the values v, for all units: they go on to `next`, and after the last evaluation into y.
+template <typename C>
+inline void evaluate(
+    thread const Lists<C>& lists, device const int* order, device const int* offsets, thread Drives<C::KEPT>& drives,
+    device const float* num_drive, device const float* den_drive, device const float* cm, threadgroup const float* v,
+    threadgroup float* next, threadgroup float* start, device float* y, thread const Evaluations& kept, int stage, bool is_last, int t,
+    int step) {
+  threadgroup float* slopes = start + C::ROWS * C::H;
+#pragma unroll C::UNROLL
+  for (int block = 0; block < C::BLOCKS; block++) {
+    int u = unit_in<C>(lists, block, order), i = C::RESIDENT ? block : 0, at = lists.part * C::ROW + u;
+    if (!C::RESIDENT) read_drive<C>(drives, i, num_drive, den_drive, t < lists.steps, step, u);
+    float nums[C::ROWS], dens[C::ROWS];
+    sum_synapses<C>(lists, block, offsets, v, nums, dens);
+    if (lists.steps < 0 || u < 0) continue;
+    float here = v[at], there = here;
+    if (t < lists.steps) {
+      float num = of_row<C::ROWS>(nums, lists.part) + drives.num[i];  // (3)
+      float den = of_row<C::ROWS>(dens, lists.part) + drives.den[i];  // (4)
+      int own = C::SOLVER == RK4 ? lists.part * C::H + u : 0;
+      there = advance<C::SOLVER>(stage, here, num, den, cm[u], drives.delta, start + own, slopes + own);
+      if (C::KEEP) {
+        kept.points[step * C::H + u] = here;
+        kept.rests[step * C::H + u] = num - den * (C::SOLVER == SEMI_IMPLICIT ? there : here);
+        kept.dens[step * C::H + u] = den;
+      }
+    }
+    next[at] = there;
+    if (is_last && !C::KEEP) y[step * C::H + u] = t < lists.steps ? there : 0.0f;
+  }
+}
+
 template <typename C>
 inline void ltc_forward(
     device const float* synapses,   // (4 COUNT, THREADS) packed by target, and the next three likewise
@@ -152,76 +297,98 @@ inline void ltc_forward(
     device const float* den_drive,  // (T, B, H): gleak + den_s + epsilon
     device const float* cm,         // (H)
     device const float* delta,      // (T, B): dt / unfolds
-    device const float* v0,         // (B, H)
-    device const int* lengths,      // (B); with KEEP all T
-    device const int* dims,         // T, B, unfolds
-    device float* y,                // (T, B, H)
+    device const float* v0,         // (B, H); with KEEP (T, B, H), before each step
+    device const float* x_gates,    // (T, B, 4 H) and the next two with MEMORY
+    device const float* w_gates,    // packed (4 H, H)
+    device const float* c0,         // (B, H)
+    device const int* lengths,      // (B)
+    device const int* dims,         // T, B, unfolds, steps of all sequences
+    device float* y,                // (T, B, H), one element with KEEP
     device float* points,           // (E, T, B, H) and the next two with KEEP, else one element: v at each evaluation
-    device float* nums,             // num there
-    device float* dens,             // den
+    device float* rests,            // num - den value there
+    device float* dens,             // den there
+    device float* c_out,            // (T, B, H) with MEMORY, else one element
     int group_index, int thread_index, threadgroup float4* scratch) {
-  enum { ROW = C::ROW, H = C::H };
-  int T = dims[0], B = dims[1], unfolds = dims[2], row0 = group_index * C::ROWS;
-  threadgroup float* values = (threadgroup float*)scratch;        // (2, ROWS, ROW): v now and next
-  threadgroup float* start = values + 2 * C::ROWS * ROW;          // (ROWS, H) with RK4
-  threadgroup float* slopes = start + C::ROWS * H;                // (ROWS, H) with RK4
-  fill(values, 2 * C::ROWS * ROW, thread_index, C::THREADS, 0.0f);
+  enum { H = C::H, VALUES = C::ROWS * C::ROW };
+  int T = dims[0], B = dims[1], E = dims[2] * C::STAGES, row0 = group_index * C::ROWS;
+  threadgroup float* values = (threadgroup float*)scratch;                // (2, ROWS, ROW): v now and next
+  threadgroup float* start = values + 2 * VALUES;                         // (2, ROWS, H) with RK4
+  threadgroup float* c = start + (C::SOLVER == RK4 ? 2 : 0) * C::ROWS * H;  // (ROWS, H) with MEMORY
+  fill(values, 2 * VALUES, thread_index, C::THREADS, 0.0f);
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  int length[C::ROWS];
-  int steps = read_lengths<C::ROWS>(lengths, row0, B, length);
-  for (int r = 0; r < C::ROWS && row0 + r < B; r++) {
-    for (int u = thread_index; u < H; u += C::THREADS) values[r * ROW + u] = v0[(row0 + r) * H + u];
-  }
+
+  Rows<C::ROWS> rows;
+  load_rows(rows, lengths, B, row0);
   Lists<C> lists;
-  load_lists<C>(lists, synapses, sources, thread_index);
+  load_lists<C>(lists, synapses, sources, order, lengths, B, row0, thread_index);
+  typename C::Gates gates;
+  if (C::MEMORY) load_product(gates, w_gates, thread_index);
+  int row = row0 + lists.part;  // the thread's own
+  for (int block = 0; block < C::BLOCKS && !C::KEEP; block++) {
+    int u = unit_of_group<C>(lists.group, block, order);
+    if (lists.steps < 0 || u < 0) continue;
+    values[lists.part * C::ROW + u] = v0[row * H + u];
+    if (C::MEMORY) c[lists.part * H + u] = c0[row * H + u];
+  }
+  float gate_waits[C::KEPT * C::ROWS];
+#pragma unroll
+  for (int i = 0; i < C::KEPT * C::ROWS && C::MEMORY && C::RESIDENT; i++) {
+    gate_waits[i] = added_to_gate<C>(x_gates, lists.units[i / C::ROWS], gates.owned, 0, i % C::ROWS, rows);
+  }
+  Drives<C::KEPT> drives, waits;
+  read_drives<C>(waits, lists, num_drive, den_drive, delta, 0, row);
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   int now = 0;
-  for (int t = 0; t < steps; t++) {
-    for (int e = 0; e < unfolds * C::STAGES; e++) {
-      threadgroup float* v = values + now * C::ROWS * ROW;
-      threadgroup float* next = values + (1 - now) * C::ROWS * ROW;
+  for (int t = 0; t < rows.steps; t++) {
+    int step = t * B + row;
+    drives = waits;
+    read_drives<C>(waits, lists, num_drive, den_drive, delta, t + 1, step + B);
+    if (C::MEMORY) {
+#pragma unroll C::UNROLL
       for (int block = 0; block < C::BLOCKS; block++) {
-        float num[C::ROWS], den[C::ROWS];
-        sum_synapses<C>(lists, block, offsets, v, num, den);
         int u = unit_in<C>(lists, block, order);
-        if (lists.part != 0 || u < 0) continue;
-        for (int r = 0; r < C::ROWS && row0 + r < B; r++) {
-          int step = t * B + row0 + r;
-          float here = v[r * ROW + u], there = here;
-          if (t < length[r]) {
-            float whole_num = num[r] + num_drive[step * H + u];  // (3)
-            float whole_den = den[r] + den_drive[step * H + u];  // (4)
-            int own = C::SOLVER == RK4 ? r * H + u : 0;
-            there = advance<C::SOLVER>(e % C::STAGES, here, whole_num, whole_den, cm[u], delta[step], start + own, slopes + own);
-            if (C::KEEP) {
-              int place = (e * T * B + step) * H + u;
-              points[place] = here;
-              nums[place] = whole_num;
-              dens[place] = whole_den;
-            }
-          }
-          next[r * ROW + u] = there;
-          if (e == unfolds * C::STAGES - 1) y[step * H + u] = t < length[r] ? there : 0.0f;
-        }
+        threadgroup float* inner = values + (1 - now) * VALUES + u;
+        memory_step<C>(gates, block, u, (threadgroup const float4*)(values + now * VALUES), inner, int(C::ROW), c, x_gates, gate_waits, c_out, t, rows);
       }
+      now = 1 - now;
+      threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    if (C::KEEP) {
+      for (int block = 0; block < C::BLOCKS; block++) {
+        int u = unit_of_group<C>(lists.group, block, order);
+        if (t < lists.steps && u >= 0) values[now * VALUES + lists.part * C::ROW + u] = v0[step * H + u];
+      }
+      threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    for (int e = 0; e < E; e++) {
+      Evaluations kept = {points + (C::KEEP ? e * dims[3] * H : 0), rests + (C::KEEP ? e * dims[3] * H : 0), dens + (C::KEEP ? e * dims[3] * H : 0)};
+      evaluate<C>(
+          lists, order, offsets, drives, num_drive, den_drive, cm, values + now * VALUES, values + (1 - now) * VALUES, start, y, kept,
+          e % C::STAGES, e == E - 1, t, step);
       threadgroup_barrier(mem_flags::mem_threadgroup);
       now = 1 - now;
     }
   }
-  clear_rest<C::ROWS, C::THREADS>(y, steps, T, B, int(H), row0, thread_index);
-  if (!C::KEEP && group_index == 0 && thread_index == 0) points[0] = nums[0] = dens[0] = 0.0f;
+  if (!C::KEEP) clear_rest<C::THREADS>(y, rows.steps, T, int(H), rows, thread_index);
+  if (C::MEMORY) clear_rest<C::THREADS>(c_out, rows.steps, T, int(H), rows, thread_index);
+  if (group_index == 0 && thread_index == 0) {
+    if (C::KEEP) y[0] = 0.0f;
+    if (!C::KEEP) points[0] = rests[0] = dens[0] = 0.0f;
+    if (!C::MEMORY) c_out[0] = 0.0f;
+  }
 }
 
 // Backward: what an evaluation's h is made of. h times delta is the gradient of num, and -h times delta times `value` that of den, where value
-// is what den is multiplied by: the next v for the semi-implicit solver, else v. dv, arriving and result are the unit's own.
+// is what den is multiplied by: the next v for the semi-implicit solver, else v. So h times rest, num - den value, is the gradient of delta,
+// and -h times delta times rest that of cm, times cm.
 template <int SOLVER>
 inline float enter_evaluation(int stage, float dv, float arriving, float den, float cm, float delta) {
-  if (SOLVER == SEMI_IMPLICIT) return dv / (cm + delta * den);
-  if (SOLVER == EXPLICIT) return dv / cm;
+  if (SOLVER == SEMI_IMPLICIT) return fast::divide(dv, cm + delta * den);
+  if (SOLVER == EXPLICIT) return fast::divide(dv, cm);
   float weight = stage == 0 || stage == 3 ? 1.0f / 6.0f : 1.0f / 3.0f;
   float reach = stage == 3 ? 0.0f : stage == 2 ? 1.0f : 0.5f;
-  return (dv * weight + reach * arriving) / cm;
+  return fast::divide(dv * weight + reach * arriving, cm);
 }
 
 // One row's values of the units while it runs backward; each is read and written by its owner alone.
@@ -247,42 +414,143 @@ inline void leave_evaluation(int stage, float sum, float den, float cm, float de
   }
 }
 
+// What comes back through a lane's next synapses from the gradients d of num and den (ROWS, ROW, 2), to v (ROWS).
 template <typename C>
-inline void pull_synapse_at(
-    thread const Lists<C>& lists, int i, int place, thread const float* v, threadgroup const float* d, thread float* sums) {
-  float4 synapse = weight_at(lists.synapses, i);
-  int target = C::FULL ? place : partner_at(lists.partners, i);
+inline void pull_near(thread const Near<C>& near, thread const float* v, threadgroup const float* d, thread float* sums) {
 #pragma unroll
   for (int r = 0; r < C::ROWS; r++) {
-    float open = fast_sigmoid(synapse.x * v[r] - synapse.y);
-    sums[r] += synapse.x * argument_gradient(synapse, open, d[r * C::ROW + target], d[(C::ROWS + r) * C::ROW + target]);
+    float values[C::NEAR], open[C::NEAR];
+#pragma unroll
+    for (int n = 0; n < C::NEAR; n++) values[n] = v[r];
+    open_synapses<C::NEAR>(near.synapses, values, open);
+#pragma unroll
+    for (int n = 0; n < C::NEAR; n++) {
+      float2 to;
+      if (C::FULL) {  // the gradients of two neighbours at once
+        float4 both = ((threadgroup const float4*)d)[(r * C::ROW + near.partners[0]) / 2 + n / 2];
+        to.x = n % 2 ? both.z : both.x;
+        to.y = n % 2 ? both.w : both.y;
+      } else {
+        to = ((threadgroup const float2*)d)[r * C::ROW + near.partners[n]];
+      }
+      sums[r] += (open[n] - open[n] * open[n]) * (near.synapses[n].z * to.x + near.synapses[n].w * to.y);
+    }
   }
 }
 
-// What comes back to a block's unit through the synapses that leave it: sums (ROWS), the same in all its lanes. `v` holds the units' values
-// (ROWS, H), d the gradients of num and den (2, ROWS, ROW).
+// What comes back to a block's unit through the synapses that leave it: sums (ROWS), the same in all its lanes.
 template <typename C>
 inline void pull_synapses(
-    thread const Lists<C>& lists, int block, device const int* offsets, device const float* v, int u, int rows, threadgroup const float* d,
-    thread float* sums) {
-  float here[C::ROWS];
+    thread const Lists<C>& lists, int block, device const int* offsets, thread const float* v, threadgroup const float* d, thread float* sums) {
 #pragma unroll
-  for (int r = 0; r < C::ROWS; r++) {
-    here[r] = u >= 0 && r < rows ? v[r * C::H + u] : 0.0f;
-    sums[r] = 0.0f;
-  }
+  for (int r = 0; r < C::ROWS; r++) sums[r] = 0.0f;
+  Near<C> near, ahead;
   if (C::RESIDENT) {
 #pragma unroll
-    for (int k = 0; k < C::WIDTH; k++) pull_synapse_at<C>(lists, block * C::WIDTH + k, k * C::SPLIT + lists.part, here, d, sums);
+    for (int k = 0; k < C::WIDTH; k += C::NEAR) {
+      read_near<C>(near, lists, block * C::WIDTH + k, k);
+      pull_near<C>(near, v, d, sums);
+    }
   } else {
     int first = offsets[block], count = offsets[block + 1] - first;
-    for (int k = 0; k < count; k++) pull_synapse_at<C>(lists, first + k, k * C::SPLIT + lists.part, here, d, sums);
+    read_near<C>(ahead, lists, first, 0);
+    for (int k = 0; k < count; k += C::NEAR) {
+      near = ahead;
+      if (k + C::NEAR < count) read_near<C>(ahead, lists, first + k + C::NEAR, k + C::NEAR);
+      pull_near<C>(near, v, d, sums);
+    }
   }
 #pragma unroll
   for (int r = 0; r < C::ROWS; r++) sums[r] = over_lanes<C::SPLIT>(sums[r]);
 }
 
-// The backward scan: dv alone is sequential. Its synapses are packed by source.
+// What the backward scan needs from device memory of one evaluation: v of all rows, and of the thread's own row den, and of the last
+// evaluation of a step its result and the gradient that arrives there. Where synapses are in registers it is read one evaluation ahead.
+template <typename C>
+struct Evaluation {
+  float v[C::KEPT * C::ROWS], den[C::KEPT], result[C::KEPT], dy[C::KEPT], delta;
+  int t, e;
+};
+
+// The arrays it comes from.
+struct Kept {
+  device const float* points;
+  device const float* dens;
+  device const float* v;
+  device const float* dy;
+  device const float* delta;
+  int T, B, E;
+};
+
+// Evaluation i, counted from the end of `steps` steps.
+template <typename C>
+inline void find_evaluation(thread Evaluation<C>& at, thread const Kept& kept, thread const Lists<C>& lists, int steps, int i, int row0) {
+  at.t = steps - 1 - i / kept.E;
+  at.e = kept.E - 1 - i % kept.E;
+  at.delta = at.t >= 0 && at.t < lists.steps ? kept.delta[at.t * kept.B + row0 + lists.part] : 0.0f;
+}
+
+template <typename C>
+inline void read_evaluation(
+    thread Evaluation<C>& at, int i, thread const Kept& kept, thread const Lists<C>& lists, int u, thread const Rows<C::ROWS>& rows) {
+  int first = (at.e * kept.T * kept.B + at.t * kept.B + rows.row0) * C::H + u;
+#pragma unroll
+  for (int r = 0; r < C::ROWS; r++) at.v[i * C::ROWS + r] = u >= 0 && valid(rows, at.t, r) ? kept.points[first + r * C::H] : 0.0f;
+  bool now = u >= 0 && at.t >= 0 && at.t < lists.steps, is_last = now && at.e == kept.E - 1;
+  int own = (at.t * kept.B + rows.row0 + lists.part) * C::H + u;
+  at.den[i] = now ? kept.dens[first + lists.part * C::H] : 0.0f;
+  at.result[i] = is_last && C::SOLVER == SEMI_IMPLICIT ? kept.v[own] : 0.0f;
+  at.dy[i] = is_last ? kept.dy[own] : 0.0f;
+}
+
+template <typename C>
+inline void read_ahead(
+    thread Evaluation<C>& at, thread const Kept& kept, thread const Lists<C>& lists, thread const Rows<C::ROWS>& rows) {
+#pragma unroll
+  for (int block = 0; block < C::KEPT && C::RESIDENT; block++) read_evaluation<C>(at, block, kept, lists, lists.units[block], rows);
+}
+
+// The owner of unit u enters evaluation `at`; v_after: v at the evaluation after it in the same step.
+template <typename C>
+inline void enter(
+    thread const Evaluation<C>& at, int i, float v_after, thread const Kept& kept, thread const Lists<C>& lists, int u, int row0,
+    device const float* cm, threadgroup float* carried, threadgroup float* d, device float* h) {
+  typedef Carried<C::H> Row;
+  threadgroup float* own = carried + lists.part * C::CARRIED * C::H + u;
+  bool is_last = at.e == kept.E - 1;
+  float held = 0.0f, value = 0.0f;
+  if (at.t < lists.steps) {
+    int stage = at.e % C::STAGES;
+    if (is_last) own[Row::DV * C::H] += at.dy[i];
+    if (C::SOLVER == RK4 && stage == 3) {
+      own[Row::ARRIVING * C::H] = 0.0f;
+      own[Row::RESULT * C::H] = own[Row::DV * C::H];
+    }
+    float arriving = C::SOLVER == RK4 ? own[Row::ARRIVING * C::H] : 0.0f;
+    held = enter_evaluation<C::SOLVER>(stage, own[Row::DV * C::H], arriving, at.den[i], cm[u], at.delta);
+    value = C::SOLVER != SEMI_IMPLICIT ? of_row<C::ROWS>(at.v + i * C::ROWS, lists.part) : is_last ? at.result[i] : v_after;
+  }
+  own[Row::HELD * C::H] = held;
+  h[((at.e * kept.T + at.t) * kept.B + row0 + lists.part) * C::H + u] = held;
+  threadgroup float* to = d + 2 * (lists.part * C::ROW + u);
+  to[0] = at.delta * held;
+  to[1] = -at.delta * held * value;
+}
+
+// The gradients of a unit's LSTM at step t, from those of its h, which the rows' owners carry.
+template <typename C>
+inline void memory_back(
+    thread const MemorySlopes<C::ROWS>& slopes, threadgroup const float* carried, int u, int part, threadgroup float* dc,
+    threadgroup float* d_gates, device float* d_gates_out, int t, thread const Rows<C::ROWS>& rows) {
+  float dh[C::ROWS];
+#pragma unroll
+  for (int r = 0; r < C::ROWS; r++) {
+    dh[r] = u >= 0 && rows.row0 + r < rows.B ? carried[(r * C::CARRIED + Carried<C::H>::DV) * C::H + u] : 0.0f;
+  }
+  memory_step_back<C>(slopes, dh, u, part, dc, d_gates, d_gates_out, t, rows);
+}
+
+// The backward scan: dv alone is sequential, with MEMORY dc too. Its synapses are packed by source.
 template <typename C>
 inline void ltc_backward(
     device const float* synapses,  // packed by source, and the next three likewise
@@ -296,108 +564,193 @@ inline void ltc_backward(
     device const float* delta,     // (T, B)
     device const float* dy,        // (T, B, H)
     device const float* carry,     // (B, H): the gradient of the last state from beyond these steps
+    device const float* dy_c,      // (T, B, H) and the next three with MEMORY
+    device const float* carry_c,   // (B, H)
+    device const float* slopes,    // (T, B, 6, H), see memory_gate_slopes
+    device const float* w_gates,   // packed (units in the order of the groups, 4 H)
     device const int* lengths,     // (B)
     device const int* dims,        // T, B, unfolds
     device float* h,               // (E, T, B, H): see enter_evaluation
     device float* dv0,             // (B, H)
+    device float* d_gates_out,     // (T, B, 4, H) and the next with MEMORY, else one element each
+    device float* dc0,             // (B, H)
     int group_index, int thread_index, threadgroup float4* scratch) {
-  enum { ROW = C::ROW, H = C::H, CARRIED = C::SOLVER == RK4 ? 4 : 2 };
-  typedef Carried<C::H> Row;
-  int T = dims[0], B = dims[1], E = dims[2] * C::STAGES, row0 = group_index * C::ROWS;
-  threadgroup float* gradients = (threadgroup float*)scratch;    // (2 buffers, num and den, ROWS, ROW)
-  threadgroup float* carried = gradients + 4 * C::ROWS * ROW;    // (ROWS, CARRIED, H)
-  fill(gradients, 4 * C::ROWS * ROW, thread_index, C::THREADS, 0.0f);
-  int length[C::ROWS];
-  int steps = read_lengths<C::ROWS>(lengths, row0, B, length);
+  enum { H = C::H, VALUES = 2 * C::ROWS * C::ROW, DV = Carried<C::H>::DV };
+  int row0 = group_index * C::ROWS, T = dims[0];
+  Kept kept = {points, dens, v, dy, delta, T, dims[1], dims[2] * C::STAGES};
+  threadgroup float* gradients = (threadgroup float*)scratch;                        // (2 buffers, ROWS, ROW, 2): of num and den
+  threadgroup float* d_gates = gradients + 2 * VALUES;                               // (ROWS, GATES_ROW) with MEMORY
+  threadgroup float* carried = d_gates + (C::MEMORY ? C::ROWS * C::GATES_ROW : 0);   // (ROWS, CARRIED, H)
+  threadgroup float* dc = carried + C::ROWS * C::CARRIED * H;                        // (ROWS, 4, H) with MEMORY
+  fill(gradients, 2 * VALUES + (C::MEMORY ? C::ROWS * C::GATES_ROW : 0), thread_index, C::THREADS, 0.0f);
+  Rows<C::ROWS> rows;
+  load_rows(rows, lengths, kept.B, row0);
   Lists<C> lists;
-  load_lists<C>(lists, synapses, targets, thread_index);
+  load_lists<C>(lists, synapses, targets, order, lengths, kept.B, row0, thread_index);
+  typename C::GatesBack gates;
+  if (C::MEMORY) load_product(gates, w_gates, thread_index);
+  for (int r = 0; r < C::ROWS && row0 + r < kept.B; r++) {
+    for (int u = thread_index; u < H; u += C::THREADS) carried[(r * C::CARRIED + DV) * H + u] = carry[(row0 + r) * H + u];
+    for (int i = thread_index; i < 4 * H && C::MEMORY; i += C::THREADS) dc[r * 4 * H + i] = carry_c[(row0 + r) * H + i % H];
+  }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
-  for (int i = -1; i < steps * E; i++) {
-    // leave evaluation i, counted from the end, and enter the one before it; i = -1: only enter
-    int t = steps - 1 - (i < 0 ? 0 : i / E), e = E - 1 - (i < 0 ? 0 : i % E);
-    threadgroup const float* d = gradients + (i & 1) * 2 * C::ROWS * ROW;
-    threadgroup float* d_next = gradients + ((i + 1) & 1) * 2 * C::ROWS * ROW;
-    bool is_last = i + 1 == steps * E;
-    int t_next = steps - 1 - (i + 1) / E, e_next = E - 1 - (i + 1) % E;
+  Evaluation<C> at, ahead;
+  find_evaluation<C>(at, kept, lists, rows.steps, 0, row0);
+  read_ahead<C>(at, kept, lists, rows);
+#pragma unroll C::UNROLL
+  for (int block = 0; block < C::BLOCKS; block++) {
+    int u = unit_in<C>(lists, block, order), i = C::RESIDENT ? block : 0;
+    if (rows.steps == 0 || lists.steps < 0 || u < 0) continue;
+    if (!C::RESIDENT) read_evaluation<C>(at, i, kept, lists, u, rows);
+    enter<C>(at, i, 0.0f, kept, lists, u, row0, cm, carried, gradients, h);
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+
+  MemorySlopes<C::ROWS> slopes_ahead[C::KEPT];
+  for (int n = 0; n < rows.steps * kept.E; n++) {
+    // leave evaluation n, counted from the end, and enter the one before it
+    threadgroup const float* d = gradients + (n & 1) * VALUES;
+    threadgroup float* d_next = gradients + ((n + 1) & 1) * VALUES;
+    find_evaluation<C>(ahead, kept, lists, rows.steps, n + 1, row0);
+    read_ahead<C>(ahead, kept, lists, rows);
+    bool through_memory = C::MEMORY && at.e == 0;
+#pragma unroll
+    for (int block = 0; block < C::KEPT && C::RESIDENT && through_memory; block++) {
+      read_memory_slopes<C>(slopes_ahead[block], slopes, dy_c, lists.units[block], lists.part, at.t, rows);
+    }
+#pragma unroll C::UNROLL
     for (int block = 0; block < C::BLOCKS; block++) {
-      int u = unit_in<C>(lists, block, order);
-      float sums[C::ROWS];
-      if (i >= 0) pull_synapses<C>(lists, block, offsets, points + ((e * T + t) * B + row0) * H, u, B - row0, d, sums);
-      if (lists.part != 0 || u < 0) continue;
-      for (int r = 0; r < C::ROWS && row0 + r < B; r++) {
-        threadgroup float* own = carried + r * CARRIED * H + u;
-        int step = t * B + row0 + r;
-        if (i < 0) {
-          own[Row::DV * H] = carry[(row0 + r) * H + u];
-        } else if (t < length[r]) {
-          leave_evaluation<C>(e % C::STAGES, sums[r], dens[(e * T * B + step) * H + u], cm[u], delta[step], own);
-        }
-        if (is_last) continue;
-        step = t_next * B + row0 + r;
-        int place = (e_next * T * B + step) * H + u;
-        float held = 0.0f, value = 0.0f, length_of_time = 0.0f;
-        if (t_next < length[r]) {
-          int stage = e_next % C::STAGES;
-          if (e_next == E - 1) own[Row::DV * H] += dy[step * H + u];
-          if (C::SOLVER == RK4 && stage == 3) {
-            own[Row::ARRIVING * H] = 0.0f;
-            own[Row::RESULT * H] = own[Row::DV * H];
-          }
-          length_of_time = delta[step];
-          held = enter_evaluation<C::SOLVER>(
-              stage, own[Row::DV * H], C::SOLVER == RK4 ? own[Row::ARRIVING * H] : 0.0f, dens[place], cm[u], length_of_time);
-          value = C::SOLVER != SEMI_IMPLICIT ? points[place] : e_next == E - 1 ? v[step * H + u] : points[place + T * B * H];
-        }
-        own[Row::HELD * H] = held;
-        h[place] = held;
-        d_next[r * ROW + u] = length_of_time * held;
-        d_next[(C::ROWS + r) * ROW + u] = -length_of_time * held * value;
+      int u = unit_in<C>(lists, block, order), i = C::RESIDENT ? block : 0;
+      if (!C::RESIDENT) {
+        read_evaluation<C>(at, i, kept, lists, u, rows);
+        read_evaluation<C>(ahead, i, kept, lists, u, rows);
       }
+      float sums[C::ROWS];
+      pull_synapses<C>(lists, block, offsets, at.v + i * C::ROWS, d, sums);
+      if (lists.steps < 0 || u < 0) continue;
+      threadgroup float* own = carried + lists.part * C::CARRIED * H + u;
+      if (at.t < lists.steps) {
+        leave_evaluation<C>(at.e % C::STAGES, of_row<C::ROWS>(sums, lists.part), at.den[i], cm[u], at.delta, own);
+      }
+      if (through_memory || ahead.t < 0) continue;
+      enter<C>(ahead, i, of_row<C::ROWS>(at.v + i * C::ROWS, lists.part), kept, lists, u, row0, cm, carried, d_next, h);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (through_memory) {
+#pragma unroll C::UNROLL
+      for (int block = 0; block < C::BLOCKS; block++) {
+        int u = unit_in<C>(lists, block, order), i = C::RESIDENT ? block : 0;
+        if (!C::RESIDENT) read_memory_slopes<C>(slopes_ahead[i], slopes, dy_c, u, lists.part, at.t, rows);
+        memory_back<C>(slopes_ahead[i], carried, u, lists.part, dc, d_gates, d_gates_out, at.t, rows);
+      }
+      threadgroup_barrier(mem_flags::mem_threadgroup);
+#pragma unroll C::UNROLL
+      for (int block = 0; block < C::BLOCKS; block++) {
+        int u = unit_in<C>(lists, block, order), i = C::RESIDENT ? block : 0;
+        if (!C::RESIDENT) read_evaluation<C>(ahead, i, kept, lists, u, rows);
+        float sums[C::ROWS];
+        run_product<C::ROWS>(gates, (threadgroup const float4*)d_gates, block, sums);
+        if (lists.steps < 0 || u < 0) continue;
+        if (at.t < lists.steps) carried[(lists.part * C::CARRIED + DV) * H + u] = of_row<C::ROWS>(sums, lists.part);
+        if (ahead.t >= 0) enter<C>(ahead, i, 0.0f, kept, lists, u, row0, cm, carried, d_next, h);
+      }
+      threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    at = ahead;
   }
-  for (int block = 0; block < C::BLOCKS; block++) {
-    int u = unit_in<C>(lists, block, order);
-    if (lists.part != 0 || u < 0) continue;
-    for (int r = 0; r < C::ROWS && row0 + r < B; r++) dv0[(row0 + r) * H + u] = carried[r * CARRIED * H + u];
+  for (int r = 0; r < C::ROWS && row0 + r < kept.B; r++) {
+    for (int u = thread_index; u < H; u += C::THREADS) dv0[(row0 + r) * H + u] = carried[(r * C::CARRIED + DV) * H + u];
+    for (int u = thread_index; u < H && C::MEMORY; u += C::THREADS) dc0[(row0 + r) * H + u] = dc[r * 4 * H + u];
   }
-  for (int e = 0; e < E; e++) clear_rest<C::ROWS, C::THREADS>(h + e * T * B * H, steps, T, B, int(H), row0, thread_index);
+  for (int e = 0; e < kept.E; e++) clear_rest<C::THREADS>(h + e * T * kept.B * H, rows.steps, T, int(H), rows, thread_index);
+  if (C::MEMORY) {
+    clear_rest<C::THREADS>(d_gates_out, rows.steps, T, 4 * H, rows, thread_index);
+  } else if (group_index == 0 && thread_index == 0) {
+    d_gates_out[0] = 0.0f;
+    dc0[0] = 0.0f;
+  }
 }
 
 // What is parallel over all steps, on R rows: v (R, K) at the sources of H targets.
 
-// (1): num and den (R, H), a thread each; synapses (S) by target, each target's from starts[j] on.
+// (1) and the leak: num and den (R, H), a thread for each four rows of a target, of which synapse k is the one at (k, j) of `width` lists.
 template <int K, int H, int THREADS>
 inline void ltc_sums(
-    device const float* v, device const float* synapses, device const int* sources, device const int* starts, device const int* dims,
+    device const float* v, device const float* synapses, device const int* sources, device const float* leak, device const int* dims,
     device float* nums, device float* dens, int group_index, int thread_index, threadgroup float4* scratch) {
-  int i = group_index * THREADS + thread_index;
-  if (i >= dims[0] * H) return;
-  int row = i / H, j = i % H;
-  float num = 0.0f, den = 0.0f;
-  for (int s = starts[j]; s < starts[j + 1]; s++) {
-    add_synapse(((device const float4*)synapses)[s], v[row * K + sources[s]], num, den);  // (1)
+  int R = dims[0], width = dims[1], i = group_index * THREADS + thread_index, row0 = i / H * 4, j = i % H;
+  if (row0 >= R) return;
+  float num[4] = {0.0f, 0.0f, 0.0f, 0.0f}, den[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  for (int k = 0; k < width; k++) {
+    float4 synapse = ((device const float4*)synapses)[k * H + j];
+    int source = sources[k * H + j];
+    float exponents[4], open[4];
+#pragma unroll
+    for (int r = 0; r < 4; r++) exponents[r] = exponent(synapse, v[(row0 + r < R ? row0 + r : row0) * K + source]);
+    open_pair(exponents[0], exponents[1], open);  // (1)
+    open_pair(exponents[2], exponents[3], open + 2);
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+      num[r] += synapse.z * open[r];
+      den[r] += synapse.w * open[r];
+    }
   }
-  nums[i] = num;
-  dens[i] = den;
+#pragma unroll
+  for (int r = 0; r < 4; r++) {
+    if (row0 + r >= R) continue;
+    nums[(row0 + r) * H + j] = num[r] + leak[j];
+    dens[(row0 + r) * H + j] = den[r] + leak[H + j];
+  }
 }
 
-// From the gradients of num and den (R, H) to those of the sources' values (R, K), a thread each; synapses (S) by source.
+// From the gradients of num and den (R, H) to those of the sources' values (R, K), a thread each; of a source synapse k is the one at (k, i) of
+// `width` lists, an even number.
 template <int K, int H, int THREADS>
 inline void ltc_pull(
     device const float* v, device const float* d_num, device const float* d_den, device const float* synapses, device const int* targets,
-    device const int* starts, device const int* dims, device float* dv, int group_index, int thread_index, threadgroup float4* scratch) {
-  int n = group_index * THREADS + thread_index;
+    device const int* dims, device float* dv, int group_index, int thread_index, threadgroup float4* scratch) {
+  int n = group_index * THREADS + thread_index, width = dims[1];
   if (n >= dims[0] * K) return;
   int row = n / K, i = n % K;
-  float sum = 0.0f;
-  for (int s = starts[i]; s < starts[i + 1]; s++) {
-    float4 synapse = ((device const float4*)synapses)[s];
-    int place = row * H + targets[s];
-    sum += synapse.x * argument_gradient(synapse, fast_sigmoid(synapse.x * v[n] - synapse.y), d_num[place], d_den[place]);
+  float sum = 0.0f, here = v[n];
+  for (int k = 0; k < width; k += 2) {
+    float4 pair[2] = {((device const float4*)synapses)[k * K + i], ((device const float4*)synapses)[(k + 1) * K + i]};
+    float values[2] = {here, here}, open[2];
+    open_synapses<2>(pair, values, open);
+#pragma unroll
+    for (int s = 0; s < 2; s++) {
+      int place = row * H + targets[(k + s) * K + i];
+      sum += (open[s] - open[s] * open[s]) * (pair[s].z * d_num[place] + pair[s].w * d_den[place]);
+    }
   }
   dv[n] = sum;
+}
+
+// What the backward scan leaves of each evaluation: from h to the gradients of num and den (E, R, H); and sums over the evaluations of each
+// step, (3, R, H): of h rest, of d_num, of d_den. A thread for each value of a step, zero past a sequence's length.
+template <int H, bool SEMI, int THREADS>
+inline void ltc_evaluations(
+    device const float* h, device const float* points, device const float* rests, device const float* v, device const float* delta,
+    device const int* dims, device float* d_num, device float* d_den, device float* sums, int group_index, int thread_index,
+    threadgroup float4* scratch) {
+  int E = dims[0], count = dims[1] * H, i = group_index * THREADS + thread_index;
+  if (i >= count) return;
+  float passed = delta[i / H], by_rest = 0.0f, by_num = 0.0f, by_den = 0.0f;
+  float here = points[i];
+  for (int e = 0; e < E; e++) {
+    float after = e + 1 < E ? points[(e + 1) * count + i] : v[i], held = h[e * count + i];
+    float to_num = passed * held, to_den = -to_num * (SEMI ? after : here);
+    d_num[e * count + i] = to_num;
+    d_den[e * count + i] = to_den;
+    by_rest += held * rests[e * count + i];
+    by_num += to_num;
+    by_den += to_den;
+    here = after;
+  }
+  sums[i] = by_rest;
+  sums[count + i] = by_num;
+  sums[2 * count + i] = by_den;
 }
 
 // The sums over rows of which the gradients of a synapse's parameters are made, a thread for each synapse and each of CHUNKS parts of the
@@ -408,18 +761,25 @@ inline void ltc_gradients(
     device const int* targets, device const int* dims, device float* sums, int group_index, int thread_index, threadgroup float4* scratch) {
   int R = dims[0], S = dims[1], chunks = dims[2], n = group_index * THREADS + thread_index;
   if (n >= S * chunks) return;
-  int chunk = n / S, s = n % S, rows = (R + chunks - 1) / chunks;
-  int source = sources[s], target = targets[s], last = (chunk + 1) * rows < R ? (chunk + 1) * rows : R;
+  int chunk = n / S, s = n % S, rows = (R + chunks - 1) / chunks, last = (chunk + 1) * rows < R ? (chunk + 1) * rows : R;
   float4 synapse = ((device const float4*)synapses)[s];
+  device const float* from = v + sources[s];
+  int target = targets[s];
   float by_num = 0.0f, by_den = 0.0f, by_argument = 0.0f, by_product = 0.0f;
-  for (int row = chunk * rows; row < last; row++) {
-    float here = v[row * K + source], to_num = d_num[row * H + target], to_den = d_den[row * H + target];
-    float open = fast_sigmoid(synapse.x * here - synapse.y);
-    float argument = argument_gradient(synapse, open, to_num, to_den);
-    by_num += open * to_num;
-    by_den += open * to_den;
-    by_argument += argument;
-    by_product += argument * here;
+  for (int row = chunk * rows; row < last; row += 2) {
+    int other = row + 1 < last ? row + 1 : row;
+    float values[2] = {from[row * K], from[other * K]}, open[2];
+    float to_num[2] = {d_num[row * H + target], other > row ? d_num[other * H + target] : 0.0f};
+    float to_den[2] = {d_den[row * H + target], other > row ? d_den[other * H + target] : 0.0f};
+    open_pair(exponent(synapse, values[0]), exponent(synapse, values[1]), open);
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      float argument = (open[r] - open[r] * open[r]) * (synapse.z * to_num[r] + synapse.w * to_den[r]);
+      by_num += open[r] * to_num[r];
+      by_den += open[r] * to_den[r];
+      by_argument += argument;
+      by_product += argument * values[r];
+    }
   }
   device float* own = sums + chunk * 4 * S + s;
   own[0] = by_num;

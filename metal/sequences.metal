@@ -20,3 +20,43 @@ inline void clear_rest(device IO* values, int t, int T, int B, int width, int ro
     }
   }
 }
+
+// The sequences of a group: row r is number row0 + r of B, and has length[r] steps; the longest has `steps`.
+template <int ROWS>
+struct Rows {
+  int B, row0, steps;
+  int length[ROWS];
+};
+
+template <int ROWS>
+inline void load_rows(thread Rows<ROWS>& rows, device const int* lengths, int B, int row0) {
+  rows.B = B;
+  rows.row0 = row0;
+  rows.steps = 0;
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) {
+    rows.length[r] = row0 + r < B ? lengths[row0 + r] : 0;
+    rows.steps = rows.length[r] > rows.steps ? rows.length[r] : rows.steps;
+  }
+}
+
+template <int ROWS>
+inline bool valid(thread const Rows<ROWS>& rows, int t, int r) {
+  return unsigned(t) < unsigned(rows.length[r]);  // no step before the first either
+}
+
+// The place of row r at step t in an array (T, B).
+template <int ROWS>
+inline int place(thread const Rows<ROWS>& rows, int t, int r) {
+  return t * rows.B + rows.row0 + r;
+}
+
+// The group's rows of values (T, B, width) are 0 from step t on.
+template <int THREADS, int ROWS>
+inline void clear_rest(device float* values, int t, int T, int width, thread const Rows<ROWS>& rows, int thread_index) {
+  for (; t < T; t++) {
+    for (int r = 0; r < ROWS && rows.row0 + r < rows.B; r++) {
+      for (int j = thread_index; j < width; j += THREADS) values[place(rows, t, r) * width + j] = 0.0f;
+    }
+  }
+}

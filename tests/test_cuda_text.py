@@ -41,6 +41,10 @@ CASES = {
     "rnn-192": ("rnn", "tanh", (3, 2, 192), False),
     "ltc-64": ("ltc", "full", (3, 2, 64), False),
     "ltc-sparse-rk4": ("ltc", "rk4_sparse", (3, 2, 64), False),
+    "ltc-64-256-sequences": ("ltc", "full", (1, 256, 64), False),
+    "ltc-256": ("ltc", "full", (2, 2, 256), False),
+    "ltc-mixed-memory": ("ltc", "mixed_memory", (3, 2, 64), False),
+    "ltc-mixed-memory-72": ("ltc", "mixed_memory", (3, 2, 72), False),
     "ctrqnet-56": ("quantum", "ctrqnet_noise", (3, 2, 56), False),
 }
 

@@ -217,6 +217,7 @@ LAYERS = {
     "layered-mixed": lambda: CfC(NCPMap(5, 4, 3, 3, seed=1), mixed_memory=True),
     "ltc": lambda: LTC(7, 3),
     "ltc-sparse": lambda: LTC(NCPMap(5, 4, 3, 3, seed=1), output_mapping=None),
+    "ltc-mixed": lambda: LTC(NCPMap(5, 4, 3, 3, seed=1), mixed_memory=True),
     "quantum": lambda: CTRQNet(NCPMap(5, 4, 3, 3, seed=1)),
 }
 
@@ -354,7 +355,7 @@ def counting(calls):
     [
         ("dense", ["cfc_activate", "cfc_slopes"]),
         ("layered", ["cfc_slopes"]),
-        ("layered-mixed", ["cfc_gate_slopes", "cfc_slopes"]),
+        ("layered-mixed", ["cfc_slopes", "memory_gate_slopes"]),
     ],
 )
 def test_a_scan_is_one_launch_each_way_for_all_layers(kind, slopes):

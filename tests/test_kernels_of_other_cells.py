@@ -1,13 +1,14 @@
 """Kernels of the cells other than CfC: their own layouts and blocks of steps."""
 
 import inspect
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 import ember_mlx
-from ember_mlx import LTC, NCPMap, StrideAwareCfC, StrideAwareLTC
+from ember_mlx import LTC, NCPMap, RandomMap, StrideAwareCfC, StrideAwareLTC
 from ember_mlx.kernels.loader import kernels_made_by
 from ember_mlx.kernels.tiles import FAMILIES, THREADGROUP_BYTES, Tile, family_of
 from ember_mlx.scans.gated import fused as gated_fused
@@ -53,7 +54,7 @@ def test_the_tables_own_layout_for_synapses(monkeypatch, device, family, T, B, H
 
 
 @on_host
-@pytest.mark.parametrize("variant", ["full", "rk4_sparse"])
+@pytest.mark.parametrize("variant", ["full", "rk4_sparse", "mixed_memory_sparse"])
 def test_backward_of_an_ltc_in_blocks_of_steps_is_the_whole(monkeypatch, variant):
     recurrence = RECURRENCES["ltc"]
     with kernels_on("host", Tile(64, 2, 4, False), metal_kernel) as kind:
@@ -64,12 +65,58 @@ def test_backward_of_an_ltc_in_blocks_of_steps_is_the_whole(monkeypatch, variant
                 compare(kind, recurrence, *recurrence.problem(variant, 7, 5, 6, lengths=lengths))
 
 
+@devices
+@pytest.mark.parametrize("gates_resident", [True, False], ids=["resident", "streamed"])
+@pytest.mark.parametrize(
+    ("variant", "solver"),
+    [("mixed_memory", "semi_implicit"), ("mixed_memory_sparse", "explicit"), ("mixed_memory_sparse", "rk4")],
+    ids=["full", "explicit-sparse", "rk4-sparse"],
+)
+def test_mixed_memory_of_an_ltc(device, variant, solver, gates_resident):
+    """With the LSTM's weights in registers beside the synapses, and read at every step."""
+    recurrence = RECURRENCES["ltc"]
+    spec, _ = recurrence.problem(variant, 1, 3, 37)
+    spec = replace(spec, solver=solver)
+    with kernels_on(device, Tile(128, 2, 4, True, False, gates_resident)) as kind:
+        compare(kind, recurrence, spec, ltc_arrays(spec, 5, 3, lengths=True))
+
+
+@devices
+@pytest.mark.parametrize(("family", "H", "gates_resident"), [("sm_90", 64, True), ("sm_90", 72, False), ("applegpu", 64, True)])
+def test_the_tables_own_layout_for_mixed_memory(monkeypatch, device, family, H, gates_resident):
+    monkeypatch.setattr(ltc_fused, "current_family", lambda: family_of(family))
+    recurrence = RECURRENCES["ltc"]
+    spec, arrays = recurrence.problem("mixed_memory", 3, 2, H, lengths=True)
+    with kernels_on(device, maker=metal_kernel) as kind:
+        tile = ltc_fused.variant_of(kind, spec, to_mlx(arrays)).tile
+        assert (tile.resident, tile.gates_resident) == (family == "sm_90", gates_resident)
+        assert tile in recurrence.fused.layouts(family_of(family), spec)
+        compare(kind, recurrence, spec, arrays)
+
+
 @on_host
-def test_mixed_memory_of_an_ltc_is_refused_by_name():
-    layer, x = LTC(5, 3, mixed_memory=True), mx.zeros((1, 2, 3))
-    message = r"\[LTC\] backend 'metal' cannot run: there is no kernel for an LTC with mixed memory yet; use 'auto' or 'ops'\."
+def test_mixed_memory_of_too_many_units_is_refused_by_name():
+    layer, x = LTC(RandomMap(600, 600, 3, sparsity_level=0.9, seed=1), mixed_memory=True), mx.zeros((1, 2, 3))
+    message = (
+        r"\[LTC\] backend 'metal' cannot run: 600 units with mixed memory need more than 32768 bytes of threadgroup memory; "
+        r"use 'auto' or 'ops'\."
+    )
     with kernels_made_by("metal", metal_kernel), ember_mlx.use_backend("metal"), pytest.raises(RuntimeError, match=message):
         layer(x)
+
+
+@devices
+@pytest.mark.parametrize("solver", ["semi_implicit", "explicit"])
+def test_what_lies_past_a_sequence_changes_no_gradient(device, solver):
+    """Even where a solver leaves the numbers on it."""
+    recurrence = RECURRENCES["ltc"]
+    spec, _ = recurrence.problem("sparse", 1, 1, 5)
+    spec = replace(spec, solver=solver, unfolds=40)
+    arrays = ltc_arrays(spec, 5, 3, lengths=True)
+    past = np.arange(5)[:, None] >= arrays["lengths"]
+    arrays["u"][past], arrays["dt"][past] = 1e3, 1e30
+    with kernels_on(device, Tile(64, 2, 4, True), metal_kernel) as kind:
+        compare(kind, recurrence, spec, arrays)
 
 
 @on_host
@@ -181,6 +228,7 @@ STRIDED = {
     "layered-mixed": lambda: StrideAwareCfC(NCPMap(5, 4, 3, 3, seed=1), [4, 1], mixed_memory=True, return_sequences=True),
     "pure": lambda: StrideAwareCfC(7, [2, 1], 3, mode="pure", return_sequences=True),
     "ltc": lambda: StrideAwareLTC(5, [1, 2], 3, ode_unfolds=2, return_sequences=True),
+    "ltc-mixed": lambda: StrideAwareLTC(5, [1, 2], 3, ode_unfolds=2, mixed_memory=True, return_sequences=True),
 }
 
 
@@ -219,7 +267,7 @@ def test_strides_on_kernels(kind, streamed):
         mx.eval(results)
     assert_close(results["metal"][0][1], results["ops"][0][1], FORWARD["float32"])
     assert_trees_close(list(results["metal"][1]), list(results["ops"][1]), GRADIENT["float32"])
-    cell = "ltc" if kind == "ltc" else "cfc"
+    cell = "ltc" if kind.startswith("ltc") else "cfc"
     assert [name for name in calls if name.endswith("_together")] == [f"{cell}_forward_together", f"{cell}_backward_together"]
 
 

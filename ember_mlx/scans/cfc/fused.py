@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ...kernels.loader import KernelText, Launch, Launches, run_launches
-from ...kernels.pointwise import dims
+from ...kernels.parallel import dims
 from ...kernels.tiles import Family, Tile, current_family, forced_tile, rows_for, steps_apart
 from .by_step import back_by_step, forward_by_step
 from .problems import random_arrays
@@ -33,7 +33,7 @@ from .variant import (
 Tree = dict[str, Any]
 BLOCK_BYTES = 2**28  # of the steps whose slopes are in memory at a time: few launches, bounded memory
 MOST_NUMBERS = 2**31  # of an array, which the kernels index by int
-FILES = ("pointwise.metal", "product.metal", "cfc_pointwise.metal", "cfc.metal")
+FILES = ("pointwise.metal", "product.metal", "sequences.metal", "memory.metal", "cfc_pointwise.metal", "cfc.metal")
 SIZES = "CfC<H, Z, DEPTH, MODE, ACTIVATION, MEMORY, STAGES, SLOTS, WINDOW, FIRST, THREADS, ROWS, SPLIT, RESIDENT, GATES_RESIDENT, WEIGHT>"
 FORWARD = KernelText(
     "cfc_forward",

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from ...kernels.loader import KernelText
-from ...kernels.pointwise import dims, launch_pointwise
+from ...kernels.parallel import dims, launch_parallel
+from ..memory_fused import memory_slopes
 from ..ops import project
 from ..pointwise import ACTIVATIONS
 from .spec import MODES, CfCSpec
@@ -15,7 +16,6 @@ Tree = dict[str, Any]
 FILES = ("pointwise.metal", "cfc_pointwise.metal")
 ACTIVATE = KernelText("cfc_activate", "ACTIVATION, THREADS", FILES, ("a", "dropout", "dims"), ("z", "slope"))
 SLOPES = KernelText("cfc_slopes", "MODE, H, THREADS", FILES, ("q", "dt", "pure", "dims"), ("by_q", "by_dt", "by_w_tau", "by_A"))
-GATE_SLOPES = KernelText("cfc_gate_slopes", "H, THREADS", FILES, ("q", "c", "dims"), ("h_inner", "slopes"))
 
 
 def floats(a: mx.array) -> mx.array:
@@ -44,7 +44,7 @@ class Point(NamedTuple):
 def linearise(kind: str, spec: CfCSpec, arrays: Tree, states: list[mx.array], h_next: mx.array) -> Point:
     """Recompute a block of steps at once from the states before and after them."""
     stages = arrays["stages"]
-    h, slopes_gates = _memory_slopes(kind, arrays, *states) if spec.mixed_memory else (states[0], mx.zeros((8,)))
+    h, slopes_gates = memory_slopes(kind, arrays["lstm"], arrays["x"], *states) if spec.mixed_memory else (states[0], mx.zeros((8,)))
     inputs = [arrays["x"], *(h_next[..., start:stop] for start, stop in spec.stages[:-1])]
     products = [
         project(u, stage["w_x"], stage["b"]) + h[..., start:stop] @ stage["w_h"].T
@@ -64,7 +64,7 @@ def activate(kind: str, spec: CfCSpec, a: mx.array, dropout: mx.array | None) ->
     """One backbone layer's z, and its slope."""
     template = [("ACTIVATION", list(ACTIVATIONS).index(spec.activation))]  # (1)
     inputs = [floats(a), mx.zeros((8,)) if dropout is None else floats(dropout), dims(a.size, int(dropout is not None))]
-    return launch_pointwise(kind, ACTIVATE, template, inputs, a.size, [a.shape] * 2)
+    return launch_parallel(kind, ACTIVATE, template, inputs, a.size, [a.shape] * 2)
 
 
 def _head_slopes(kind: str, spec: CfCSpec, q: mx.array, dt: mx.array, pure: mx.array) -> tuple[mx.array, mx.array, dict[str, mx.array]]:
@@ -75,7 +75,7 @@ def _head_slopes(kind: str, spec: CfCSpec, q: mx.array, dt: mx.array, pure: mx.a
     template = [("MODE", MODES.index(spec.mode)), ("H", spec.units)]
     # (2)
     # (3)
-    by_q, by_dt, by_w_tau, by_A = launch_pointwise(
+    by_q, by_dt, by_w_tau, by_A = launch_parallel(
         kind,
         SLOPES,
         template,
@@ -84,10 +84,3 @@ def _head_slopes(kind: str, spec: CfCSpec, q: mx.array, dt: mx.array, pure: mx.a
         [(T, B, spec.heads, spec.units), shape, by_pure, by_pure],
     )
     return by_q, by_dt, {"w_tau": by_w_tau, "A": by_A} if spec.mode == "pure" else {}
-
-
-def _memory_slopes(kind: str, arrays: Tree, h: mx.array, c: mx.array) -> list[mx.array]:
-    """The LSTM's h, and Point's slopes_gates."""
-    T, B, H = h.shape
-    q = floats(projected(arrays, arrays["lstm"]) + h @ arrays["lstm"]["w_h"].T)
-    return launch_pointwise(kind, GATE_SLOPES, [("H", H)], [q, c, dims(T * B)], T * B * H, [h.shape, (T, B, 6, H)])

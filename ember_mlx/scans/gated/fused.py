@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from ...kernels.loader import KernelText, launch
 from ...kernels.packing import ProductShape, pack
-from ...kernels.pointwise import dims, launch_pointwise
+from ...kernels.parallel import dims, launch_parallel
 from ...kernels.tiles import Family, Tile, current_family, forced_tile, layouts_for, rows_for, steps_apart
 from .by_step import FILES as POINTWISE_FILES
 from .by_step import back_by_step, forward_by_step
@@ -146,7 +146,7 @@ def slopes(kind: str, spec: GatedSpec, arrays: Tree, states: list[mx.array]) -> 
     inputs = [q, project_inputs(arrays), arrays.get("b_hn", none), states[-1], dims(D * T * B, T * B)]
     count = {"lstm": 6, "gru": 5}.get(spec.cell, 1)
     shapes = [(D, T, B, count, H), (D, T, B, H) if projected else (1,)]
-    by_state, m = launch_pointwise(kind, SLOPES, template, inputs, D * T * B * H, shapes)
+    by_state, m = launch_parallel(kind, SLOPES, template, inputs, D * T * B * H, shapes)
     return by_state, m
 
 

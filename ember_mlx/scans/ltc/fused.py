@@ -2,7 +2,8 @@
 
 The arrays are those of the NumPy form (reference.py). The sensory sums come before the forward scan, for all steps at once. Backward, a
 block of steps at a time: the forward kernel recomputes every evaluation of the synapses, each step on its own from the stored state before
-it; the backward scan carries dv; then each parameter's gradient is a sum over all steps, sequences and evaluations, in a fixed order.
+it, with mixed memory from the LSTM's h after that; the backward scan carries dv (and dc); then each parameter's gradient is a sum over all
+steps, sequences and evaluations, in a fixed order.
 """
 
 from collections.abc import Sequence
@@ -13,134 +14,70 @@ import mlx.core as mx
 import numpy as np
 
 from ...kernels.loader import KernelText, Launch, Launches, launch, run_launches
+from ...kernels.parallel import dims, launch_parallel
 from ...kernels.tiles import THREADGROUP_BYTES, Family, Tile, current_family, forced_tile, layouts_for, rows_for
+from ..memory_fused import memory_slopes
+from ..ops import project
 from .problems import random_arrays
-from .spec import SOLVERS, LTCSpec
-from .synapses import Indices, Synapses
+from .spec import LTCSpec
+from .synapses import Synapses
+from .variant import Variant, ids_of
 
 Tree = dict[str, Any]
-BLOCK_VALUES = 2**19  # evaluations of units that are in memory at a time: with all that comes of them some 20 MB
-PARALLEL_THREADS = 256  # of a group of the kernels without a sequence
-MOST_PARTS = 64  # into which the rows of a sum are divided
-FILES = ("pointwise.metal", "product.metal", "sequences.metal", "ltc.metal")
-SPLITS = (32, 16, 8, 4)  # lanes that share the synapses of a unit: as many as leave a group of lanes for each unit
-SIZES = "LTC<H, SOLVER, FULL, KEEP, THREADS, ROWS, SPLIT, RESIDENT, COUNT>"
+BLOCK_VALUES = 2**19  # evaluations of units that are in memory at a time, at least: with all that comes of them some 15 MB
+MOST_NUMBERS = 2**31  # of an array, which the kernels index by int
+SUM_THREADS = 2**18  # of a sum over rows: enough to fill a large GPU
+LEAST_ROWS = 16  # of one thread's part of such a sum
+SPLITS = (32, 16, 8, 4)  # lanes that share the synapses of a unit
+LOG2_E = 1.4426950408889634
+GROUPS_A_CORE = 8  # that share the steps to recompute
+FILES = ("pointwise.metal", "product.metal", "sequences.metal", "memory.metal", "ltc.metal")
+SIZES = "LTC<H, SOLVER, FULL, KEEP, MEMORY, THREADS, ROWS, SPLIT, RESIDENT, GATES_RESIDENT, COUNT>"
 LISTS = ("synapses", "partners", "order", "offsets")
 FORWARD = KernelText(
     "ltc_forward",
     SIZES,
     FILES,
-    (*LISTS, "num_drive", "den_drive", "cm", "delta", "v0", "lengths", "dims"),
-    ("y", "points", "nums", "dens"),
+    (*LISTS, "num_drive", "den_drive", "cm", "delta", "v0", "x_gates", "w_gates", "c0", "lengths", "dims"),
+    ("y", "points", "rests", "dens", "c_out"),
 )
 BACKWARD = KernelText(
     "ltc_backward",
     SIZES,
     FILES,
-    (*LISTS, "points", "dens", "v", "cm", "delta", "dy", "carry", "lengths", "dims"),
-    ("h", "dv0"),
+    (*LISTS, "points", "dens", "v", "cm", "delta", "dy", "carry", "dy_c", "carry_c", "slopes", "w_gates", "lengths", "dims"),
+    ("h", "dv0", "d_gates", "dc0"),
 )
-SUMS = KernelText("ltc_sums", "K, H, THREADS", FILES, ("v", "synapses", "sources", "starts", "dims"), ("nums", "dens"))
-PULL = KernelText("ltc_pull", "K, H, THREADS", FILES, ("v", "d_num", "d_den", "synapses", "targets", "starts", "dims"), ("dv",))
+SUMS = KernelText("ltc_sums", "K, H, THREADS", FILES, ("v", "synapses", "sources", "leak", "dims"), ("nums", "dens"))
+PULL = KernelText("ltc_pull", "K, H, THREADS", FILES, ("v", "d_num", "d_den", "synapses", "targets", "dims"), ("dv",))
+EVALUATIONS = KernelText(
+    "ltc_evaluations", "H, SEMI, THREADS", FILES, ("h", "points", "rests", "v", "delta", "dims"), ("d_num", "d_den", "sums")
+)
 GRADIENTS = KernelText(
     "ltc_gradients", "K, H, THREADS", FILES, ("v", "d_num", "d_den", "synapses", "sources", "targets", "dims"), ("sums",)
 )
 
 
-class Lists(NamedTuple):
-    """Synapses in the order in which the threads of a group read them, by target or by source: entry after entry of all threads.
-
-    Args:
-        ids: for each entry of each thread the number of the synapse, or S for none.
-        partners: the unit at the synapse's other end.
-        order: the unit of each group of lanes in each block, or -1.
-        offsets: where each block's entries begin.
-        entries: of a thread, in all blocks.
-    """
-
-    ids: mx.array
-    partners: mx.array
-    order: mx.array
-    offsets: mx.array
-    entries: int
-
-
-@lru_cache(maxsize=64)
-def lists_of(synapses: Synapses, by_target: bool, tile: Tile) -> Lists:
-    """The lists of a tile; units with many synapses come first, so that the lanes of a block have about the same work."""
-    H, S, groups = synapses.units, synapses.count, tile.threads // tile.split
-    table = synapses.padded(by_target)  # (H, most)
-    sizes = (table < S).sum(1)
-    blocks = -(-H // groups)
-    order = np.full(blocks * groups, -1)
-    order[:H] = np.arange(H) if synapses.is_full else np.argsort(-sizes, kind="stable")
-    sizes = np.where(order >= 0, sizes[order], 0).reshape(blocks, groups)
-    widths = np.maximum(-(-sizes.max(1) // tile.split), 1)
-    if tile.resident or synapses.is_full:
-        widths[:] = widths.max()
-    padded = np.full((blocks * groups, widths.max() * tile.split), S)
-    padded[:H, : table.shape[1]] = table[order[:H]]
-    entries = [
-        padded[k * groups : (k + 1) * groups, : width * tile.split].reshape(groups, width, tile.split).swapaxes(0, 1)
-        for k, width in enumerate(widths)
-    ]
-    index = np.concatenate([a.reshape(-1) for a in entries])
-    ends = np.concatenate([synapses.sources if by_target else synapses.targets, [0]])
-    offsets = np.concatenate([[0], np.cumsum(widths)])
-    return Lists(_ids(index), _ids(ends[index]), _ids(order), _ids(offsets), int(offsets[-1]))
-
-
-class Variant(NamedTuple):
-    """One kernel variant."""
-
-    spec: LTCSpec
-    tile: Tile
-
-    @property
-    def floats(self) -> int:
-        """What a thread must keep in registers to keep all synapses, in the greedier direction."""
-        full = self.spec.synapses.is_full
-        return max(lists_of(self.spec.synapses, by_target, self.tile).entries for by_target in (True, False)) * (4 if full else 5)
-
-    @property
-    def row(self) -> int:
-        """Floats of a row of units' values in threadgroup memory."""
-        H, split = self.spec.units, self.tile.split
-        return -(-H // split) * split if self.spec.synapses.is_full else H
-
-    @property
-    def threadgroup_bytes(self) -> int:
-        """Threadgroup memory of a group."""
-        return 16 * max(self.scratch(False), self.scratch(True))
-
-    def scratch(self, backward: bool) -> int:
-        """float4s of threadgroup memory."""
-        rk4 = self.spec.solver == "rk4"
-        units = (4 if rk4 else 2) if backward else (2 if rk4 else 0)
-        return -(-self.tile.rows * ((4 if backward else 2) * self.row + units * self.spec.units) // 4)
-
-    def lists(self, backward: bool) -> Lists:
-        """The synapses in the order of one direction."""
-        return lists_of(self.spec.synapses, not backward, self.tile)
-
-    def template(self, backward: bool, keep: bool = False) -> list[tuple[str, Any]]:
-        """The kernel's template arguments."""
-        kinds = {"H": self.spec.units, "SOLVER": list(SOLVERS).index(self.spec.solver), "FULL": self.spec.synapses.is_full, "KEEP": keep}
-        tile = {"THREADS": self.tile.threads, "ROWS": self.tile.rows, "SPLIT": self.tile.split, "RESIDENT": self.tile.resident}
-        return [*kinds.items(), *tile.items(), ("COUNT", self.lists(backward).entries), ("SCRATCH", self.scratch(backward))]
-
-
 def choose_tile(family: Family, spec: LTCSpec, batch: int) -> Tile:
-    """Synapses in registers if they fit there, else read at every unfold."""
-    split = next((split for split in SPLITS if family.threads // split >= spec.units), SPLITS[-1])
-    alone = Variant(spec, Tile(family.threads, 1, split, True))
+    """Synapses in registers if they fit there, and the LSTM's weights if these fit too; else read at every unfold, and step."""
+    alone = Variant(spec, Tile(family.threads, 1, _split(family, spec), True))
     resident = alone.floats <= family.register_floats
-    return alone.tile._replace(resident=resident, rows=rows_for(family, batch, alone.threadgroup_bytes, resident))
+    gates_resident = alone.floats + alone.gate_floats <= family.register_floats if resident else True
+    rows = rows_for(family, batch, alone.threadgroup_bytes, resident)
+    return alone.tile._replace(resident=resident, rows=rows, gates_resident=gates_resident)
+
+
+def _split(family: Family, spec: LTCSpec) -> int:
+    """As many lanes as leave a group of them for each unit; where no synapse is missing, no more than have four synapses each."""
+    H = spec.units
+    useful = [split for split in SPLITS if split == SPLITS[-1] or not spec.synapses.is_full or 4 * split < 2 * H]
+    return next((split for split in useful if family.threads // split >= H), SPLITS[-1])
 
 
 def layouts(family: Family, spec: LTCSpec) -> list[Tile]:
     """Every layout that `choose_tile` can give on a family of GPUs, for some size."""
-    return layouts_for(family, SPLITS)
+    tiles = layouts_for(family, SPLITS)
+    return tiles + ([tile._replace(gates_resident=False) for tile in tiles if tile.resident] if spec.mixed_memory else [])
 
 
 def variant_of(kind: str, spec: LTCSpec, arrays: Tree) -> Variant:
@@ -155,12 +92,14 @@ def variant_key(kind: str, spec: LTCSpec, arrays: Tree) -> Variant:
 
 def refusal(kind: str, spec: LTCSpec, arrays: Tree) -> str | None:
     """Why no kernel serves such arrays, or None."""
-    if spec.mixed_memory:
-        return "there is no kernel for an LTC with mixed memory yet"
     if arrays["dt"].dtype != mx.float32:
         return "kernels compute in float32"
     if variant_of(kind, spec, arrays).tile.rows == 0:
-        return f"{spec.units} units need more than {THREADGROUP_BYTES} bytes of threadgroup memory"
+        memory = " with mixed memory" if spec.mixed_memory else ""
+        return f"{spec.units} units{memory} need more than {THREADGROUP_BYTES} bytes of threadgroup memory"
+    numbers = arrays["dt"].size * max(spec.units * (6 if spec.mixed_memory else 1), spec.sensory.inputs)
+    if numbers >= MOST_NUMBERS:
+        return f"an array of {numbers} numbers has more than an int counts"
     return None
 
 
@@ -170,19 +109,25 @@ def small_problem(spec: LTCSpec, arrays: Tree) -> Tree:
 
 
 def ltc_fused_forward(kind: str, spec: LTCSpec, arrays: Tree) -> list[mx.array]:
-    """[v] (T, B, H), in one launch after the sensory sums."""
+    """[v] (T, B, H), with mixed memory [v, c]: in one launch after the sensory sums."""
     return run_launches(kind, forward_launches(kind, spec, arrays))
 
 
 def forward_launches(kind: str, spec: LTCSpec, arrays: Tree) -> Launches:
     """`ltc_fused_forward`, asking for the launch of its scan."""
-    variant = variant_of(kind, spec, arrays)
-    T, B = arrays["dt"].shape
-    packed, drive, delta = _packed(variant, arrays, False), _drives(kind, spec, arrays), arrays["dt"] / spec.unfolds
-    inputs = [*packed, *drive, arrays["cm"], delta, arrays["v0"], _lengths(arrays, T, B), _dims(T, B, spec.unfolds)]
-    shapes = [(T, B, spec.units), *[(1,)] * 3]
-    outputs = yield _launch(FORWARD, variant.template(False), variant.tile, inputs, B, shapes)
-    return outputs[:1]
+    variant, (T, B), memory = variant_of(kind, spec, arrays), arrays["dt"].shape, spec.mixed_memory
+    packed, drive = variant.packed(_floats(arrays["synapses"]), False), _drives(kind, spec, arrays["u"], *_drive_weights(spec, arrays))
+    inputs = [*packed, *drive, arrays["cm"], arrays["dt"] / spec.unfolds, arrays["v0"]]
+    if memory:
+        lstm = arrays["lstm"]
+        inputs += [project(arrays["x"], lstm["w_x"], lstm["b"]), variant.packed_gates(lstm["w_h"], False), arrays["c0"]]
+    else:
+        inputs += [mx.zeros((8,))] * 3
+    shape = (T, B, spec.units)
+    shapes = [shape, *[(1,)] * 3, shape if memory else (1,)]
+    inputs += [_lengths(arrays, T, B), dims(T, B, spec.unfolds, T * B)]
+    v, *_, c = yield _launch(FORWARD, variant, variant.template(False), inputs, B, shapes)  # (5)
+    return [v, c] if memory else [v]
 
 
 def ltc_fused_backward(kind: str, spec: LTCSpec, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
@@ -192,64 +137,138 @@ def ltc_fused_backward(kind: str, spec: LTCSpec, arrays: Tree, outputs: list[mx.
 
 def backward_launches(kind: str, spec: LTCSpec, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Launches:
     """`ltc_fused_backward`, asking for the launches of its scans."""
-    variant, (v,), (dy,) = variant_of(kind, spec, arrays), outputs, cotangents
-    T, B, H = v.shape
-    before = mx.concatenate([mx.expand_dims(arrays["v0"], 0), v[:-1]])
-    lengths, carry, parts = _lengths(arrays, T, B), mx.zeros((B, H)), []
-    packed = [_packed(variant, arrays, backward) for backward in (False, True)]
-    steps = max(1, BLOCK_VALUES // (spec.evaluations * B * H))
+    variant, (T, B, H) = variant_of(kind, spec, arrays), outputs[0].shape
+    names = ("v0", "c0")[: len(outputs)]
+    before = [mx.concatenate([mx.expand_dims(arrays[name], 0), kept[:-1]]) for name, kept in zip(names, outputs, strict=True)]
+    lengths, carry, parts = _lengths(arrays, T, B), [mx.zeros((B, H)) for _ in outputs], []
+    arrays, weights = arrays | {"delta": _delta(spec, arrays)}, _weights(variant, arrays)
+    steps = max(1, max(BLOCK_VALUES, T * B * H // 4) // (spec.evaluations * B * H))
     for start in reversed(range(0, T, steps)):
         block = slice(start, min(start + steps, T))
-        part = {**arrays, "u": arrays["u"][block], "dt": arrays["dt"][block]}
+        part = arrays | {name: arrays[name][block] for name in ("u", "delta", "x") if name in arrays}
+        states, dy = [a[block] for a in before], [a[block] for a in cotangents]
         here = mx.clip(lengths - start, 0, block.stop - block.start)
-        point = _recompute(kind, variant, packed[0], part, before[block])
-        dims = _dims(block.stop - block.start, B, spec.unfolds)
-        after = [v[block], arrays["cm"], part["dt"] / spec.unfolds, dy[block], carry, here, dims]
-        shapes = [point.v.shape, (B, H)]
-        h, carry = yield _launch(BACKWARD, variant.template(True), variant.tile, [*packed[1], point.v, point.den, *after], B, shapes)
-        parts.append(_gradients(kind, spec, part, point, v[block], h))
-    return _joined(spec, arrays, parts[::-1]) | {"v0": carry}
+        slopes = None
+        inner = states[0]
+        if spec.mixed_memory:
+            inner, slopes = memory_slopes(kind, arrays["lstm"], part["x"], *states)
+        point = _recompute(kind, variant, weights, part, inner)
+        v = outputs[0][block]
+        h, d_gates, carry = yield from _scan_back(variant, weights, part, point, v, dy, carry, slopes, here)
+        gradients = _gradients(kind, spec, weights, part, point, v, h)
+        parts.append(gradients if slopes is None else _with_memory(gradients, part, states[0], d_gates))
+    return _joined(spec, arrays, parts[::-1]) | dict(zip(names, carry, strict=True))
+
+
+def _delta(spec: LTCSpec, arrays: Tree) -> mx.array:
+    """(T, B): the time of an unfold; 0 past a sequence's length, where a solver might leave the numbers and 0 times that be none."""
+    delta = arrays["dt"] / spec.unfolds
+    if "lengths" not in arrays:
+        return delta
+    return mx.where(mx.arange(len(delta))[:, None] < arrays["lengths"], delta, 0)
+
+
+class Weights(NamedTuple):
+    """Synapses and the LSTM's weights as the kernels read them."""
+
+    forward: list[mx.array]  # packed by target, with their lists
+    backward: list[mx.array]  # by source
+    gates_back: mx.array
+    synapses: mx.array  # (S, 4)
+    sensory: mx.array
+    sensory_packed: mx.array  # (width, H, 4)
+    leak: mx.array  # (2, H): what num and den get of it
+    sensory_pull: mx.array
+
+
+def _weights(variant: Variant, arrays: Tree) -> Weights:
+    spec, synapses, none = variant.spec, _floats(arrays["synapses"]), mx.zeros((8,))
+    return Weights(
+        variant.packed(synapses, False),
+        variant.packed(_floats(arrays["synapses"], pull=True), True),
+        variant.packed_gates(arrays["lstm"]["w_h"], True) if spec.mixed_memory else none,
+        synapses,
+        _floats(arrays["sensory"]),
+        *_drive_weights(spec, arrays),
+        _in_table(_floats(arrays["sensory"], pull=True), parallel_lists(spec.sensory).by_source),
+    )
+
+
+def _scan_back(
+    variant: Variant,
+    weights: Weights,
+    arrays: Tree,
+    point: "Point",
+    v: mx.array,
+    dy: list[mx.array],
+    carry: list[mx.array],
+    slopes: mx.array | None,
+    lengths: mx.array,
+) -> Launches:
+    """The backward scan over a block of steps.
+
+    Returns:
+        h (E, T, B, H) of each evaluation, d_gates (T, B, 4, H) of the LSTM, and the gradients (B, H) of the states before the block.
+    """
+    (T, B, H), spec, none = v.shape, variant.spec, mx.zeros((8,))
+    inputs = [*weights.backward, point.v, point.den, v, arrays["cm"], arrays["delta"], dy[0], carry[0]]
+    inputs += [none, none, none] if slopes is None else [dy[1], carry[1], slopes]
+    inputs += [weights.gates_back, lengths, dims(T, B, spec.unfolds)]
+    shapes = [point.v.shape, (B, H), *([(1,), (1,)] if slopes is None else [(T, B, 4, H), (B, H)])]
+    h, dv0, d_gates, dc0 = yield _launch(BACKWARD, variant, variant.template(True), inputs, B, shapes)
+    return h, d_gates, [dv0] if slopes is None else [dv0, dc0]
 
 
 class Point(NamedTuple):
     """Every evaluation of the synapses in a block of steps, (E, T, B, H) each."""
 
     v: mx.array
-    num: mx.array
+    rest: mx.array  # num - den value, where value is what den is multiplied by in the equation that the evaluation serves
     den: mx.array
 
 
-def _recompute(kind: str, variant: Variant, packed: list[mx.array], arrays: Tree, before: mx.array) -> Point:
-    """Each step on its own, from the state before it: as many sequences of one step."""
+def _recompute(kind: str, variant: Variant, weights: Weights, arrays: Tree, before: mx.array) -> Point:
+    """Each step on its own, from the state before it; the steps of all sequences are spread over as many groups as fill the GPU."""
     spec, (T, B, H) = variant.spec, before.shape
-    R, delta = T * B, arrays["dt"] / variant.spec.unfolds
-    drive = [a.reshape(1, R, H) for a in _drives(kind, spec, arrays)]
-    inputs = [*packed, *drive, arrays["cm"], delta.reshape(1, R), before.reshape(R, H), mx.ones((R,), mx.int32), _dims(1, R, spec.unfolds)]
-    shapes = [(1, R, H), *[(spec.evaluations, T, B, H)] * 3]
-    return Point(*launch(kind, *_launch(FORWARD, variant.template(False, keep=True), variant.tile, inputs, R, shapes))[1:])
+    R, none = T * B, mx.zeros((8,))
+    rows = min(R, GROUPS_A_CORE * current_family().cores * variant.tile.rows)
+    steps = -(-R // rows)
+    lengths = ids_of(np.full(rows, steps) - (np.arange(rows) + (steps - 1) * rows >= R))
+    drive = _drives(kind, spec, arrays["u"], weights.sensory_packed, weights.leak)
+    inputs = [*weights.forward, *drive, arrays["cm"], arrays["delta"], before, none, none, none]
+    inputs += [lengths, dims(steps, rows, spec.unfolds, R)]
+    shapes = [(1,), *[(spec.evaluations, T, B, H)] * 3, (1,)]
+    return Point(*launch(kind, *_launch(FORWARD, variant, variant.template(False, keep=True), inputs, rows, shapes))[1:4])
 
 
-def _gradients(kind: str, spec: LTCSpec, arrays: Tree, point: Point, after: mx.array, h: mx.array) -> Tree:
+def _gradients(kind: str, spec: LTCSpec, weights: Weights, arrays: Tree, point: Point, after: mx.array, h: mx.array) -> Tree:
     """All gradients of a block of steps, but for the synapses' still as sums over their rows."""
-    value = point.v
-    if spec.solver == "semi_implicit":
-        value = mx.concatenate([point.v[1:], mx.expand_dims(after, 0)])  # (5)
-    d_num = mx.expand_dims(arrays["dt"] / spec.unfolds, 2) * h
-    d_den, rest = -d_num * value, point.num - point.den * value
-    by_cm = h * (point.v - value) if spec.solver == "semi_implicit" else -d_num * rest / arrays["cm"]
-    result: Tree = {"cm": by_cm.sum(axis=(0, 1, 2)), "dt": (h * rest).sum(axis=(0, 3)) / spec.unfolds}
-    result["synapses"] = _synapse_sums(kind, spec.synapses, arrays["synapses"], point.v, d_num, d_den)
-    d_num, d_den = d_num.sum(axis=0), d_den.sum(axis=0)
-    result["vleak"] = arrays["gleak"] * d_num.sum(axis=(0, 1))
-    result["gleak"] = arrays["vleak"] * d_num.sum(axis=(0, 1)) + d_den.sum(axis=(0, 1))
-    result["sensory"] = _synapse_sums(kind, spec.sensory, arrays["sensory"], arrays["u"], d_num, d_den)
-    return result | {"u": _pull(kind, spec.sensory, arrays["sensory"], arrays["u"], d_num, d_den)}
+    (E, T, B, H), delta = h.shape, arrays["delta"]
+    template = [("H", H), ("SEMI", spec.solver == "semi_implicit")]
+    inputs = [h, *point[:2], after, delta, dims(E, T * B)]
+    d_num, d_den, sums = launch_parallel(kind, EVALUATIONS, template, inputs, T * B * H, [h.shape, h.shape, (3, T, B, H)])
+    by_rest, num_sum, den_sum = sums
+    result: Tree = {"cm": -(by_rest * mx.expand_dims(delta, 2)).sum(axis=(0, 1)) / arrays["cm"], "dt": by_rest.sum(axis=2) / spec.unfolds}
+    by_unit = sums[1:].sum(axis=(1, 2))
+    result |= {"vleak": arrays["gleak"] * by_unit[0], "gleak": arrays["vleak"] * by_unit[0] + by_unit[1]}
+    result["synapses"] = _synapse_sums(kind, spec.synapses, weights.synapses, point.v, d_num, d_den)
+    result["sensory"] = _synapse_sums(kind, spec.sensory, weights.sensory, arrays["u"], num_sum, den_sum)
+    return result | {"u": _pull(kind, spec.sensory, weights.sensory_pull, arrays["u"], num_sum, den_sum)}
+
+
+def _with_memory(gradients: Tree, arrays: Tree, v: mx.array, d_gates: mx.array) -> Tree:
+    """The LSTM's gradients, and those of its inputs, from those of its gates' products (T, B, 4, H) at the states v."""
+    d = d_gates.reshape(-1, d_gates.shape[2] * d_gates.shape[3])
+    lstm = {"w_x": d.T @ arrays["x"].reshape(len(d), -1), "w_h": d.T @ v.reshape(len(d), -1), "b": d.sum(axis=0)}
+    return gradients | {"x": (d @ arrays["lstm"]["w_x"]).reshape(arrays["x"].shape), "lstm": lstm}
 
 
 def _joined(spec: LTCSpec, arrays: Tree, parts: list[Tree]) -> Tree:
     """Gradients of consecutive blocks of steps together: those with a time axis in a row, the others added up."""
-    result: Tree = {name: mx.concatenate([part[name] for part in parts]) for name in ("u", "dt")}
+    result: Tree = {name: mx.concatenate([part[name] for part in parts]) for name in ("u", "dt", "x") if name in arrays}
     result |= {name: sum(part[name] for part in parts) for name in ("cm", "vleak", "gleak")}
+    if spec.mixed_memory:
+        result["lstm"] = {name: sum(part["lstm"][name] for part in parts) for name in arrays["lstm"]}
     for kind in ("synapses", "sensory"):
         p, (by_num, by_den, by_argument, by_product) = arrays[kind], sum(part[kind] for part in parts)
         result[kind] = {
@@ -261,73 +280,86 @@ def _joined(spec: LTCSpec, arrays: Tree, parts: list[Tree]) -> Tree:
     return result
 
 
-def _drives(kind: str, spec: LTCSpec, arrays: Tree) -> list[mx.array]:
-    """What num and den get beside the synapses among the units, (T, B, H) each: (3) and (4) of the sensory part (1)."""
-    sensory, u = spec.sensory, arrays["u"]
-    T, B, _ = u.shape
-    inputs = [u, _floats(arrays["sensory"]), _ids(sensory.sources), _ids(sensory.target_starts()), _dims(T * B)]
-    num, den = _parallel(kind, SUMS, sensory, inputs, T * B * spec.units, [(T, B, spec.units)] * 2)  # (1)
+class ParallelLists(NamedTuple):
+    """The synapses of the kernels that are parallel over rows: their numbers in tables (width, H) or (width, K), S for none."""
+
+    by_target: mx.array
+    sources: mx.array  # at the same places
+    by_source: mx.array
+    targets: mx.array
+    source: mx.array  # (S,)
+    target: mx.array
+
+
+@lru_cache(maxsize=64)
+def parallel_lists(synapses: Synapses) -> ParallelLists:
+    """Neighbouring threads, of neighbouring units, read neighbouring synapses; widths are even, and at least 2."""
+
+    def table(by_target: bool) -> tuple[mx.array, mx.array]:
+        ids = synapses.padded(by_target).T
+        width = max(2, len(ids) + len(ids) % 2)
+        ids = np.concatenate([ids, np.full((width - len(ids), ids.shape[1]), synapses.count)])
+        ends = np.concatenate([synapses.sources if by_target else synapses.targets, [0]])
+        return ids_of(ids), ids_of(ends[ids])
+
+    return ParallelLists(*table(True), *table(False), ids_of(synapses.sources), ids_of(synapses.targets))
+
+
+def _in_table(floats: mx.array, ids: mx.array) -> mx.array:
+    """(S, 4) -> (width, units, 4), 0 where there is none."""
+    return mx.take(mx.concatenate([floats, mx.zeros((1, 4))]), ids, axis=0)
+
+
+def _drive_weights(spec: LTCSpec, arrays: Tree) -> tuple[mx.array, mx.array]:
+    """The sensory synapses as `ltc_sums` reads them, and what the leak adds to num and den (2, H)."""
     epsilon = spec.epsilon if spec.solver == "semi_implicit" else 0
-    num = num + arrays["gleak"] * arrays["vleak"]  # (3)
-    return [num, den + (arrays["gleak"] + epsilon)]  # (4)
+    leak = mx.stack([arrays["gleak"] * arrays["vleak"], arrays["gleak"] + epsilon])
+    return _in_table(_floats(arrays["sensory"]), parallel_lists(spec.sensory).by_target), leak
 
 
-def _pull(kind: str, synapses: Synapses, p: Tree, v: mx.array, d_num: mx.array, d_den: mx.array) -> mx.array:
+def _drives(kind: str, spec: LTCSpec, u: mx.array, floats: mx.array, leak: mx.array) -> list[mx.array]:
+    """What num and den get beside the synapses among the units, (T, B, H) each: the leak and the sensory part (1)."""
+    T, B, K = u.shape
+    shape, lists = (T, B, spec.units), parallel_lists(spec.sensory)
+    inputs = [u, floats, lists.sources, leak, dims(T * B, len(lists.by_target))]
+    template = [("K", K), ("H", spec.units)]
+    # (3)
+    # (4)
+    return launch_parallel(kind, SUMS, template, inputs, -(-T * B // 4) * spec.units, [shape] * 2)  # (1)
+
+
+def _pull(kind: str, synapses: Synapses, floats: mx.array, v: mx.array, d_num: mx.array, d_den: mx.array) -> mx.array:
     """The gradient of the sources' values, of the shape of v (..., K)."""
-    by_source = synapses.by_source
-    if synapses.count == 0:
-        return mx.zeros_like(v)
-    floats = mx.take(_floats(p), _ids(by_source), axis=0)
-    inputs = [v, d_num, d_den, floats, _ids(synapses.targets[by_source]), _ids(synapses.source_starts())]
-    (dv,) = _parallel(kind, PULL, synapses, [*inputs, _dims(v.size // synapses.inputs)], v.size, [v.shape])
-    return dv
+    lists, K = parallel_lists(synapses), synapses.inputs
+    inputs = [v, d_num, d_den, floats, lists.targets, dims(v.size // K, len(lists.by_source))]
+    return launch_parallel(kind, PULL, [("K", K), ("H", synapses.units)], inputs, v.size, [v.shape])[0]
 
 
-def _synapse_sums(kind: str, synapses: Synapses, p: Tree, v: mx.array, d_num: mx.array, d_den: mx.array) -> mx.array:
+def _synapse_sums(kind: str, synapses: Synapses, floats: mx.array, v: mx.array, d_num: mx.array, d_den: mx.array) -> mx.array:
     """(4, S): the sums over all rows of v (..., K), d_num and d_den (..., H) that ltc_gradients makes."""
-    R, S = v.size // synapses.inputs, synapses.count
+    R, S, lists = v.size // synapses.inputs, synapses.count, parallel_lists(synapses)
     if S == 0:
         return mx.zeros((4, 0))
-    parts = max(1, min(MOST_PARTS, 2**18 // S, R))
+    parts = max(1, min(SUM_THREADS // S, R // LEAST_ROWS))
     parts = -(-R // -(-R // parts))  # none without rows
-    inputs = [v, d_num, d_den, _floats(p), _ids(synapses.sources), _ids(synapses.targets), _dims(R, S, parts)]
-    (sums,) = _parallel(kind, GRADIENTS, synapses, inputs, S * parts, [(parts, 4, S)])
+    inputs = [v, d_num, d_den, floats, lists.source, lists.target, dims(R, S, parts)]
+    (sums,) = launch_parallel(kind, GRADIENTS, [("K", synapses.inputs), ("H", synapses.units)], inputs, S * parts, [(parts, 4, S)])
     return sums.sum(axis=0)
 
 
-def _floats(p: Tree) -> mx.array:
-    """(S, 4): a synapse as the kernels read it, in the terms of (2)."""
-    return mx.stack([p["sigma"], p["sigma"] * p["mu"], p["w"] * p["erev"], p["w"]], axis=1)  # (2)
-
-
-def _packed(variant: Variant, arrays: Tree, backward: bool) -> list[mx.array]:
-    """The synapses in the order of one direction, with their lists."""
-    lists, p = variant.lists(backward), arrays["synapses"]
-    floats = mx.concatenate([_floats(p), mx.zeros((1, 4))])
-    return [mx.take(floats, lists.ids, axis=0), lists.partners, lists.order, lists.offsets]
+def _floats(p: Tree, pull: bool = False) -> mx.array:
+    """(S, 4): a synapse as the kernels read it, in the terms of (2); for `pull` as they read it from target to source."""
+    scale, w_erev, w = -LOG2_E * p["sigma"], p["w"] * p["erev"], p["w"]
+    both = [p["sigma"] * w_erev, p["sigma"] * w] if pull else [w_erev, w]
+    return mx.stack([scale, scale * p["mu"], *both], axis=1)  # (2)
 
 
 def _lengths(arrays: Tree, T: int, B: int) -> mx.array:
     return arrays["lengths"] if "lengths" in arrays else mx.full((B,), T, mx.int32)
 
 
-def _dims(*sizes: int) -> mx.array:
-    return mx.array([*sizes, *[0] * (8 - len(sizes))])
-
-
-def _ids(a: Indices) -> mx.array:
-    return mx.array(np.asarray(a, np.int32))
-
-
 def _launch(
-    text: KernelText, template: list[tuple[str, Any]], tile: Tile, inputs: list[mx.array], B: int, shapes: Sequence[tuple[int, ...]]
+    text: KernelText, variant: Variant, template: list[tuple[str, Any]], inputs: list[mx.array], B: int, shapes: Sequence[tuple[int, ...]]
 ) -> Launch:
+    tile = variant.tile
     return Launch(text, inputs, template, -(-B // tile.rows), tile.threads, shapes, [mx.float32] * len(shapes))
-
-
-def _parallel(
-    kind: str, text: KernelText, synapses: Synapses, inputs: list[mx.array], threads: int, shapes: Sequence[tuple[int, ...]]
-) -> list[mx.array]:
-    """Launch a kernel of one thread a result."""
-    template = [("K", synapses.inputs), ("H", synapses.units), ("THREADS", PARALLEL_THREADS), ("SCRATCH", 1)]
-    return launch(kind, text, inputs, template, -(-threads // PARALLEL_THREADS), PARALLEL_THREADS, shapes, [mx.float32] * len(shapes))

@@ -1,4 +1,4 @@
-"""Launches with one thread for each value, and the small arrays of numbers that kernels take."""
+"""Launches of kernels that have one thread for each result, beside the sequential scans."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,15 +7,15 @@ import mlx.core as mx
 
 from .loader import SMALLEST, KernelText, launch
 
-POINTWISE_THREADS = 256
+PARALLEL_THREADS = 256  # of a group
 
 
-def launch_pointwise(
+def launch_parallel(
     kind: str, text: KernelText, template: list[tuple[str, Any]], inputs: list[mx.array], count: int, shapes: Sequence[tuple[int, ...]]
 ) -> list[mx.array]:
-    """One thread for each of `count` values."""
-    template = [*template, ("THREADS", POINTWISE_THREADS), ("SCRATCH", 1)]
-    return launch(kind, text, inputs, template, -(-count // POINTWISE_THREADS), POINTWISE_THREADS, shapes, [mx.float32] * len(shapes))
+    """One thread for each of `count` values; float32 results."""
+    template = [*template, ("THREADS", PARALLEL_THREADS), ("SCRATCH", 1)]
+    return launch(kind, text, inputs, template, -(-count // PARALLEL_THREADS), PARALLEL_THREADS, shapes, [mx.float32] * len(shapes))
 
 
 def dims(*numbers: int) -> mx.array:

@@ -1,0 +1,142 @@
+"""How an LTC scan is laid out on a threadgroup: its synapses, its LSTM's products, its memory, as the kernels read them."""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from ...kernels.packing import ProductShape, pack
+from ...kernels.tiles import Tile
+from .spec import SOLVERS, LTCSpec
+from .synapses import Indices, Synapses
+
+
+class Lists(NamedTuple):
+    """Synapses in the order in which the threads of a group read them, by target or by source: entry after entry of all threads.
+
+    Args:
+        ids: for each entry of each thread the number of the synapse, or S for none.
+        partners: the unit at the synapse's other end.
+        order: the unit of each group of lanes in each block, or -1.
+        offsets: where each block's entries begin.
+        entries: of a thread, in all blocks.
+    """
+
+    ids: mx.array
+    partners: mx.array
+    order: mx.array
+    offsets: mx.array
+    entries: int
+
+
+@lru_cache(maxsize=64)
+def lists_of(synapses: Synapses, by_target: bool, tile: Tile) -> Lists:
+    """The lists of a tile; units with many synapses come first, so that the lanes of a block have about the same work."""
+    H, S, groups, near = synapses.units, synapses.count, tile.threads // tile.split, near_of(synapses, tile.resident)
+    table = synapses.padded(by_target)  # (H, most)
+    sizes = (table < S).sum(1)
+    blocks = -(-H // groups)
+    order = np.full(blocks * groups, -1)
+    order[:H] = np.arange(H) if synapses.is_full else np.argsort(-sizes, kind="stable")
+    sizes = np.where(order >= 0, sizes[order], 0).reshape(blocks, groups)
+    widths = np.maximum(-(-sizes.max(1) // (near * tile.split)), 1) * near
+    if tile.resident or synapses.is_full:
+        widths[:] = widths.max()
+    padded = np.full((blocks * groups, widths.max() * tile.split), S)
+    padded[:H, : table.shape[1]] = table[order[:H]]
+    entries = [
+        _by_lane(padded[k * groups : (k + 1) * groups, : width * tile.split], tile.split, synapses) for k, width in enumerate(widths)
+    ]
+    index = np.concatenate([a.reshape(-1) for a in entries])
+    ends = np.concatenate([synapses.sources if by_target else synapses.targets, [0]])
+    offsets = np.concatenate([[0], np.cumsum(widths)])
+    return Lists(ids_of(index), ids_of(ends[index]), ids_of(order), ids_of(offsets), int(offsets[-1]))
+
+
+def near_of(synapses: Synapses, resident: bool) -> int:
+    """Synapses that a lane takes at once."""
+    return 4 if synapses.is_full or not resident else 2
+
+
+def _by_lane(table: np.ndarray, split: int, synapses: Synapses) -> np.ndarray:
+    """(groups, width * split) -> (width, groups, split): each lane's entries, every `split`-th; where none is missing every such four."""
+    together = 4 if synapses.is_full else 1
+    return table.reshape(len(table), -1, split, together).transpose(1, 3, 0, 2).reshape(-1, len(table), split)
+
+
+def ids_of(a: Indices) -> mx.array:
+    """Indices as the kernels and mx.take read them."""
+    return mx.array(np.ascontiguousarray(a, np.int32))
+
+
+class Variant(NamedTuple):
+    """One kernel variant."""
+
+    spec: LTCSpec
+    tile: Tile
+
+    @property
+    def gates(self) -> ProductShape:
+        """The LSTM's gates, in the order of the groups of lanes."""
+        return self._product(self.spec.units, 4, by_unit=True)
+
+    @property
+    def gates_back(self) -> ProductShape:
+        """From the gates' gradients to the state's."""
+        return self._product(4 * self.spec.units, 1)
+
+    def _product(self, inputs: int, outputs: int, by_unit: bool = False) -> ProductShape:
+        places = -(-self.spec.units // (self.tile.threads // self.tile.split)) * (self.tile.threads // self.tile.split)
+        return ProductShape(inputs, outputs * places, self.tile.split, outputs, self.tile.threads, by_unit)
+
+    @property
+    def floats(self) -> int:
+        """What a thread must keep in registers to keep all synapses, in the greedier direction."""
+        full = self.spec.synapses.is_full
+        return max(self.lists(backward).entries for backward in (True, False)) * (4 if full else 5)
+
+    @property
+    def gate_floats(self) -> int:
+        """The same for the LSTM's weights."""
+        return max(self.gates.floats, self.gates_back.floats) if self.spec.mixed_memory else 0
+
+    @property
+    def threadgroup_bytes(self) -> int:
+        """Threadgroup memory of a group."""
+        return 16 * max(self.scratch(False), self.scratch(True))
+
+    def scratch(self, backward: bool) -> int:
+        """float4s of threadgroup memory; metal/ltc.metal says what lies there."""
+        H, rk4, memory = self.spec.units, self.spec.solver == "rk4", self.spec.mixed_memory
+        row = 4 * self._product(H, 1).row4
+        if backward:
+            floats = 4 * row + (4 if rk4 else 2) * H + (4 * self.gates_back.row4 + 4 * H if memory else 0)
+        else:
+            floats = 2 * row + (2 * H if rk4 else 0) + (H if memory else 0)
+        return -(-self.tile.rows * floats // 4)
+
+    def lists(self, backward: bool) -> Lists:
+        """The synapses in the order of one direction."""
+        return lists_of(self.spec.synapses, not backward, self.tile)
+
+    def template(self, backward: bool, keep: bool = False) -> list[tuple[str, Any]]:
+        """The kernel's template arguments."""
+        kinds = {"H": self.spec.units, "SOLVER": list(SOLVERS).index(self.spec.solver), "FULL": self.spec.synapses.is_full, "KEEP": keep}
+        tile = {"THREADS": self.tile.threads, "ROWS": self.tile.rows, "SPLIT": self.tile.split, "RESIDENT": self.tile.resident}
+        kinds |= {"MEMORY": self.spec.mixed_memory and not keep}
+        tile |= {"GATES_RESIDENT": self.tile.resident and self.tile.gates_resident}
+        return [*kinds.items(), *tile.items(), ("COUNT", self.lists(backward).entries), ("SCRATCH", self.scratch(backward))]
+
+    def packed(self, floats: mx.array, backward: bool) -> list[mx.array]:
+        """The synapses (S, 4) in the order of one direction, with their lists."""
+        lists = self.lists(backward)
+        return [mx.take(mx.concatenate([floats, mx.zeros((1, 4))]), lists.ids, axis=0), lists.partners, lists.order, lists.offsets]
+
+    def packed_gates(self, w_h: mx.array, backward: bool) -> mx.array:
+        """The LSTM's weights (4 H, H) as the lanes of one direction read them."""
+        weight = w_h.T if backward else w_h
+        outputs = 1 if backward else 4
+        by_unit = weight.reshape(outputs, self.spec.units, -1)
+        with_none = mx.concatenate([by_unit, mx.zeros((outputs, 1, by_unit.shape[2]))], axis=1)
+        return pack(mx.take(with_none, self.lists(backward).order, axis=1), self.gates_back if backward else self.gates)
