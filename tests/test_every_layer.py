@@ -4,7 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 import ember_mlx
 from ember_mlx import GRU, LSTM, LTC, RNN, Bidirectional, CfC, CTRQNet, LQNet, NCPMap, RandomMap, StrideAware, StrideAwareCfC
@@ -84,3 +84,27 @@ def test_lengths_may_be_integers_of_any_kind(kind):
     arrays = [mx.array(LENGTHS, dtype) for dtype in (mx.int8, mx.uint8, mx.uint32, mx.int64, mx.uint64)]
     for lengths in (*arrays, np.array(LENGTHS), np.array(LENGTHS, np.uint64), [np.int64(n) for n in LENGTHS], tuple(LENGTHS)):
         assert_close(layer(x, lengths=lengths, return_sequences=True), expected, 1e-6)
+
+
+@every_layer
+def test_y_is_zero_past_a_length_whatever_the_parameters(kind):
+    layer = make(kind)
+    layer.update(tree_map(lambda a: a + 0.3, layer.parameters()))
+    y = layer(mx.random.normal((B, T, I)), lengths=LENGTHS, return_sequences=True)
+    for b, n in enumerate(LENGTHS):
+        assert not mx.any(y[b, n:])
+        assert mx.all(mx.any(y[b, :n] != 0, axis=-1))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LAYERS if kind not in ("lstm", "both")])  # these look ahead
+def test_sequences_cut_at_different_places_go_on(kind):
+    layer = make(kind)
+    x, more = mx.random.normal((B, T, I)), mx.random.normal((B, 4, I))
+    dt, more_dt = mx.random.uniform(0.1, 2, (B, T)), mx.random.uniform(0.1, 2, (B, 4))
+    times = (dt, more_dt) if layer.timed else (None, None)
+    _, state = layer(x, None, times[0], LENGTHS, return_state=True)
+    y = layer(more, state, times[1], return_sequences=True)
+    for b, n in enumerate(LENGTHS):
+        whole = mx.concatenate([dt[b, :n], more_dt[b]]) if layer.timed else None
+        alone = layer(mx.concatenate([x[b, :n], more[b]]), None, whole, return_sequences=True)
+        assert_close(y[b], alone[n:], 1e-5)

@@ -281,6 +281,12 @@ def test_initial_values_follow_the_specification():
     assert sorted(GRU(2, 3, bias=False).layers[0]["forward"].parameters()) == ["Wh", "Wx"]
 
 
+def test_dropout_drops_this_part_and_keeps_the_mean():
+    dropped = GRU(I, H, 2, dropout=0.1)._dropped(mx.ones((100, 10, 10)))
+    assert 0.08 < (dropped == 0).mean().item() < 0.12
+    assert 0.97 < dropped.mean().item() < 1.03
+
+
 def test_dropout_acts_between_layers_and_in_training_only(x):
     layer = GRU(I, H, 2, dropout=0.5)
     assert not mx.array_equal(layer(x), layer(x))

@@ -89,6 +89,11 @@ CALLS = {
         lambda: layer()(X, time_deltas=float("inf")),
         "[CfC] time_deltas must be finite and not negative, got inf.",
     ),
+    "dt-infinite-in-float32": (
+        ValueError,
+        lambda: layer()(X, time_deltas=1e39),
+        "[CfC] time_deltas must be finite and not negative, got 1e+39.",
+    ),
     "dt-integers": (
         TypeError,
         lambda: layer()(X, time_deltas=mx.ones((4, 5), mx.int32)),

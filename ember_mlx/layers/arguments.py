@@ -1,6 +1,5 @@
 """The arguments that every layer takes, checked and brought into one form: time first, one batch axis."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -195,7 +194,7 @@ def _read_time_deltas(owner: str, time_deltas: Any, T: int, B: int, batched: boo
     if time_deltas is None:
         return mx.ones((T, B), dtype)
     if isinstance(time_deltas, (int, float)) and not isinstance(time_deltas, bool):
-        if not (math.isfinite(time_deltas) and time_deltas >= 0):
+        if not 0 <= time_deltas <= float(np.finfo(dtype_name(dtype)).max):
             raise bad_argument(owner, "time_deltas", "be finite and not negative", time_deltas)
         return mx.full((T, B), time_deltas, dtype)
     check_array(owner, "time_deltas", time_deltas)
