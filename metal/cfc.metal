@@ -27,7 +27,8 @@ struct CfC {
     GROUPS = THREADS_ / SPLIT_,
     OUTPUTS = Z_ <= int(GROUPS) ? 1 : Z_ <= 2 * int(GROUPS) ? 2 : 4,  // results of a group of lanes in a layer, so that no group is idle
     BLOCKS = (SLOTS_ + GROUPS - 1) / GROUPS,  // how often the groups of lanes take the next units
-    UNROLL = RESIDENT_ ? int(BLOCKS) : 1
+    UNROLL = RESIDENT_ ? int(BLOCKS) : 1,
+    TOGETHER = RESIDENT_ && !(MEMORY_ && STAGES_ > 1) ? int(BLOCKS) : 1  // blocks that are worked on at the same time
   };
   typedef WEIGHT Weight;
   typedef Product<H_, Z_, SPLIT_, OUTPUTS, THREADS_, RESIDENT_, WEIGHT> First;
@@ -96,8 +97,8 @@ template <int MODE, int COPIES>
 inline float interpolate(float q, int head, float dt, float w_tau, float A) {
   if (MODE == PURE) return next_pure_state(q, dt, w_tau, A);  // (3)
   float other = simd_shuffle_xor(q, COPIES);  // f with g, t_a with t_b
-  float t_argument = head == 2 ? q * dt + other : other * dt + q;
-  float value = tanh_or_sigmoid(head < 2, head < 2 ? q : t_argument);  // (2)
+  float t_argument = select(other * dt + q, q * dt + other, head == 2);
+  float value = tanh_or_sigmoid(head < 2, select(t_argument, q, head < 2));  // (2)
   float f = value;
   float g = simd_shuffle_xor(value, COPIES);
   float t_interp = simd_shuffle_xor(value, 2 * COPIES);
@@ -177,6 +178,20 @@ inline void put_state(threadgroup float* windows, threadgroup float* states, Slo
   if (C::STAGES > 1 && slot.other >= 0) windows[((slot.stage + 1) * C::ROWS + r) * C::WINDOW_ROW + slot.other] = value;
 }
 
+// The new state of a slot's unit at step t goes where others read it, and into y; a row without that step keeps its state.
+template <typename C>
+inline void write_state(
+    Slot slot, int r, int t, float value, threadgroup const float* windows, threadgroup float* next_windows, threadgroup float* states,
+    device float* y, thread const Rows<C::ROWS>& rows) {
+  bool now = valid(rows, t, r);
+  if (now) {
+    put_state<C>(next_windows, states, slot, r, value);
+  } else if (C::STATE_BUFFERS == 2) {
+    put_state<C>(next_windows, states, slot, r, windows[(slot.stage * C::ROWS + r) * C::WINDOW_ROW + slot.own]);
+  }
+  if (t >= 0 && t < rows.steps) y[place(rows, t, r) * C::H + slot.unit] = now ? value : 0.0f;
+}
+
 // The heads and the new states y of the units of one stage; stage -1: of all units. `in`: the windows, or the last backbone layer.
 template <typename C, typename IO>
 inline void heads_step(
@@ -185,34 +200,42 @@ inline void heads_step(
     device const float* b_heads, device const float* pure, device const float* dt, thread float* waits, thread float* dt_waits,
     device float* y, int tick, thread const Rows<C::ROWS>& rows) {
   typedef typename C::Heads Heads;
+  enum { ROWS = C::ROWS, COUNT = C::TOGETHER };
+  int head = heads.owned;
 #pragma unroll C::UNROLL
-  for (int block = 0; block < C::BLOCKS; block++) {
-    Slot slot = slot_of<C>(slots, heads.group, block);
-    if (C::STAGES > 1 && stage >= 0 && slot.stage != stage) continue;  // the same for all lanes of a simdgroup
-    int u = slot.unit, head = heads.owned, t = C::PIPELINED ? tick - slot.stage : tick;
-    float added[C::ROWS], passed[C::ROWS];
+  for (int first = 0; first < C::BLOCKS; first += COUNT) {
+    if (COUNT == 1 && stage >= 0 && slot_of<C>(slots, heads.group, first).stage != stage) continue;  // the same for all lanes of a simdgroup
+    Slot slot[COUNT];
+    float added[COUNT * ROWS], passed[COUNT * ROWS], sums[COUNT * ROWS * C::HEADS], values[COUNT * ROWS];
 #pragma unroll
-    for (int r = 0; r < C::ROWS; r++) {
-      int i = C::RESIDENT ? block * C::ROWS + r : 0;
-      added[r] = C::RESIDENT ? waits[i] : added_to_head<C>(x_proj, b_heads, slot, head, t, r, rows);
-      passed[r] = C::RESIDENT ? dt_waits[i] : elapsed(dt, place(rows, t, r), valid(rows, t, r));
-      if (C::RESIDENT && !has_bias<C>(slot)) waits[i] = added_to_head<C>(x_proj, b_heads, slot, head, t + 1, r, rows);
-      if (C::RESIDENT) dt_waits[i] = elapsed(dt, place(rows, t + 1, r), valid(rows, t + 1, r));
+    for (int i = 0; i < COUNT * ROWS; i++) {
+      int n = i / ROWS, r = i % ROWS, wait = C::RESIDENT ? first * ROWS + i : 0;
+      if (r == 0) slot[n] = slot_of<C>(slots, heads.group, first + n);
+      int t = C::PIPELINED ? tick - slot[n].stage : tick;
+      added[i] = C::RESIDENT ? waits[wait] : added_to_head<C>(x_proj, b_heads, slot[n], head, t, r, rows);
+      passed[i] = C::RESIDENT ? dt_waits[wait] : elapsed(dt, place(rows, t, r), valid(rows, t, r));
+      if (C::RESIDENT && !has_bias<C>(slot[n])) waits[wait] = added_to_head<C>(x_proj, b_heads, slot[n], head, t + 1, r, rows);
+      if (C::RESIDENT) dt_waits[wait] = elapsed(dt, place(rows, t + 1, r), valid(rows, t + 1, r));
     }
-    float sums[C::ROWS * C::HEADS];
-    run_product<C::ROWS>(heads, in + (C::STAGES > 1 ? slot.stage * C::ROWS * Heads::ROW4 : 0), block, sums);
 #pragma unroll
-    for (int r = 0; r < C::ROWS; r++) {
+    for (int n = 0; n < COUNT; n++) {
+      threadgroup const float4* window = in + (C::STAGES > 1 ? slot[n].stage * ROWS * Heads::ROW4 : 0);
+      partial_sums<ROWS>(heads, window, first + n, sums + n * ROWS * C::HEADS);
+    }
+#pragma unroll
+    for (int n = 0; n < COUNT; n++) join_lanes<ROWS>(heads, sums + n * ROWS * C::HEADS);
+#pragma unroll
+    for (int i = 0; i < COUNT * ROWS; i++) {
+      int u = slot[i / ROWS].unit;
       float w_tau = C::MODE == PURE && u >= 0 ? pure[u] : 0.0f, A = C::MODE == PURE && u >= 0 ? pure[C::H + u] : 0.0f;
-      float value = interpolate<C::MODE, Heads::COPIES>(sums[r * C::HEADS] + added[r], head, passed[r], w_tau, A);
-      if (u < 0 || head != 0 || !heads.primary || rows.row0 + r >= rows.B) continue;
-      bool now = valid(rows, t, r);
-      if (now) {
-        put_state<C>(next_windows, states, slot, r, value);
-      } else if (C::STATE_BUFFERS == 2) {
-        put_state<C>(next_windows, states, slot, r, windows[(slot.stage * C::ROWS + r) * C::WINDOW_ROW + slot.own]);
-      }
-      if (t >= 0 && t < rows.steps) y[place(rows, t, r) * C::H + u] = now ? value : 0.0f;
+      values[i] = interpolate<C::MODE, Heads::COPIES>(sums[i * C::HEADS] + added[i], head, passed[i], w_tau, A);
+    }
+#pragma unroll
+    for (int i = 0; i < COUNT * ROWS; i++) {
+      Slot own = slot[i / ROWS];
+      if (own.unit < 0 || head != 0 || !heads.primary || rows.row0 + i % ROWS >= rows.B) continue;
+      int t = C::PIPELINED ? tick - own.stage : tick;
+      write_state<C>(own, i % ROWS, t, values[i], windows, next_windows, states, y, rows);
     }
   }
 }
@@ -417,6 +440,31 @@ inline void memory_of_all_back(
   }
 }
 
+// What arrives at the states before a step, sums (TOGETHER, ROWS) of the blocks from `from` on: from the gates' gradients, or the heads' or the
+// first layer's.
+template <typename C>
+inline void states_back(
+    thread const typename C::FirstBack& first, thread const typename C::GatesBack& gates, thread const Slots<C::SLOTS_KEPT>& slots, int from,
+    threadgroup const float4* d, threadgroup const float4* d_gates, thread float* sums) {
+#pragma unroll
+  for (int n = 0; n < C::TOGETHER; n++) {
+    if (C::MEMORY) {
+      partial_sums<C::ROWS>(gates, d_gates, from + n, sums + n * C::ROWS);
+    } else {
+      int stage = C::STAGES > 1 ? slot_of<C>(slots, first.group, from + n).stage : 0;
+      partial_sums<C::ROWS>(first, d + stage * C::ROWS * C::FirstBack::ROW4, from + n, sums + n * C::ROWS);
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < C::TOGETHER; n++) {
+    if (C::MEMORY) {
+      join_lanes<C::ROWS>(gates, sums + n * C::ROWS);
+    } else {
+      join_lanes<C::ROWS>(first, sums + n * C::ROWS);
+    }
+  }
+}
+
 // The backward scan: only what is sequential, dh -> dq -> dz -> dh. A pipeline of stages runs from its last tick to its first.
 template <typename C, typename IO>
 inline void cfc_backward(
@@ -532,24 +580,24 @@ inline void cfc_backward(
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
 #pragma unroll C::UNROLL
-    for (int block = 0; block < C::BLOCKS; block++) {
-      Slot slot = slot_of<C>(slots, first.group, block);
-      float sums[C::ROWS];
-      if (C::MEMORY) {
-        run_product<C::ROWS>(gates, (threadgroup const float4*)d_gates, block, sums);
-      } else {
-        run_product<C::ROWS>(first, (threadgroup const float4*)d + (C::STAGES > 1 ? slot.stage * C::ROWS * FirstBack::ROW4 : 0), block, sums);
+    for (int from = 0; from < C::BLOCKS; from += C::TOGETHER) {
+      float sums[C::TOGETHER * C::ROWS];
+      states_back<C>(first, gates, slots, from, (threadgroup const float4*)d, (threadgroup const float4*)d_gates, sums);
+#pragma unroll
+      for (int n = 0; n < C::TOGETHER; n++) {
+        Slot slot = slot_of<C>(slots, first.group, from + n);
+        thread float* arriving = sums + n * C::ROWS;
+        int t = tick - 1 - (C::PIPELINED ? slot.stage : 0);
+        for (int r = 0; r < C::ROWS && slot.unit >= 0 && first.part == 0; r++) {
+          if (t == -1 && rows.row0 + r < rows.B) dh0[(rows.row0 + r) * C::H + slot.unit] = arriving[r];
+          if (COUPLED && rows.row0 + r < rows.B) waiting[r * C::H + slot.unit] = arriving[r];
+        }
+        for (int r = 0; r < C::ROWS && C::PIPELINED && slot.unit >= 0 && t == rows.steps - 1 && rows.row0 + r < rows.B; r++) {
+          arriving[r] += carry[(rows.row0 + r) * C::H + slot.unit];
+        }
+        if (COUPLED && slot.stage != LAST) continue;
+        enter_step<C>(arriving, slot, first.part, from + n, t, windows_before, dy, slope_q, entering, dh, rows);
       }
-      int t = tick - 1 - (C::PIPELINED ? slot.stage : 0);
-      for (int r = 0; r < C::ROWS && slot.unit >= 0 && first.part == 0; r++) {
-        if (t == -1 && rows.row0 + r < rows.B) dh0[(rows.row0 + r) * C::H + slot.unit] = sums[r];
-        if (COUPLED && rows.row0 + r < rows.B) waiting[r * C::H + slot.unit] = sums[r];
-      }
-      for (int r = 0; r < C::ROWS && C::PIPELINED && slot.unit >= 0 && t == rows.steps - 1 && rows.row0 + r < rows.B; r++) {
-        sums[r] += carry[(rows.row0 + r) * C::H + slot.unit];
-      }
-      if (COUPLED && slot.stage != LAST) continue;
-      enter_step<C>(sums, slot, first.part, block, t, windows_before, dy, slope_q, entering, dh, rows);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
   }

@@ -11,8 +11,8 @@ inline float fast_sigmoid(float a) { return fast::divide(1.0f, 1.0f + fast::exp(
 
 // Either of them, without a branch between lanes that need different ones: tanh(a) = 2 sigmoid(2 a) - 1.
 inline float tanh_or_sigmoid(bool is_tanh, float a) {
-  float s = fast_sigmoid(is_tanh ? 2.0f * a : a);
-  return is_tanh ? 2.0f * s - 1.0f : s;
+  float s = fast_sigmoid(select(a, 2.0f * a, is_tanh));
+  return select(s, 2.0f * s - 1.0f, is_tanh);
 }
 
 // Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7; neither Metal nor the subset has an erf

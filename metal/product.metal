@@ -188,8 +188,9 @@ inline int result_of(thread const P& product, int block) {
   return unit_of(product, block) * P::OUTPUTS + product.owned;
 }
 
+// A lane's partial sums for one block, (ROWS, OUTPUTS).
 template <int ROWS, typename P>
-inline void run_product(thread const P& product, threadgroup const float4* in, int block, thread float* sums) {
+inline void partial_sums(thread const P& product, threadgroup const float4* in, int block, thread float* sums) {
 #pragma unroll
   for (int i = 0; i < ROWS * P::OUTPUTS; i++) sums[i] = 0.0f;
   if (P::RESIDENT) {
@@ -203,8 +204,21 @@ inline void run_product(thread const P& product, threadgroup const float4* in, i
       accumulate<P::SPLIT, P::SHARE, P::OUTPUTS, ROWS>(in, product.weights, block, k, product.part, sums);
     }
   }
+}
+
+// Partial sums to results.
+template <int ROWS, typename P>
+inline void join_lanes(thread const P& product, thread float* sums) {
 #pragma unroll
   for (int r = 0; r < ROWS; r++) LaneSum<P::OUTPUTS, P::SPLIT / 2>::run(sums + r * P::OUTPUTS, product.part);
+}
+
+// Both for one block. Where a lane has several blocks, all their partial sums, then all their shuffles, then what is made of them hide each
+// other's latency.
+template <int ROWS, typename P>
+inline void run_product(thread const P& product, threadgroup const float4* in, int block, thread float* sums) {
+  partial_sums<ROWS>(product, in, block, sums);
+  join_lanes<ROWS>(product, sums);
 }
 
 inline void fill(threadgroup float* values, int count, int thread_index, int threads, float value) {

@@ -76,7 +76,8 @@ def choose_tile(family: Family, spec: CfCSpec, Z: int, depth: int, batch: int, h
 
 
 def _split(spec: CfCSpec) -> int:
-    return 4 if spec.mode == "pure" else 8
+    """Fewer lanes, and so fewer blocks and longer sums, where a lane has few weights, or where the LSTM's product is one more in a row."""
+    return 4 if spec.mode == "pure" or (spec.mixed_memory and len(spec.stages) == 1) else 8
 
 
 def layouts(family: Family, spec: CfCSpec) -> list[Tile]:
