@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from .checks import check_flag, check_integer
 from .errors import bad_argument
 from .layers.arguments import check_array, dtype_name, type_name
-from .scans.dispatch import as_mlx, can_evaluate
+from .scans.dispatch import can_evaluate
 
 
 def pack_sequences(sequences: Sequence[mx.array | NDArray[Any]]) -> tuple[mx.array, mx.array]:
     """Put sequences of different lengths into one batch, as every layer takes it.
 
     Args:
-        sequences: arrays (T_i, I) of one floating-point dtype, of MLX or NumPy.
+        sequences: arrays (T_i, I) of one floating-point dtype, of MLX or NumPy; of NumPy's float64 they become float32, as in `mx.array`.
 
     Returns:
         x (B, T, I), T the longest T_i, zero past each sequence's end, and lengths (B,), int32.
@@ -50,7 +50,7 @@ def pack_sequences(sequences: Sequence[mx.array | NDArray[Any]]) -> tuple[mx.arr
 
 def _checked_sequence(owner: str, k: int, a: Any) -> mx.array:
     name = f"sequences[{k}]"
-    a = as_mlx(a) if isinstance(a, np.ndarray) else a
+    a = mx.array(a) if isinstance(a, np.ndarray) else a  # as MLX does it: float64, NumPy's default, becomes float32
     check_array(owner, name, a)
     if a.ndim != 2 or 0 in a.shape:
         raise bad_argument(owner, name, "have shape (T_i, I), with at least one step and one feature", a.shape)

@@ -108,6 +108,17 @@ def test_both_directions_learn_and_configuration_travels(kind, tmp_path):
     assert_close(other(x, None, dt), layer(x, None, dt), 0)
 
 
+def test_a_class_of_ones_own_is_found_again():
+    class Renamed(GRU):
+        pass
+
+    config = Bidirectional(Renamed(I, H)).get_config()
+    assert type(Bidirectional.from_config(config).backward_layer) is Renamed
+    config["layer"]["class"] = "Gone"
+    with pytest.raises(ValueError, match=r"\[Bidirectional\] config must name a layer that is defined, one of CTRQNet, CfC, .* got 'Gone'"):
+        Bidirectional.from_config(config)
+
+
 def test_dtype_of_the_wrapped_layer_is_kept():
     layer = GRU(I, H)
     layer.set_dtype(mx.bfloat16)

@@ -235,6 +235,20 @@ def test_zero_time_is_legal(kind, backend, batch):
         assert all(mx.all(mx.isfinite(a)) for _, a in tree_flatten(result))
 
 
+def test_times_past_a_sequences_length_may_be_anything(batch):
+    x, dt = batch
+    layer, lengths = CfC(6, I, return_sequences=True), mx.array([9, 4, 1, 9])
+    past = mx.arange(9)[None, :] >= lengths[:, None]
+    dirty = mx.where(past, mx.nan, dt)
+    expected = layer(x, time_deltas=dt, lengths=lengths)
+    assert mx.array_equal(layer(x, time_deltas=dirty, lengths=lengths), expected)
+    assert mx.array_equal(layer(x, time_deltas=dirty[..., None], lengths=lengths), expected)
+    first = CfC(6, I, return_sequences=True, batch_first=False)
+    first(x.swapaxes(0, 1), time_deltas=dirty.T, lengths=lengths)
+    with pytest.raises(ValueError, match=r"time_deltas must be finite and not negative, got nan at \(1, 4\)"):
+        layer(x, time_deltas=dirty, lengths=mx.array([9, 5, 1, 9]))
+
+
 def test_each_unit_has_a_clock(batch):
     x, dt = batch
     layer = CfC(6, I, time_scale_factor=0.5, return_state=True)

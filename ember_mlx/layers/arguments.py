@@ -78,8 +78,9 @@ def read_steps(owner: str, x: Any, time_deltas: Any, lengths: Any, input_size: i
         x = x.swapaxes(0, 1)
     T, B, _ = x.shape
     dtype = mx.float64 if x.dtype == mx.float64 else mx.float32
-    dt = _read_time_deltas(owner, time_deltas, T, B, batched, batch_first, dtype)
-    return _without_padding(Steps(x, dt, _read_lengths(owner, lengths, T, B, batched), batched, batch_first))
+    lengths = _read_lengths(owner, lengths, T, B, batched)
+    dt = _read_time_deltas(owner, time_deltas, lengths, T, B, batched, batch_first, dtype)
+    return _without_padding(Steps(x, dt, lengths, batched, batch_first))
 
 
 def _without_padding(steps: Steps) -> Steps:
@@ -189,7 +190,9 @@ def _check_x(owner: str, x: Any, input_size: int, batch_first: bool) -> bool:
     return x.ndim == 3
 
 
-def _read_time_deltas(owner: str, time_deltas: Any, T: int, B: int, batched: bool, batch_first: bool, dtype: mx.Dtype) -> mx.array:
+def _read_time_deltas(
+    owner: str, time_deltas: Any, lengths: mx.array | None, T: int, B: int, batched: bool, batch_first: bool, dtype: mx.Dtype
+) -> mx.array:
     """(T, B) in `dtype`."""
     if time_deltas is None:
         return mx.ones((T, B), dtype)
@@ -202,7 +205,7 @@ def _read_time_deltas(owner: str, time_deltas: Any, T: int, B: int, batched: boo
     name = "(T,)" if not batched else "(B, T)" if batch_first else "(T, B)"
     if time_deltas.shape not in ((), shape, (*shape, 1)):
         raise bad_argument(owner, "time_deltas", f"have shape {name} = {shape}, {(*shape, 1)} or be a scalar", time_deltas.shape)
-    _check_time_values(owner, time_deltas)
+    _check_time_values(owner, time_deltas, lengths, batch_first)
     dt = time_deltas.astype(dtype)
     if dt.ndim == 0:
         return mx.broadcast_to(dt, (T, B))
@@ -212,11 +215,16 @@ def _read_time_deltas(owner: str, time_deltas: Any, T: int, B: int, batched: boo
     return dt.swapaxes(0, 1) if batch_first else dt
 
 
-def _check_time_values(owner: str, time_deltas: mx.array) -> None:
+def _check_time_values(owner: str, time_deltas: mx.array, lengths: mx.array | None, batch_first: bool) -> None:
+    """Raise a ValueError for a step's time that cannot be; what lies past a sequence's length is not used and may be anything."""
     if not can_evaluate([time_deltas]):
         return
     values = np.array(time_deltas.astype(mx.float32))
     wrong = ~(np.isfinite(values) & (values >= 0))
+    if lengths is not None and values.ndim > 0 and can_evaluate([lengths]):
+        t, b = np.arange(values.shape[1 if batch_first else 0]), np.asarray(lengths)
+        valid = t[None, :] < b[:, None] if batch_first else t[:, None] < b[None, :]
+        wrong &= valid.reshape(valid.shape + (1,) * (values.ndim - 2))
     if wrong.any():
         place = tuple(int(i) for i in np.argwhere(wrong)[0])
         raise bad_argument(owner, "time_deltas", "be finite and not negative", f"{values[place]} at {place}")

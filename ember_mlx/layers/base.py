@@ -14,6 +14,24 @@ from ..wiring import NeuronMap, map_from_config, map_to_config
 from .arguments import StateLayout, Steps, check_call_options, read_state, read_steps, type_name
 
 
+def layer_to_config(layer: "RecurrentLayer") -> dict[str, Any]:
+    """A layer's class and constructor arguments, as values that JSON can hold, for a layer that wraps it."""
+    return {"class": type(layer).__name__, "config": layer.get_config()}
+
+
+def layer_from_config(owner: str, config: dict[str, Any]) -> "RecurrentLayer":
+    """The layer that `layer_to_config` described, with new weights; of a class of one's own too, once that is defined."""
+    classes = {cls.__name__: cls for cls in _subclasses(RecurrentLayer)}
+    if config["class"] not in classes:
+        known = ", ".join(sorted(name for name in classes if not name.startswith("_")))
+        raise bad_argument(owner, "config", f"name a layer that is defined, one of {known}", repr(config["class"]))
+    return classes[config["class"]].from_config(config["config"])
+
+
+def _subclasses(cls: type["RecurrentLayer"]) -> list[type["RecurrentLayer"]]:
+    return [each for sub in cls.__subclasses__() for each in (sub, *_subclasses(sub))]
+
+
 class RecurrentLayer(nn.Module):
     """The base of the layers: it reads the arguments, runs the subclass's recurrence over the steps, and lays out the result.
 

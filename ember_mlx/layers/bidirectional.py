@@ -8,7 +8,7 @@ import mlx.nn as nn
 from ..checks import check_flag
 from ..errors import bad_argument
 from .arguments import integer_array, turned, type_name
-from .base import RecurrentLayer
+from .base import RecurrentLayer, layer_from_config, layer_to_config
 
 OWNER = "Bidirectional"
 
@@ -84,15 +84,12 @@ class Bidirectional(nn.Module):
 
     def get_config(self) -> dict[str, Any]:
         """The wrapped layer's class and configuration, as values that JSON can hold."""
-        return {"layer": {"class": type(self.forward_layer).__name__, "config": self.forward_layer.get_config()}}
+        return {"layer": layer_to_config(self.forward_layer)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Bidirectional":
         """The layer that `get_config` described, with new weights."""
-        from .. import layers
-
-        wrapped = config["layer"]
-        return cls(getattr(layers, wrapped["class"]).from_config(wrapped["config"]))
+        return cls(layer_from_config(OWNER, config["layer"]))
 
 
 def _pair(initial_state: Any) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from ..errors import bad_argument
 from ..scans.several import Scans, run_scans
 from ..wiring import NeuronMap
 from .arguments import Steps, check_array, compute_dtype, dtype_name, read_state, read_steps, type_name
-from .base import RecurrentLayer
+from .base import RecurrentLayer, layer_from_config, layer_to_config
 from .cfc import CfC
 from .ltc import LTC
 
@@ -146,15 +146,12 @@ class StrideAware(RecurrentLayer):
     def get_config(self) -> dict[str, Any]:
         """The pattern's class and configuration, and the strides, as values that JSON can hold."""
         pattern = self.layers[0]
-        return {"layer": {"class": type(pattern).__name__, "config": pattern.get_config()}} | self._own_config()
+        return {"layer": layer_to_config(pattern)} | self._own_config()
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "RecurrentLayer":
         """The layer that `get_config` described, with new weights."""
-        from .. import layers
-
-        wrapped = config["layer"]
-        return cls(**config | {"layer": getattr(layers, wrapped["class"]).from_config(wrapped["config"])})
+        return cls(**config | {"layer": layer_from_config(cls.__name__, config["layer"])})
 
     def _own_config(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("stride_lengths", "return_sequences", "return_state", "batch_first")}
