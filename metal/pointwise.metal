@@ -9,10 +9,11 @@ enum Activation { LECUN_TANH = 0, TANH = 1, RELU = 2, SILU = 3, GELU = 4 };
 inline float fast_tanh(float a) { return 1.0f - fast::divide(2.0f, fast::exp(2.0f * a) + 1.0f); }
 inline float fast_sigmoid(float a) { return fast::divide(1.0f, 1.0f + fast::exp(-a)); }
 
-// Either of them, without a branch between lanes that need different ones: tanh(a) = 2 sigmoid(2 a) - 1.
+// Either of them, without a branch between lanes that need different ones: tanh(a) = 2 sigmoid(2 a) - 1. The factor is chosen once: of a second
+// choice a compiler makes a branch, and draws the shuffles that follow into both arms.
 inline float tanh_or_sigmoid(bool is_tanh, float a) {
-  float s = fast_sigmoid(is_tanh ? 2.0f * a : a);
-  return is_tanh ? 2.0f * s - 1.0f : s;
+  float factor = is_tanh ? 2.0f : 1.0f;
+  return factor * fast_sigmoid(factor * a) + (1.0f - factor);
 }
 
 // Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7; neither Metal nor the subset has an erf
