@@ -273,7 +273,7 @@ inline void project_back(
 #pragma unroll
     for (int r = 0; r < C::ROWS; r++) {  // on their way while the product is made
       added[r] = t >= 0 && t < length[r] ? float(dy[(step + r) * C::FEATURES + or_last(j, C::FEATURES)]) : 0.0f;
-      sums[r * C::OUTPUTS] = r < rows ? h.carry[r * C::FEATURES + or_last(j, C::FEATURES)] : 0.0f;
+      sums[r * C::OUTPUTS] = r < rows && t + 1 == steps ? h.carry[r * C::FEATURES + or_last(j, C::FEATURES)] : 0.0f;
     }
     if (t + 1 < steps) run_product<C::ROWS>(product, (threadgroup const float4*)d, block, sums);
 #pragma unroll
