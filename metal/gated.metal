@@ -43,15 +43,23 @@ inline int gate_of(thread const typename C::Forward& product) {
   return C::GATES == 1 ? 0 : product.owned;
 }
 
+// What is read before a product is read by all lanes, those without a unit of their own reading the last one's: a condition that differs between
+// lanes would tempt a compiler to make one branch of it and the same condition after the product, around the shuffles.
+inline int or_last(int index, int count) { return min(index, count - 1); }
+
 // The projected inputs of a lane in a block of results, `x_proj` those of step t.
 template <typename C, typename IO>
 inline void read_inputs(
     thread const typename C::Forward& product, int block, device const IO* x_proj, int t, thread const int* length, thread float* projected) {
-  int u = unit_at<C>(product, block), gate = gate_of<C>(product);
+  int u = or_last(unit_at<C>(product, block), C::H), gate = or_last(gate_of<C>(product), C::GATES);
 #pragma unroll
-  for (int r = 0; r < C::ROWS; r++) {
-    projected[r] = u < C::H && gate < C::GATES && t < length[r] ? float(x_proj[(r * C::GATES + gate) * C::H + u]) : 0.0f;
-  }
+  for (int r = 0; r < C::ROWS; r++) projected[r] = t < length[r] ? float(x_proj[(r * C::GATES + gate) * C::H + u]) : 0.0f;
+}
+
+// Whether step t of a group's steps is one of row r's; where there is one row they all are.
+template <int ROWS>
+inline bool has_step(thread const int* length, int t, int r) {
+  return ROWS == 1 || t < length[r];
 }
 
 // What a step needs from device memory is read one step before where there are few values and weights are in registers (then `ahead` holds it),
@@ -65,7 +73,7 @@ inline void units_step(
   typedef typename C::Forward Forward;
   enum { COPIES = Forward::COPIES, NEXT_ROW = C::PROJECTED ? int(C::M_ROW) : int(C::H_ROW) };
   int gate = gate_of<C>(product);
-  bool writes_gate = product.primary && gate == (C::CELL == GRU ? 2 : 0);
+  bool writes = product.primary && gate == (C::CELL == GRU ? 2 : 0);
 #pragma unroll Forward::UNROLL
   for (int block = 0; block < Forward::BLOCKS; block++) {
     int u = unit_at<C>(product, block);
@@ -77,37 +85,44 @@ inline void units_step(
     } else {
       read_inputs<C>(product, block, x, t, length, projected);
     }
+    float bias = C::CELL == GRU ? b_hn[or_last(u, C::H)] : 0.0f;
     run_product<C::ROWS>(product, (threadgroup const float4*)h, block, sums);
-    float bias = C::CELL == GRU && u < C::H ? b_hn[u] : 0.0f;
+    float next[C::ROWS], f[C::ROWS], added[C::ROWS];  // of an LSTM o, and what c is made of
 #pragma unroll
     for (int r = 0; r < C::ROWS; r++) {
-      bool writes = writes_gate && u < C::H && r < rows, valid = t < length[r];
-      float q = sums[r * Forward::OUTPUTS], next, c_next = 0.0f;
+      float q = sums[r * Forward::OUTPUTS];
       float a = projected[r] + q;  // (1)
       if (C::CELL == LSTM) {
         float value = tanh_or_sigmoid(gate == 2, a);  // (2)
         float i = value;
-        float f = simd_shuffle_xor(value, int(COPIES));
+        f[r] = simd_shuffle_xor(value, int(COPIES));
         float g = simd_shuffle_xor(value, 2 * int(COPIES));
         float o = simd_shuffle_xor(value, 3 * int(COPIES));
-        c_next = f * (writes ? c[r * C::H + u] : 0.0f) + i * g;  // (3)
-        next = o * fast_tanh(c_next);
+        added[r] = i * g;
+        next[r] = o;
       } else if (C::CELL == GRU) {
         float value = fast_sigmoid(a);  // (2)
         float reset = simd_shuffle_xor(value, 2 * int(COPIES));  // for n's lanes that of r's
         float z = simd_shuffle_xor(value, 3 * int(COPIES));      // and of z's
         float n = fast_tanh(projected[r] + reset * (q + bias));
-        float before = u < C::H ? h[r * C::H_ROW + u] : 0.0f;
-        next = n + z * (before - n);  // (3)
+        next[r] = n + z * (h[r * C::H_ROW + or_last(u, C::H)] - n);  // (3)
       } else {
-        next = rnn_unit(C::CELL, a);  // (2)
+        next[r] = rnn_unit(C::CELL, a);  // (2)
       }
-      if (!writes) continue;
-      h_next[r * NEXT_ROW + u] = valid || C::PROJECTED ? next : h[r * C::H_ROW + u];
-      if (!C::PROJECTED) y[r * C::H + u] = IO(valid ? next : 0.0f);
-      if (C::CELL != LSTM) continue;
-      if (valid) c[r * C::H + u] = c_next;
-      c_out[r * C::H + u] = IO(valid ? c_next : 0.0f);
+    }
+#pragma unroll
+    for (int r = 0; r < C::ROWS; r++) {
+      if (!writes || u >= C::H || r >= rows) continue;
+      bool valid = has_step<C::ROWS>(length, t, r);
+      float h_new = next[r];
+      if (C::CELL == LSTM) {
+        float c_next = f[r] * c[r * C::H + u] + added[r];  // (3)
+        h_new = next[r] * fast_tanh(c_next);
+        if (valid) c[r * C::H + u] = c_next;
+        c_out[r * C::H + u] = IO(valid ? c_next : 0.0f);
+      }
+      h_next[r * NEXT_ROW + u] = valid || C::PROJECTED ? h_new : h[r * C::H_ROW + u];
+      if (!C::PROJECTED) y[r * C::H + u] = IO(valid ? h_new : 0.0f);
     }
   }
 }
@@ -126,7 +141,7 @@ inline void project_step(
     for (int r = 0; r < C::ROWS; r++) {
       if (!product.primary || j >= C::FEATURES || r >= rows) continue;
       float next = sums[r * C::OUTPUTS];  // (3)
-      bool valid = t < length[r];
+      bool valid = has_step<C::ROWS>(length, t, r);
       if (valid) h[r * C::H_ROW + j] = next;
       y[r * C::FEATURES + j] = IO(valid ? next : 0.0f);
     }
@@ -257,8 +272,8 @@ inline void project_back(
     float added[C::ROWS], sums[C::ROWS * C::OUTPUTS];
 #pragma unroll
     for (int r = 0; r < C::ROWS; r++) {  // on their way while the product is made
-      added[r] = mine && t >= 0 && t < length[r] ? float(dy[(step + r) * C::FEATURES + j]) : 0.0f;
-      sums[r * C::OUTPUTS] = mine && r < rows ? h.carry[r * C::FEATURES + j] : 0.0f;
+      added[r] = t >= 0 && t < length[r] ? float(dy[(step + r) * C::FEATURES + or_last(j, C::FEATURES)]) : 0.0f;
+      sums[r * C::OUTPUTS] = r < rows && t + 1 == steps ? h.carry[r * C::FEATURES + or_last(j, C::FEATURES)] : 0.0f;
     }
     if (t + 1 < steps) run_product<C::ROWS>(product, (threadgroup const float4*)d, block, sums);
 #pragma unroll
@@ -284,20 +299,19 @@ inline void units_back(
   typedef typename C::Back Back;
 #pragma unroll Back::UNROLL
   for (int block = 0; block < Back::BLOCKS; block++) {
-    int u = unit_of(product, block), part = product.part;
+    int u = unit_of(product, block), read = or_last(u, C::H), part = product.part;
     Slopes at[C::ROWS];
     float passed[C::ROWS], sums[C::ROWS];
 #pragma unroll
     for (int r = 0; r < C::ROWS; r++) {
       int place = C::AHEAD_BACK ? block * C::ROWS + r : 0;
-      bool exists = u < C::H && r < rows;
-      passed[r] = C::GATES > 1 && exists ? kept[r * C::H + u] : 0.0f;
-      sums[r] = !C::PROJECTED && exists && t + 1 == steps ? h.carry[r * C::H + u] : 0.0f;
+      passed[r] = C::GATES > 1 && r < rows ? kept[r * C::H + read] : 0.0f;
+      sums[r] = !C::PROJECTED && r < rows && t + 1 == steps ? h.carry[r * C::H + read] : 0.0f;
       if (C::AHEAD_BACK) {
         at[r] = ahead[place];
-        ahead[place] = read_slopes<C>(u, part, exists && t > 0 && t - 1 < length[r], step + r - stride, dy, dy_c, slopes);
+        ahead[place] = read_slopes<C>(read, part, t > 0 && t - 1 < length[r], step + r - stride, dy, dy_c, slopes);
       } else {
-        at[r] = read_slopes<C>(u, part, exists && t >= 0 && t < length[r], step + r, dy, dy_c, slopes);
+        at[r] = read_slopes<C>(read, part, t >= 0 && t < length[r], step + r, dy, dy_c, slopes);
       }
     }
     if (C::PROJECTED ? t >= 0 : t + 1 < steps) run_product<C::ROWS>(product, (threadgroup const float4*)in, block, sums);
@@ -307,7 +321,7 @@ inline void units_back(
       float arriving = sums[r] + (C::CELL == GRU ? passed[r] : 0.0f);
       if (t >= 0) {
         float through = enter_step<C>(
-            arriving, passed[r], u, part, t < length[r], at[r], d + r * C::D_ROW, d_out + (step + r) * C::BLOCKS * C::H);
+            arriving, passed[r], u, part, has_step<C::ROWS>(length, t, r), at[r], d + r * C::D_ROW, d_out + (step + r) * C::BLOCKS * C::H);
         if (C::GATES > 1 && part == 0) kept_next[r * C::H + u] = through;
       } else if (part == 0) {
         if (!C::PROJECTED) h.d0[r * C::H + u] = arriving;
@@ -358,8 +372,8 @@ inline void gated_backward(
   Slopes ahead[C::WAITING_BACK];
 #pragma unroll
   for (int i = 0; i < C::WAITING_BACK && C::AHEAD_BACK; i++) {
-    int u = unit_of(product, i / C::ROWS), r = i % C::ROWS, t = steps - 1;
-    ahead[i] = read_slopes<C>(u, product.part, u < C::H && r < rows && t >= 0 && t < length[r], first + t * B + row0 + r, dy, dy_c, slopes);
+    int u = or_last(unit_of(product, i / C::ROWS), C::H), r = i % C::ROWS, t = steps - 1;
+    ahead[i] = read_slopes<C>(u, product.part, t >= 0 && t < length[r], first + t * B + row0 + r, dy, dy_c, slopes);
   }
   Ends h = {carry + state0 * C::FEATURES, dh0 + state0 * C::FEATURES}, c = {carry_c, dc0 + (C::CELL == LSTM ? state0 * C::H : 0)};
   threadgroup_barrier(mem_flags::mem_threadgroup);

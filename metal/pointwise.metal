@@ -9,7 +9,8 @@ enum Activation { LECUN_TANH = 0, TANH = 1, RELU = 2, SILU = 3, GELU = 4 };
 inline float fast_tanh(float a) { return 1.0f - fast::divide(2.0f, fast::exp(2.0f * a) + 1.0f); }
 inline float fast_sigmoid(float a) { return fast::divide(1.0f, 1.0f + fast::exp(-a)); }
 
-// Either of them, without a branch between lanes that need different ones: tanh(a) = 2 sigmoid(2 a) - 1.
+// Either of them, without a branch between lanes that need different ones: tanh(a) = 2 sigmoid(2 a) - 1. `select`, since of two choices by `?:` a
+// compiler makes a branch, and draws the shuffles that follow into both arms.
 inline float tanh_or_sigmoid(bool is_tanh, float a) {
   float s = fast_sigmoid(select(a, 2.0f * a, is_tanh));
   return select(s, 2.0f * s - 1.0f, is_tanh);

@@ -131,7 +131,7 @@ def gated_fused_backward(kind: str, spec: GatedSpec, arrays: Tree, outputs: list
 
 def block_steps(variant: Variant, sequences: int) -> int:
     """Steps whose slopes and gradients are in memory at a time."""
-    return max(1, min(BLOCK_STEPS, BLOCK_BYTES // (4 * sequences * (2 * variant.spec.gates + 6) * variant.H)))
+    return max(1, min(BLOCK_STEPS, BLOCK_BYTES // (4 * sequences * (3 * variant.spec.gates + 6) * variant.H)))
 
 
 def slopes(kind: str, spec: GatedSpec, arrays: Tree, states: list[mx.array]) -> tuple[mx.array, mx.array]:
