@@ -88,6 +88,14 @@ def rows_for(family: Family, batch: int, row_bytes: int, resident: bool = False)
     return min(most, max(1, -(-batch // family.cores)), THREADGROUP_BYTES // row_bytes)
 
 
+def split_for(splits: Sequence[int], threads: int, units: int) -> int:
+    """The most lanes to a unit, of `splits` from many to few, with which a threadgroup takes all units at once; the fewest if there are more.
+
+    Units that a group of lanes takes one after another wait for each other's shuffles.
+    """
+    return next((split for split in splits if threads // split >= units), splits[-1])
+
+
 def layouts_for(family: Family, splits: Sequence[int]) -> list[Tile]:
     """Every layout with weights in registers or read at every step, and as many sequences as `rows_for` can give, for their check."""
     numbers = {True: family.resident_rows, False: family.streamed_rows}

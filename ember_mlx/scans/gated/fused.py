@@ -12,7 +12,7 @@ import mlx.core as mx
 from ...kernels.loader import KernelText, launch
 from ...kernels.packing import ProductShape, pack
 from ...kernels.parallel import dims, launch_parallel
-from ...kernels.tiles import Family, Tile, current_family, forced_tile, layouts_for, rows_for, steps_apart
+from ...kernels.tiles import Family, Tile, current_family, forced_tile, layouts_for, rows_for, split_for, steps_apart
 from .by_step import FILES as POINTWISE_FILES
 from .by_step import back_by_step, forward_by_step
 from .ops import project_inputs
@@ -24,7 +24,7 @@ Tree = dict[str, Any]
 BLOCK_STEPS = 256  # steps whose slopes are in memory at a time, at most
 BLOCK_BYTES = 2**28  # of their slopes and gradients
 MOST_NUMBERS = 2**31  # of an array, which the kernels index by int
-SPLIT = 8
+SPLITS = (8, 4)  # lanes of a unit
 FILES = ("pointwise.metal", "product.metal", "sequences.metal", "gated_pointwise.metal", "gated.metal")
 SIZES = "Gated<CELL, H, P, THREADS, ROWS, SPLIT, RESIDENT>"
 FORWARD = KernelText("gated_forward", SIZES, FILES, ("x_proj", "w_h", "w_hr", "b_hn", "h0", "c0", "lengths", "dims"), ("y", "c_out"))
@@ -42,18 +42,19 @@ SLOPES = KernelText(
 
 def choose_tile(family: Family, layout: type[Forward] | type[Backward], spec: GatedSpec, H: int, P: int, sequences: int) -> Tile:
     """Weights in registers if they fit there, else read at every step; 0 rows where one launch for all steps does not pay."""
-    one = layout(spec, H, P, Tile(family.threads, 1, SPLIT, True))
+    split = split_for(SPLITS, family.threads, H)
+    one = layout(spec, H, P, Tile(family.threads, 1, split, True))
     resident = one.weights <= family.register_floats
     rows = rows_for(family, sequences, 16 * one.scratch, resident)
     streamed = 0 if resident else 4 * family.threads * one.weights
     if steps_apart(family, sequences, rows, streamed, 3 if P else 2):
-        return Tile(family.threads, 0, SPLIT, False)
-    return Tile(family.threads, rows, SPLIT, resident)
+        return Tile(family.threads, 0, SPLITS[-1], False)
+    return Tile(family.threads, rows, split, resident)
 
 
 def layouts(family: Family, spec: GatedSpec) -> list[Tile]:
     """Every layout that `choose_tile` can give on a family of GPUs, for some size."""
-    return [*layouts_for(family, (SPLIT,)), Tile(family.threads, 0, SPLIT, False)]
+    return [*layouts_for(family, SPLITS), Tile(family.threads, 0, SPLITS[-1], False)]
 
 
 def variant_of(kind: str, spec: GatedSpec, arrays: Tree) -> Variant:
