@@ -682,12 +682,15 @@ inline void ltc_sums(
   int R = dims[0], width = dims[1], i = group_index * THREADS + thread_index, row0 = i / H * 4, j = i % H;
   if (row0 >= R) return;
   float num[4] = {0.0f, 0.0f, 0.0f, 0.0f}, den[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  int rows[4];
+#pragma unroll
+  for (int r = 0; r < 4; r++) rows[r] = (row0 + r < R ? row0 + r : row0) * K;
   for (int k = 0; k < width; k++) {
     float4 synapse = ((device const float4*)synapses)[k * H + j];
     int source = sources[k * H + j];
     float exponents[4], open[4];
 #pragma unroll
-    for (int r = 0; r < 4; r++) exponents[r] = exponent(synapse, v[(row0 + r < R ? row0 + r : row0) * K + source]);
+    for (int r = 0; r < 4; r++) exponents[r] = exponent(synapse, v[rows[r] + source]);
     open_pair(exponents[0], exponents[1], open);  // (1)
     open_pair(exponents[2], exponents[3], open + 2);
 #pragma unroll
@@ -753,37 +756,50 @@ inline void ltc_evaluations(
   sums[2 * count + i] = by_den;
 }
 
-// The sums over rows of which the gradients of a synapse's parameters are made, a thread for each synapse and each of CHUNKS parts of the
-// rows: sums (CHUNKS, 4, S), of d_num sigma(...), of d_den sigma(...), of the gradient of sigma's argument, and of the same times v.
+// The sums over rows of which the gradients of a synapse's parameters are made: of d_num sigma(...), of d_den sigma(...), of the gradient of
+// sigma's argument, and of the same times v.
+struct SynapseSums {
+  float by_num, by_den, by_argument, by_product;
+};
+
+inline void add_row(thread SynapseSums& sums, float4 synapse, float v, float open, float d_num, float d_den) {
+  float argument = (open - open * open) * (synapse.z * d_num + synapse.w * d_den);
+  sums.by_num += open * d_num;
+  sums.by_den += open * d_den;
+  sums.by_argument += argument;
+  sums.by_product += argument * v;
+}
+
+// A thread for each synapse and each of CHUNKS parts of the rows: sums (CHUNKS, 4, S).
 template <int K, int H, int THREADS>
 inline void ltc_gradients(
     device const float* v, device const float* d_num, device const float* d_den, device const float* synapses, device const int* sources,
     device const int* targets, device const int* dims, device float* sums, int group_index, int thread_index, threadgroup float4* scratch) {
   int R = dims[0], S = dims[1], chunks = dims[2], n = group_index * THREADS + thread_index;
   if (n >= S * chunks) return;
-  int chunk = n / S, s = n % S, rows = (R + chunks - 1) / chunks, last = (chunk + 1) * rows < R ? (chunk + 1) * rows : R;
+  int chunk = n / S, s = n % S, rows = (R + chunks - 1) / chunks, row = chunk * rows, last = row + rows < R ? row + rows : R;
   float4 synapse = ((device const float4*)synapses)[s];
-  device const float* from = v + sources[s];
-  int target = targets[s];
-  float by_num = 0.0f, by_den = 0.0f, by_argument = 0.0f, by_product = 0.0f;
-  for (int row = chunk * rows; row < last; row += 2) {
-    int other = row + 1 < last ? row + 1 : row;
-    float values[2] = {from[row * K], from[other * K]}, open[2];
-    float to_num[2] = {d_num[row * H + target], other > row ? d_num[other * H + target] : 0.0f};
-    float to_den[2] = {d_den[row * H + target], other > row ? d_den[other * H + target] : 0.0f};
-    open_pair(exponent(synapse, values[0]), exponent(synapse, values[1]), open);
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      float argument = (open[r] - open[r] * open[r]) * (synapse.z * to_num[r] + synapse.w * to_den[r]);
-      by_num += open[r] * to_num[r];
-      by_den += open[r] * to_den[r];
-      by_argument += argument;
-      by_product += argument * values[r];
-    }
+  device const float* from = v + row * K + sources[s];
+  device const float* to_num = d_num + row * H + targets[s];
+  device const float* to_den = d_den + row * H + targets[s];
+  SynapseSums all = {0.0f, 0.0f, 0.0f, 0.0f};
+  float open[2];
+#pragma unroll 2
+  for (; row + 1 < last; row += 2) {
+    open_pair(exponent(synapse, from[0]), exponent(synapse, from[K]), open);
+    add_row(all, synapse, from[0], open[0], to_num[0], to_den[0]);
+    add_row(all, synapse, from[K], open[1], to_num[H], to_den[H]);
+    from += 2 * K;
+    to_num += 2 * H;
+    to_den += 2 * H;
+  }
+  if (row < last) {
+    open_pair(exponent(synapse, from[0]), 0.0f, open);
+    add_row(all, synapse, from[0], open[0], to_num[0], to_den[0]);
   }
   device float* own = sums + chunk * 4 * S + s;
-  own[0] = by_num;
-  own[S] = by_den;
-  own[2 * S] = by_argument;
-  own[3 * S] = by_product;
+  own[0] = all.by_num;
+  own[S] = all.by_den;
+  own[2 * S] = all.by_argument;
+  own[3 * S] = all.by_product;
 }

@@ -81,8 +81,9 @@ def layouts(family: Family, spec: LTCSpec) -> list[Tile]:
 
 
 def variant_of(kind: str, spec: LTCSpec, arrays: Tree) -> Variant:
-    """The kernel variant that serves some arrays."""
-    return Variant(spec, forced_tile.get() or choose_tile(current_family(), spec, arrays["dt"].shape[1]))
+    """The kernel variant that serves some arrays; each of a group's sequences has a lane that owns it."""
+    tile = forced_tile.get() or choose_tile(current_family(), spec, arrays["dt"].shape[1])
+    return Variant(spec, tile._replace(rows=min(tile.rows, tile.split)))
 
 
 def variant_key(kind: str, spec: LTCSpec, arrays: Tree) -> Variant:
