@@ -72,6 +72,7 @@ struct Lists {
   typename Partners<C::RESIDENT && !C::FULL, C::COUNT>::type partners;
   int part, group, steps;
   int units[C::KEPT];
+  float cms[C::KEPT];
 };
 
 template <typename C>
@@ -83,21 +84,29 @@ inline int unit_of_group(int group, int block, device const int* order) {
 
 template <typename C>
 inline void load_lists(
-    thread Lists<C>& lists, device const float* synapses, device const int* partners, device const int* order, device const int* lengths,
-    int B, int row0, int thread_index) {
+    thread Lists<C>& lists, device const float* synapses, device const int* partners, device const int* order, device const float* cm,
+    device const int* lengths, int B, int row0, int thread_index) {
   lists.part = thread_index % C::SPLIT;
   lists.group = thread_index / C::SPLIT;
   lists.steps = lists.part < C::ROWS && row0 + lists.part < B ? lengths[row0 + lists.part] : -1;
   load_weights(lists.synapses, (device const float4*)synapses + thread_index, int(C::THREADS));
   load_partners(lists.partners, partners + (C::FULL ? 0 : thread_index), int(C::THREADS));
 #pragma unroll
-  for (int block = 0; block < C::KEPT; block++) lists.units[block] = unit_of_group<C>(lists.group, block, order);
+  for (int block = 0; block < C::KEPT; block++) {
+    lists.units[block] = unit_of_group<C>(lists.group, block, order);
+    lists.cms[block] = lists.units[block] < 0 ? 1.0f : cm[lists.units[block]];
+  }
 }
 
 // The unit whose synapses a thread has in a block, or -1.
 template <typename C>
 inline int unit_in(thread const Lists<C>& lists, int block, device const int* order) {
   return C::RESIDENT ? lists.units[C::RESIDENT ? block : 0] : unit_of_group<C>(lists.group, block, order);
+}
+
+template <typename C>
+inline float cm_in(thread const Lists<C>& lists, int block, device const float* cm, int u) {
+  return C::RESIDENT ? lists.cms[C::RESIDENT ? block : 0] : cm[u];
 }
 
 template <int SPLIT>
@@ -267,15 +276,16 @@ inline void evaluate(
   for (int block = 0; block < C::BLOCKS; block++) {
     int u = unit_in<C>(lists, block, order), i = C::RESIDENT ? block : 0, at = lists.part * C::ROW + u;
     if (!C::RESIDENT) read_drive<C>(drives, i, num_drive, den_drive, t < lists.steps, step, u);
+    bool mine = lists.steps >= 0 && u >= 0;
+    float here = mine ? v[at] : 0.0f, there = here;
     float nums[C::ROWS], dens[C::ROWS];
     sum_synapses<C>(lists, block, offsets, v, nums, dens);
-    if (lists.steps < 0 || u < 0) continue;
-    float here = v[at], there = here;
+    if (!mine) continue;
     if (t < lists.steps) {
       float num = of_row<C::ROWS>(nums, lists.part) + drives.num[i];  // (3)
       float den = of_row<C::ROWS>(dens, lists.part) + drives.den[i];  // (4)
       int own = C::SOLVER == RK4 ? lists.part * C::H + u : 0;
-      there = advance<C::SOLVER>(stage, here, num, den, cm[u], drives.delta, start + own, slopes + own);
+      there = advance<C::SOLVER>(stage, here, num, den, cm_in<C>(lists, block, cm, u), drives.delta, start + own, slopes + own);
       if (C::KEEP) {
         kept.points[step * C::H + u] = here;
         kept.rests[step * C::H + u] = num - den * (C::SOLVER == SEMI_IMPLICIT ? there : here);
@@ -320,7 +330,7 @@ inline void ltc_forward(
   Rows<C::ROWS> rows;
   load_rows(rows, lengths, B, row0);
   Lists<C> lists;
-  load_lists<C>(lists, synapses, sources, order, lengths, B, row0, thread_index);
+  load_lists<C>(lists, synapses, sources, order, cm, lengths, B, row0, thread_index);
   typename C::Gates gates;
   if (C::MEMORY) load_product(gates, w_gates, thread_index);
   int row = row0 + lists.part;  // the thread's own
@@ -349,7 +359,8 @@ inline void ltc_forward(
       for (int block = 0; block < C::BLOCKS; block++) {
         int u = unit_in<C>(lists, block, order);
         threadgroup float* inner = values + (1 - now) * VALUES + u;
-        memory_step<C>(gates, block, u, (threadgroup const float4*)(values + now * VALUES), inner, int(C::ROW), c, x_gates, gate_waits, c_out, t, rows);
+        threadgroup const float4* h = (threadgroup const float4*)(values + now * VALUES);
+        memory_step<C>(gates, block, u, h, inner, int(C::ROW), c, x_gates, gate_waits, c_out, t, rows);
       }
       now = 1 - now;
       threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -362,7 +373,8 @@ inline void ltc_forward(
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
     for (int e = 0; e < E; e++) {
-      Evaluations kept = {points + (C::KEEP ? e * dims[3] * H : 0), rests + (C::KEEP ? e * dims[3] * H : 0), dens + (C::KEEP ? e * dims[3] * H : 0)};
+      int first = C::KEEP ? e * dims[3] * H : 0;
+      Evaluations kept = {points + first, rests + first, dens + first};
       evaluate<C>(
           lists, order, offsets, drives, num_drive, den_drive, cm, values + now * VALUES, values + (1 - now) * VALUES, start, y, kept,
           e % C::STAGES, e == E - 1, t, step);
@@ -397,11 +409,10 @@ struct Carried {
   enum { H = H_, DV = 0, HELD = 1, ARRIVING = 2, RESULT = 3 };
 };
 
-// The owner of a unit leaves evaluation e: `sum` is what came back through the synapses.
+// The owner of a unit leaves evaluation e: `sum` is what came back through the synapses, h is HELD.
 template <typename C>
-inline void leave_evaluation(int stage, float sum, float den, float cm, float delta, threadgroup float* carried) {
+inline void leave_evaluation(int stage, float sum, float h, float den, float cm, float delta, threadgroup float* carried) {
   typedef Carried<C::H> Row;
-  float h = carried[Row::HELD * C::H];
   if (C::SOLVER == SEMI_IMPLICIT) {
     carried[Row::DV * C::H] = cm * h + sum;
   } else if (C::SOLVER == EXPLICIT) {
@@ -514,7 +525,7 @@ inline void read_ahead(
 template <typename C>
 inline void enter(
     thread const Evaluation<C>& at, int i, float v_after, thread const Kept& kept, thread const Lists<C>& lists, int u, int row0,
-    device const float* cm, threadgroup float* carried, threadgroup float* d, device float* h) {
+    float cm, threadgroup float* carried, threadgroup float* d, device float* h) {
   typedef Carried<C::H> Row;
   threadgroup float* own = carried + lists.part * C::CARRIED * C::H + u;
   bool is_last = at.e == kept.E - 1;
@@ -527,7 +538,7 @@ inline void enter(
       own[Row::RESULT * C::H] = own[Row::DV * C::H];
     }
     float arriving = C::SOLVER == RK4 ? own[Row::ARRIVING * C::H] : 0.0f;
-    held = enter_evaluation<C::SOLVER>(stage, own[Row::DV * C::H], arriving, at.den[i], cm[u], at.delta);
+    held = enter_evaluation<C::SOLVER>(stage, own[Row::DV * C::H], arriving, at.den[i], cm, at.delta);
     value = C::SOLVER != SEMI_IMPLICIT ? of_row<C::ROWS>(at.v + i * C::ROWS, lists.part) : is_last ? at.result[i] : v_after;
   }
   own[Row::HELD * C::H] = held;
@@ -586,7 +597,7 @@ inline void ltc_backward(
   Rows<C::ROWS> rows;
   load_rows(rows, lengths, kept.B, row0);
   Lists<C> lists;
-  load_lists<C>(lists, synapses, targets, order, lengths, kept.B, row0, thread_index);
+  load_lists<C>(lists, synapses, targets, order, cm, lengths, kept.B, row0, thread_index);
   typename C::GatesBack gates;
   if (C::MEMORY) load_product(gates, w_gates, thread_index);
   for (int r = 0; r < C::ROWS && row0 + r < kept.B; r++) {
@@ -603,7 +614,7 @@ inline void ltc_backward(
     int u = unit_in<C>(lists, block, order), i = C::RESIDENT ? block : 0;
     if (rows.steps == 0 || lists.steps < 0 || u < 0) continue;
     if (!C::RESIDENT) read_evaluation<C>(at, i, kept, lists, u, rows);
-    enter<C>(at, i, 0.0f, kept, lists, u, row0, cm, carried, gradients, h);
+    enter<C>(at, i, 0.0f, kept, lists, u, row0, cm_in<C>(lists, block, cm, u), carried, gradients, h);
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
@@ -626,15 +637,17 @@ inline void ltc_backward(
         read_evaluation<C>(at, i, kept, lists, u, rows);
         read_evaluation<C>(ahead, i, kept, lists, u, rows);
       }
-      float sums[C::ROWS];
-      pull_synapses<C>(lists, block, offsets, at.v + i * C::ROWS, d, sums);
-      if (lists.steps < 0 || u < 0) continue;
+      bool mine = lists.steps >= 0 && u >= 0;
       threadgroup float* own = carried + lists.part * C::CARRIED * H + u;
+      float held = mine ? own[Carried<C::H>::HELD * H] : 0.0f, sums[C::ROWS];
+      pull_synapses<C>(lists, block, offsets, at.v + i * C::ROWS, d, sums);
+      if (!mine) continue;
       if (at.t < lists.steps) {
-        leave_evaluation<C>(at.e % C::STAGES, of_row<C::ROWS>(sums, lists.part), at.den[i], cm[u], at.delta, own);
+        float sum = of_row<C::ROWS>(sums, lists.part), cm_here = cm_in<C>(lists, block, cm, u);
+        leave_evaluation<C>(at.e % C::STAGES, sum, held, at.den[i], cm_here, at.delta, own);
       }
       if (through_memory || ahead.t < 0) continue;
-      enter<C>(ahead, i, of_row<C::ROWS>(at.v + i * C::ROWS, lists.part), kept, lists, u, row0, cm, carried, d_next, h);
+      enter<C>(ahead, i, of_row<C::ROWS>(at.v + i * C::ROWS, lists.part), kept, lists, u, row0, cm_in<C>(lists, block, cm, u), carried, d_next, h);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (through_memory) {
@@ -653,7 +666,7 @@ inline void ltc_backward(
         run_product<C::ROWS>(gates, (threadgroup const float4*)d_gates, block, sums);
         if (lists.steps < 0 || u < 0) continue;
         if (at.t < lists.steps) carried[(lists.part * C::CARRIED + DV) * H + u] = of_row<C::ROWS>(sums, lists.part);
-        if (ahead.t >= 0) enter<C>(ahead, i, 0.0f, kept, lists, u, row0, cm, carried, d_next, h);
+        if (ahead.t >= 0) enter<C>(ahead, i, 0.0f, kept, lists, u, row0, cm_in<C>(lists, block, cm, u), carried, d_next, h);
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
