@@ -46,7 +46,11 @@ def test_the_tables_own_layout_for_synapses(monkeypatch, device, family, T, B, H
     resident = {("sm_90", 64)}
     with kernels_on(device, maker=metal_kernel) as kind:
         arrays = ltc_arrays(spec, T, B, lengths=True)
-        assert ltc_fused.variant_of(kind, spec, to_mlx(arrays)).tile.resident == ((family, H) in resident)
+        variant = ltc_fused.variant_of(kind, spec, to_mlx(arrays))
+        assert variant.tile.resident == ((family, H) in resident)
+        again = ltc_fused.recomputing(variant).tile
+        assert again in ltc_fused.layouts(family_of(family), spec)
+        assert again.rows > 1 or variant.tile.resident
         compare(kind, RECURRENCES["ltc"], spec, arrays)
 
 

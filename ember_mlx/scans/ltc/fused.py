@@ -86,6 +86,15 @@ def variant_of(kind: str, spec: LTCSpec, arrays: Tree) -> Variant:
     return Variant(spec, tile._replace(rows=min(tile.rows, tile.split)))
 
 
+def recomputing(variant: Variant) -> Variant:
+    """The variant that makes a step's evaluations again. Every step is a sequence then: synapses that are read serve as many as can be."""
+    if variant.tile.resident or forced_tile.get():
+        return variant
+    family, one = current_family(), variant._replace(tile=variant.tile._replace(rows=1))
+    rows = min(variant.tile.split, rows_for(family, family.streamed_rows * family.cores, 16 * one.scratch(False)))
+    return variant._replace(tile=variant.tile._replace(rows=rows))
+
+
 def variant_key(kind: str, spec: LTCSpec, arrays: Tree) -> Variant:
     """What a first use is remembered by."""
     return variant_of(kind, spec, arrays)
@@ -230,7 +239,7 @@ class Point(NamedTuple):
 
 def _recompute(kind: str, variant: Variant, weights: Weights, arrays: Tree, before: mx.array) -> Point:
     """Each step on its own, from the state before it; the steps of all sequences are spread over as many groups as fill the GPU."""
-    spec, (T, B, H) = variant.spec, before.shape
+    spec, (T, B, H), variant = variant.spec, before.shape, recomputing(variant)
     R, none = T * B, mx.zeros((8,))
     rows = min(R, GROUPS_A_CORE * current_family().cores * variant.tile.rows)
     steps = -(-R // rows)
