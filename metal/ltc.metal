@@ -493,12 +493,12 @@ struct Kept {
   int T, B, E;
 };
 
-// Evaluation i, counted from the end of `steps` steps.
+// Evaluation e of step t; t may be -1, before the first.
 template <typename C>
-inline void find_evaluation(thread Evaluation<C>& at, thread const Kept& kept, thread const Lists<C>& lists, int steps, int i, int row0) {
-  at.t = steps - 1 - i / kept.E;
-  at.e = kept.E - 1 - i % kept.E;
-  at.delta = at.t >= 0 && at.t < lists.steps ? kept.delta[at.t * kept.B + row0 + lists.part] : 0.0f;
+inline void set_evaluation(thread Evaluation<C>& at, thread const Kept& kept, thread const Lists<C>& lists, int t, int e, int row0) {
+  at.t = t;
+  at.e = e;
+  at.delta = t >= 0 && t < lists.steps ? kept.delta[t * kept.B + row0 + lists.part] : 0.0f;
 }
 
 template <typename C>
@@ -607,7 +607,7 @@ inline void ltc_backward(
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   Evaluation<C> at, ahead;
-  find_evaluation<C>(at, kept, lists, rows.steps, 0, row0);
+  set_evaluation<C>(at, kept, lists, rows.steps - 1, kept.E - 1, row0);
   read_ahead<C>(at, kept, lists, rows);
 #pragma unroll C::UNROLL
   for (int block = 0; block < C::BLOCKS; block++) {
@@ -623,7 +623,7 @@ inline void ltc_backward(
     // leave evaluation n, counted from the end, and enter the one before it
     threadgroup const float* d = gradients + (n & 1) * VALUES;
     threadgroup float* d_next = gradients + ((n + 1) & 1) * VALUES;
-    find_evaluation<C>(ahead, kept, lists, rows.steps, n + 1, row0);
+    set_evaluation<C>(ahead, kept, lists, at.e > 0 ? at.t : at.t - 1, at.e > 0 ? at.e - 1 : kept.E - 1, row0);
     read_ahead<C>(ahead, kept, lists, rows);
     bool through_memory = C::MEMORY && at.e == 0;
 #pragma unroll
