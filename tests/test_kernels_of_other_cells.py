@@ -107,6 +107,24 @@ def test_mixed_memory_of_too_many_units_is_refused_by_name():
 
 
 @devices
+@pytest.mark.parametrize("variant", ["full", "sparse"])
+def test_synapses_far_from_their_middle(device, variant):
+    """Wide open and closed ones; what is no number stays none."""
+    recurrence = RECURRENCES["ltc"]
+    spec, arrays = recurrence.problem(variant, 2, 3, 8)
+    arrays["synapses"]["sigma"] *= 200
+    arrays["sensory"]["sigma"] *= 200
+    with kernels_on(device, Tile(64, 2, 8, True), metal_kernel) as kind:
+        (y,) = recurrence.fused.forward(kind, spec, to_mlx(arrays))
+        assert_close(y, recurrence.forward(spec, arrays)[0], FORWARD["float32"])
+        arrays["v0"][0, 3] = np.nan
+        (y,) = recurrence.fused.forward(kind, spec, to_mlx(arrays))
+    expected = np.isnan(recurrence.forward(spec, arrays)[0])
+    assert expected[0].sum() > 1
+    np.testing.assert_array_equal(np.isnan(np.array(y)), expected)
+
+
+@devices
 @pytest.mark.parametrize("solver", ["semi_implicit", "explicit"])
 def test_what_lies_past_a_sequence_changes_no_gradient(device, solver):
     """Even where a solver leaves the numbers on it."""
