@@ -9,14 +9,15 @@ enum Solver { SEMI_IMPLICIT = 0, EXPLICIT = 1, RK4 = 2 };
 // leave it backward); units come in BLOCKS of one a group of lanes. COUNT: synapses of a lane, all blocks together.
 // FULL: no synapse is missing, so that a lane's are known: every SPLIT-th four. KEEP: the forward scan stores each evaluation.
 // MEMORY: an LSTM step (memory.metal) comes first, and the LTC step works on its h.
-// RESIDENT: synapses are in registers, and the LSTM's weights with GATES_RESIDENT.
+// RESIDENT: the first HELD synapses of a lane are in registers, the others are read at each evaluation; the LSTM's weights are with
+// GATES_RESIDENT.
 template <
     int H_, int SOLVER_, bool FULL_, bool KEEP_, bool MEMORY_, int THREADS_, int ROWS_, int SPLIT_, bool RESIDENT_, bool GATES_RESIDENT_,
-    int COUNT_>
+    int COUNT_, int HELD_>
 struct LTC {
   enum {
     H = H_, SOLVER = SOLVER_, FULL = FULL_, KEEP = KEEP_, MEMORY = MEMORY_, THREADS = THREADS_, ROWS = ROWS_, SPLIT = SPLIT_,
-    RESIDENT = RESIDENT_, COUNT = COUNT_,
+    RESIDENT = RESIDENT_, COUNT = COUNT_, HELD = HELD_,
     STAGES = SOLVER_ == RK4 ? 4 : 1,  // evaluations of an unfold
     GROUPS = THREADS_ / SPLIT_,
     BLOCKS = (H_ + GROUPS - 1) / GROUPS,
@@ -68,8 +69,10 @@ struct Partners<true, COUNT> {
 // A thread's part of all synapses, and what it owns: row `part` of its group's units, if `steps` says that there is such a sequence.
 template <typename C>
 struct Lists {
-  typename Weights<C::RESIDENT, C::COUNT>::type synapses;
-  typename Partners<C::RESIDENT && !C::FULL, C::COUNT>::type partners;
+  typename Weights<C::RESIDENT, C::HELD>::type synapses;
+  typename Partners<C::RESIDENT && !C::FULL, C::HELD>::type partners;
+  typename Weights<false, C::COUNT>::type read_synapses;
+  StreamedPartners read_partners;
   int part, group, steps;
   int units[C::KEPT];
   float cms[C::KEPT];
@@ -91,6 +94,8 @@ inline void load_lists(
   lists.steps = lists.part < C::ROWS && row0 + lists.part < B ? lengths[row0 + lists.part] : -1;
   load_weights(lists.synapses, (device const float4*)synapses + thread_index, int(C::THREADS));
   load_partners(lists.partners, partners + (C::FULL ? 0 : thread_index), int(C::THREADS));
+  load_weights(lists.read_synapses, (device const float4*)synapses + thread_index, int(C::THREADS));
+  load_partners(lists.read_partners, partners + (C::FULL ? 0 : thread_index), int(C::THREADS));
 #pragma unroll
   for (int block = 0; block < C::KEPT; block++) {
     lists.units[block] = unit_of_group<C>(lists.group, block, order);
@@ -157,8 +162,14 @@ template <typename C>
 inline void read_near(thread Near<C>& near, thread const Lists<C>& lists, int i, int k) {
 #pragma unroll
   for (int n = 0; n < C::NEAR; n++) {
-    near.synapses[n] = weight_at(lists.synapses, i + n);
-    near.partners[n] = C::FULL ? k * C::SPLIT + 4 * lists.part + n : partner_at(lists.partners, i + n);
+    bool held = !C::RESIDENT || i + n < C::HELD;
+    int place = held ? i + n : 0;
+    near.synapses[n] = held ? weight_at(lists.synapses, place) : weight_at(lists.read_synapses, i + n);
+    if (C::FULL) {
+      near.partners[n] = k * C::SPLIT + 4 * lists.part + n;
+    } else {
+      near.partners[n] = held ? partner_at(lists.partners, place) : partner_at(lists.read_partners, i + n);
+    }
   }
 }
 

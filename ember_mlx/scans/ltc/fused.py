@@ -32,7 +32,7 @@ SPLITS = (32, 16, 8, 4)  # lanes that share the synapses of a unit
 LOG2_E = 1.4426950408889634
 GROUPS_A_CORE = 8  # that share the steps to recompute
 FILES = ("pointwise.metal", "product.metal", "sequences.metal", "memory.metal", "ltc.metal")
-SIZES = "LTC<H, SOLVER, FULL, KEEP, MEMORY, THREADS, ROWS, SPLIT, RESIDENT, GATES_RESIDENT, COUNT>"
+SIZES = "LTC<H, SOLVER, FULL, KEEP, MEMORY, THREADS, ROWS, SPLIT, RESIDENT, GATES_RESIDENT, COUNT, HELD>"
 LISTS = ("synapses", "partners", "order", "offsets")
 FORWARD = KernelText(
     "ltc_forward",
@@ -59,12 +59,12 @@ GRADIENTS = KernelText(
 
 
 def choose_tile(family: Family, spec: LTCSpec, batch: int) -> Tile:
-    """Synapses in registers if they fit there, and the LSTM's weights if these fit too; else read at every unfold, and step."""
+    """Synapses in registers if at least half of them fit there, and the LSTM's weights if these fit too; the others are read each time."""
     alone = Variant(spec, Tile(family.threads, 1, _split(family, spec), True))
-    resident = alone.floats <= family.register_floats
-    gates_resident = alone.floats + alone.gate_floats <= family.register_floats if resident else True
+    resident = alone.floats <= 2 * family.register_floats
+    gates_streamed = resident and spec.mixed_memory and alone.floats + alone.gate_floats > family.register_floats
     rows = rows_for(family, batch, alone.threadgroup_bytes, resident)
-    return alone.tile._replace(resident=resident, rows=rows, gates_resident=gates_resident)
+    return alone.tile._replace(resident=resident, rows=rows, gates_resident=not gates_streamed)
 
 
 def _split(family: Family, spec: LTCSpec) -> int:
@@ -82,8 +82,9 @@ def layouts(family: Family, spec: LTCSpec) -> list[Tile]:
 
 def variant_of(kind: str, spec: LTCSpec, arrays: Tree) -> Variant:
     """The kernel variant that serves some arrays; each of a group's sequences has a lane that owns it."""
-    tile = forced_tile.get() or choose_tile(current_family(), spec, arrays["dt"].shape[1])
-    return Variant(spec, tile._replace(rows=min(tile.rows, tile.split)))
+    forced, family = forced_tile.get(), current_family()
+    tile = forced or choose_tile(family, spec, arrays["dt"].shape[1])
+    return Variant(spec, tile._replace(rows=min(tile.rows, tile.split)), None if forced else family.register_floats)
 
 
 def recomputing(variant: Variant) -> Variant:
