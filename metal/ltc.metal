@@ -9,14 +9,15 @@ enum Solver { SEMI_IMPLICIT = 0, EXPLICIT = 1, RK4 = 2 };
 // leave it backward); units come in BLOCKS of one a group of lanes. COUNT: synapses of a lane, all blocks together.
 // FULL: no synapse is missing, so that a lane's are known: every SPLIT-th four. KEEP: the forward scan stores each evaluation.
 // MEMORY: an LSTM step (memory.metal) comes first, and the LTC step works on its h.
-// RESIDENT: synapses are in registers, and the LSTM's weights with GATES_RESIDENT.
+// RESIDENT: the first HELD synapses of a lane are in registers, the others are read at each evaluation; the LSTM's weights are with
+// GATES_RESIDENT.
 template <
     int H_, int SOLVER_, bool FULL_, bool KEEP_, bool MEMORY_, int THREADS_, int ROWS_, int SPLIT_, bool RESIDENT_, bool GATES_RESIDENT_,
-    int COUNT_>
+    int COUNT_, int HELD_>
 struct LTC {
   enum {
     H = H_, SOLVER = SOLVER_, FULL = FULL_, KEEP = KEEP_, MEMORY = MEMORY_, THREADS = THREADS_, ROWS = ROWS_, SPLIT = SPLIT_,
-    RESIDENT = RESIDENT_, COUNT = COUNT_,
+    RESIDENT = RESIDENT_, COUNT = COUNT_, HELD = HELD_,
     STAGES = SOLVER_ == RK4 ? 4 : 1,  // evaluations of an unfold
     GROUPS = THREADS_ / SPLIT_,
     BLOCKS = (H_ + GROUPS - 1) / GROUPS,
@@ -68,10 +69,13 @@ struct Partners<true, COUNT> {
 // A thread's part of all synapses, and what it owns: row `part` of its group's units, if `steps` says that there is such a sequence.
 template <typename C>
 struct Lists {
-  typename Weights<C::RESIDENT, C::COUNT>::type synapses;
-  typename Partners<C::RESIDENT && !C::FULL, C::COUNT>::type partners;
+  typename Weights<C::RESIDENT, C::HELD>::type synapses;
+  typename Partners<C::RESIDENT && !C::FULL, C::HELD>::type partners;
+  typename Weights<false, C::COUNT>::type read_synapses;
+  StreamedPartners read_partners;
   int part, group, steps;
   int units[C::KEPT];
+  float cms[C::KEPT];
 };
 
 template <typename C>
@@ -83,21 +87,31 @@ inline int unit_of_group(int group, int block, device const int* order) {
 
 template <typename C>
 inline void load_lists(
-    thread Lists<C>& lists, device const float* synapses, device const int* partners, device const int* order, device const int* lengths,
-    int B, int row0, int thread_index) {
+    thread Lists<C>& lists, device const float* synapses, device const int* partners, device const int* order, device const float* cm,
+    device const int* lengths, int B, int row0, int thread_index) {
   lists.part = thread_index % C::SPLIT;
   lists.group = thread_index / C::SPLIT;
   lists.steps = lists.part < C::ROWS && row0 + lists.part < B ? lengths[row0 + lists.part] : -1;
   load_weights(lists.synapses, (device const float4*)synapses + thread_index, int(C::THREADS));
   load_partners(lists.partners, partners + (C::FULL ? 0 : thread_index), int(C::THREADS));
+  load_weights(lists.read_synapses, (device const float4*)synapses + thread_index, int(C::THREADS));
+  load_partners(lists.read_partners, partners + (C::FULL ? 0 : thread_index), int(C::THREADS));
 #pragma unroll
-  for (int block = 0; block < C::KEPT; block++) lists.units[block] = unit_of_group<C>(lists.group, block, order);
+  for (int block = 0; block < C::KEPT; block++) {
+    lists.units[block] = unit_of_group<C>(lists.group, block, order);
+    lists.cms[block] = lists.units[block] < 0 ? 1.0f : cm[lists.units[block]];
+  }
 }
 
 // The unit whose synapses a thread has in a block, or -1.
 template <typename C>
 inline int unit_in(thread const Lists<C>& lists, int block, device const int* order) {
   return C::RESIDENT ? lists.units[C::RESIDENT ? block : 0] : unit_of_group<C>(lists.group, block, order);
+}
+
+template <typename C>
+inline float cm_in(thread const Lists<C>& lists, int block, device const float* cm, int u) {
+  return C::RESIDENT ? lists.cms[C::RESIDENT ? block : 0] : cm[u];
 }
 
 template <int SPLIT>
@@ -148,8 +162,14 @@ template <typename C>
 inline void read_near(thread Near<C>& near, thread const Lists<C>& lists, int i, int k) {
 #pragma unroll
   for (int n = 0; n < C::NEAR; n++) {
-    near.synapses[n] = weight_at(lists.synapses, i + n);
-    near.partners[n] = C::FULL ? k * C::SPLIT + 4 * lists.part + n : partner_at(lists.partners, i + n);
+    bool held = !C::RESIDENT || i + n < C::HELD;
+    int place = held ? i + n : 0;
+    near.synapses[n] = held ? weight_at(lists.synapses, place) : weight_at(lists.read_synapses, i + n);
+    if (C::FULL) {
+      near.partners[n] = k * C::SPLIT + 4 * lists.part + n;
+    } else {
+      near.partners[n] = held ? partner_at(lists.partners, place) : partner_at(lists.read_partners, i + n);
+    }
   }
 }
 
@@ -267,15 +287,16 @@ inline void evaluate(
   for (int block = 0; block < C::BLOCKS; block++) {
     int u = unit_in<C>(lists, block, order), i = C::RESIDENT ? block : 0, at = lists.part * C::ROW + u;
     if (!C::RESIDENT) read_drive<C>(drives, i, num_drive, den_drive, t < lists.steps, step, u);
+    bool mine = lists.steps >= 0 && u >= 0;
+    float here = mine ? v[at] : 0.0f, there = here;
     float nums[C::ROWS], dens[C::ROWS];
     sum_synapses<C>(lists, block, offsets, v, nums, dens);
-    if (lists.steps < 0 || u < 0) continue;
-    float here = v[at], there = here;
+    if (!mine) continue;
     if (t < lists.steps) {
       float num = of_row<C::ROWS>(nums, lists.part) + drives.num[i];  // (3)
       float den = of_row<C::ROWS>(dens, lists.part) + drives.den[i];  // (4)
       int own = C::SOLVER == RK4 ? lists.part * C::H + u : 0;
-      there = advance<C::SOLVER>(stage, here, num, den, cm[u], drives.delta, start + own, slopes + own);
+      there = advance<C::SOLVER>(stage, here, num, den, cm_in<C>(lists, block, cm, u), drives.delta, start + own, slopes + own);
       if (C::KEEP) {
         kept.points[step * C::H + u] = here;
         kept.rests[step * C::H + u] = num - den * (C::SOLVER == SEMI_IMPLICIT ? there : here);
@@ -320,7 +341,7 @@ inline void ltc_forward(
   Rows<C::ROWS> rows;
   load_rows(rows, lengths, B, row0);
   Lists<C> lists;
-  load_lists<C>(lists, synapses, sources, order, lengths, B, row0, thread_index);
+  load_lists<C>(lists, synapses, sources, order, cm, lengths, B, row0, thread_index);
   typename C::Gates gates;
   if (C::MEMORY) load_product(gates, w_gates, thread_index);
   int row = row0 + lists.part;  // the thread's own
@@ -349,7 +370,8 @@ inline void ltc_forward(
       for (int block = 0; block < C::BLOCKS; block++) {
         int u = unit_in<C>(lists, block, order);
         threadgroup float* inner = values + (1 - now) * VALUES + u;
-        memory_step<C>(gates, block, u, (threadgroup const float4*)(values + now * VALUES), inner, int(C::ROW), c, x_gates, gate_waits, c_out, t, rows);
+        threadgroup const float4* h = (threadgroup const float4*)(values + now * VALUES);
+        memory_step<C>(gates, block, u, h, inner, int(C::ROW), c, x_gates, gate_waits, c_out, t, rows);
       }
       now = 1 - now;
       threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -362,7 +384,8 @@ inline void ltc_forward(
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
     for (int e = 0; e < E; e++) {
-      Evaluations kept = {points + (C::KEEP ? e * dims[3] * H : 0), rests + (C::KEEP ? e * dims[3] * H : 0), dens + (C::KEEP ? e * dims[3] * H : 0)};
+      int first = C::KEEP ? e * dims[3] * H : 0;
+      Evaluations kept = {points + first, rests + first, dens + first};
       evaluate<C>(
           lists, order, offsets, drives, num_drive, den_drive, cm, values + now * VALUES, values + (1 - now) * VALUES, start, y, kept,
           e % C::STAGES, e == E - 1, t, step);
@@ -397,11 +420,10 @@ struct Carried {
   enum { H = H_, DV = 0, HELD = 1, ARRIVING = 2, RESULT = 3 };
 };
 
-// The owner of a unit leaves evaluation e: `sum` is what came back through the synapses.
+// The owner of a unit leaves evaluation e: `sum` is what came back through the synapses, h is HELD.
 template <typename C>
-inline void leave_evaluation(int stage, float sum, float den, float cm, float delta, threadgroup float* carried) {
+inline void leave_evaluation(int stage, float sum, float h, float den, float cm, float delta, threadgroup float* carried) {
   typedef Carried<C::H> Row;
-  float h = carried[Row::HELD * C::H];
   if (C::SOLVER == SEMI_IMPLICIT) {
     carried[Row::DV * C::H] = cm * h + sum;
   } else if (C::SOLVER == EXPLICIT) {
@@ -482,12 +504,12 @@ struct Kept {
   int T, B, E;
 };
 
-// Evaluation i, counted from the end of `steps` steps.
+// Evaluation e of step t; t may be -1, before the first.
 template <typename C>
-inline void find_evaluation(thread Evaluation<C>& at, thread const Kept& kept, thread const Lists<C>& lists, int steps, int i, int row0) {
-  at.t = steps - 1 - i / kept.E;
-  at.e = kept.E - 1 - i % kept.E;
-  at.delta = at.t >= 0 && at.t < lists.steps ? kept.delta[at.t * kept.B + row0 + lists.part] : 0.0f;
+inline void set_evaluation(thread Evaluation<C>& at, thread const Kept& kept, thread const Lists<C>& lists, int t, int e, int row0) {
+  at.t = t;
+  at.e = e;
+  at.delta = t >= 0 && t < lists.steps ? kept.delta[t * kept.B + row0 + lists.part] : 0.0f;
 }
 
 template <typename C>
@@ -514,7 +536,7 @@ inline void read_ahead(
 template <typename C>
 inline void enter(
     thread const Evaluation<C>& at, int i, float v_after, thread const Kept& kept, thread const Lists<C>& lists, int u, int row0,
-    device const float* cm, threadgroup float* carried, threadgroup float* d, device float* h) {
+    float cm, threadgroup float* carried, threadgroup float* d, device float* h) {
   typedef Carried<C::H> Row;
   threadgroup float* own = carried + lists.part * C::CARRIED * C::H + u;
   bool is_last = at.e == kept.E - 1;
@@ -527,7 +549,7 @@ inline void enter(
       own[Row::RESULT * C::H] = own[Row::DV * C::H];
     }
     float arriving = C::SOLVER == RK4 ? own[Row::ARRIVING * C::H] : 0.0f;
-    held = enter_evaluation<C::SOLVER>(stage, own[Row::DV * C::H], arriving, at.den[i], cm[u], at.delta);
+    held = enter_evaluation<C::SOLVER>(stage, own[Row::DV * C::H], arriving, at.den[i], cm, at.delta);
     value = C::SOLVER != SEMI_IMPLICIT ? of_row<C::ROWS>(at.v + i * C::ROWS, lists.part) : is_last ? at.result[i] : v_after;
   }
   own[Row::HELD * C::H] = held;
@@ -586,7 +608,7 @@ inline void ltc_backward(
   Rows<C::ROWS> rows;
   load_rows(rows, lengths, kept.B, row0);
   Lists<C> lists;
-  load_lists<C>(lists, synapses, targets, order, lengths, kept.B, row0, thread_index);
+  load_lists<C>(lists, synapses, targets, order, cm, lengths, kept.B, row0, thread_index);
   typename C::GatesBack gates;
   if (C::MEMORY) load_product(gates, w_gates, thread_index);
   for (int r = 0; r < C::ROWS && row0 + r < kept.B; r++) {
@@ -596,14 +618,14 @@ inline void ltc_backward(
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   Evaluation<C> at, ahead;
-  find_evaluation<C>(at, kept, lists, rows.steps, 0, row0);
+  set_evaluation<C>(at, kept, lists, rows.steps - 1, kept.E - 1, row0);
   read_ahead<C>(at, kept, lists, rows);
 #pragma unroll C::UNROLL
   for (int block = 0; block < C::BLOCKS; block++) {
     int u = unit_in<C>(lists, block, order), i = C::RESIDENT ? block : 0;
     if (rows.steps == 0 || lists.steps < 0 || u < 0) continue;
     if (!C::RESIDENT) read_evaluation<C>(at, i, kept, lists, u, rows);
-    enter<C>(at, i, 0.0f, kept, lists, u, row0, cm, carried, gradients, h);
+    enter<C>(at, i, 0.0f, kept, lists, u, row0, cm_in<C>(lists, block, cm, u), carried, gradients, h);
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
@@ -612,7 +634,7 @@ inline void ltc_backward(
     // leave evaluation n, counted from the end, and enter the one before it
     threadgroup const float* d = gradients + (n & 1) * VALUES;
     threadgroup float* d_next = gradients + ((n + 1) & 1) * VALUES;
-    find_evaluation<C>(ahead, kept, lists, rows.steps, n + 1, row0);
+    set_evaluation<C>(ahead, kept, lists, at.e > 0 ? at.t : at.t - 1, at.e > 0 ? at.e - 1 : kept.E - 1, row0);
     read_ahead<C>(ahead, kept, lists, rows);
     bool through_memory = C::MEMORY && at.e == 0;
 #pragma unroll
@@ -626,15 +648,17 @@ inline void ltc_backward(
         read_evaluation<C>(at, i, kept, lists, u, rows);
         read_evaluation<C>(ahead, i, kept, lists, u, rows);
       }
-      float sums[C::ROWS];
-      pull_synapses<C>(lists, block, offsets, at.v + i * C::ROWS, d, sums);
-      if (lists.steps < 0 || u < 0) continue;
+      bool mine = lists.steps >= 0 && u >= 0;
       threadgroup float* own = carried + lists.part * C::CARRIED * H + u;
+      float held = mine ? own[Carried<C::H>::HELD * H] : 0.0f, sums[C::ROWS];
+      pull_synapses<C>(lists, block, offsets, at.v + i * C::ROWS, d, sums);
+      if (!mine) continue;
       if (at.t < lists.steps) {
-        leave_evaluation<C>(at.e % C::STAGES, of_row<C::ROWS>(sums, lists.part), at.den[i], cm[u], at.delta, own);
+        float sum = of_row<C::ROWS>(sums, lists.part), cm_here = cm_in<C>(lists, block, cm, u);
+        leave_evaluation<C>(at.e % C::STAGES, sum, held, at.den[i], cm_here, at.delta, own);
       }
       if (through_memory || ahead.t < 0) continue;
-      enter<C>(ahead, i, of_row<C::ROWS>(at.v + i * C::ROWS, lists.part), kept, lists, u, row0, cm, carried, d_next, h);
+      enter<C>(ahead, i, of_row<C::ROWS>(at.v + i * C::ROWS, lists.part), kept, lists, u, row0, cm_in<C>(lists, block, cm, u), carried, d_next, h);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (through_memory) {
@@ -653,7 +677,7 @@ inline void ltc_backward(
         run_product<C::ROWS>(gates, (threadgroup const float4*)d_gates, block, sums);
         if (lists.steps < 0 || u < 0) continue;
         if (at.t < lists.steps) carried[(lists.part * C::CARRIED + DV) * H + u] = of_row<C::ROWS>(sums, lists.part);
-        if (ahead.t >= 0) enter<C>(ahead, i, 0.0f, kept, lists, u, row0, cm, carried, d_next, h);
+        if (ahead.t >= 0) enter<C>(ahead, i, 0.0f, kept, lists, u, row0, cm_in<C>(lists, block, cm, u), carried, d_next, h);
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
@@ -682,12 +706,15 @@ inline void ltc_sums(
   int R = dims[0], width = dims[1], i = group_index * THREADS + thread_index, row0 = i / H * 4, j = i % H;
   if (row0 >= R) return;
   float num[4] = {0.0f, 0.0f, 0.0f, 0.0f}, den[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  int rows[4];
+#pragma unroll
+  for (int r = 0; r < 4; r++) rows[r] = (row0 + r < R ? row0 + r : row0) * K;
   for (int k = 0; k < width; k++) {
     float4 synapse = ((device const float4*)synapses)[k * H + j];
     int source = sources[k * H + j];
     float exponents[4], open[4];
 #pragma unroll
-    for (int r = 0; r < 4; r++) exponents[r] = exponent(synapse, v[(row0 + r < R ? row0 + r : row0) * K + source]);
+    for (int r = 0; r < 4; r++) exponents[r] = exponent(synapse, v[rows[r] + source]);
     open_pair(exponents[0], exponents[1], open);  // (1)
     open_pair(exponents[2], exponents[3], open + 2);
 #pragma unroll
@@ -753,37 +780,50 @@ inline void ltc_evaluations(
   sums[2 * count + i] = by_den;
 }
 
-// The sums over rows of which the gradients of a synapse's parameters are made, a thread for each synapse and each of CHUNKS parts of the
-// rows: sums (CHUNKS, 4, S), of d_num sigma(...), of d_den sigma(...), of the gradient of sigma's argument, and of the same times v.
+// The sums over rows of which the gradients of a synapse's parameters are made: of d_num sigma(...), of d_den sigma(...), of the gradient of
+// sigma's argument, and of the same times v.
+struct SynapseSums {
+  float by_num, by_den, by_argument, by_product;
+};
+
+inline void add_row(thread SynapseSums& sums, float4 synapse, float v, float open, float d_num, float d_den) {
+  float argument = (open - open * open) * (synapse.z * d_num + synapse.w * d_den);
+  sums.by_num += open * d_num;
+  sums.by_den += open * d_den;
+  sums.by_argument += argument;
+  sums.by_product += argument * v;
+}
+
+// A thread for each synapse and each of CHUNKS parts of the rows: sums (CHUNKS, 4, S).
 template <int K, int H, int THREADS>
 inline void ltc_gradients(
     device const float* v, device const float* d_num, device const float* d_den, device const float* synapses, device const int* sources,
     device const int* targets, device const int* dims, device float* sums, int group_index, int thread_index, threadgroup float4* scratch) {
   int R = dims[0], S = dims[1], chunks = dims[2], n = group_index * THREADS + thread_index;
   if (n >= S * chunks) return;
-  int chunk = n / S, s = n % S, rows = (R + chunks - 1) / chunks, last = (chunk + 1) * rows < R ? (chunk + 1) * rows : R;
+  int chunk = n / S, s = n % S, rows = (R + chunks - 1) / chunks, row = chunk * rows, last = row + rows < R ? row + rows : R;
   float4 synapse = ((device const float4*)synapses)[s];
-  device const float* from = v + sources[s];
-  int target = targets[s];
-  float by_num = 0.0f, by_den = 0.0f, by_argument = 0.0f, by_product = 0.0f;
-  for (int row = chunk * rows; row < last; row += 2) {
-    int other = row + 1 < last ? row + 1 : row;
-    float values[2] = {from[row * K], from[other * K]}, open[2];
-    float to_num[2] = {d_num[row * H + target], other > row ? d_num[other * H + target] : 0.0f};
-    float to_den[2] = {d_den[row * H + target], other > row ? d_den[other * H + target] : 0.0f};
-    open_pair(exponent(synapse, values[0]), exponent(synapse, values[1]), open);
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      float argument = (open[r] - open[r] * open[r]) * (synapse.z * to_num[r] + synapse.w * to_den[r]);
-      by_num += open[r] * to_num[r];
-      by_den += open[r] * to_den[r];
-      by_argument += argument;
-      by_product += argument * values[r];
-    }
+  device const float* from = v + row * K + sources[s];
+  device const float* to_num = d_num + row * H + targets[s];
+  device const float* to_den = d_den + row * H + targets[s];
+  SynapseSums all = {0.0f, 0.0f, 0.0f, 0.0f};
+  float open[2];
+#pragma unroll 2
+  for (; row + 1 < last; row += 2) {
+    open_pair(exponent(synapse, from[0]), exponent(synapse, from[K]), open);
+    add_row(all, synapse, from[0], open[0], to_num[0], to_den[0]);
+    add_row(all, synapse, from[K], open[1], to_num[H], to_den[H]);
+    from += 2 * K;
+    to_num += 2 * H;
+    to_den += 2 * H;
+  }
+  if (row < last) {
+    open_pair(exponent(synapse, from[0]), 0.0f, open);
+    add_row(all, synapse, from[0], open[0], to_num[0], to_den[0]);
   }
   device float* own = sums + chunk * 4 * S + s;
-  own[0] = by_num;
-  own[S] = by_den;
-  own[2 * S] = by_argument;
-  own[3 * S] = by_product;
+  own[0] = all.by_num;
+  own[S] = all.by_den;
+  own[2 * S] = all.by_argument;
+  own[3 * S] = all.by_product;
 }

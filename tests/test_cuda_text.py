@@ -24,7 +24,8 @@ pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed here
 TYPES = {mx.float32: "float", mx.int32: "int", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16"}
 FILES = {"rnn": "gated", "lstm": "gated", "gru": "gated"}
 BY_STEP = ("lstm-512",)
-SPILLED = {"ctrqnet-56": 8}  # bytes that the assembler keeps in memory, arrays among them; 0 where nothing is said
+# bytes that the assembler keeps in memory, arrays among them; 0 where nothing is said
+SPILLED = {"ctrqnet-56": 8, "ltc-128": 8, "ltc-256": 16}
 CASES = {
     "cfc-64": ("cfc", "default", (3, 2, 64), False),
     "cfc-64-256-sequences": ("cfc", "default", (1, 256, 64), False),
@@ -48,6 +49,7 @@ CASES = {
     "ltc-64": ("ltc", "full", (3, 2, 64), False),
     "ltc-sparse-rk4": ("ltc", "rk4_sparse", (3, 2, 64), False),
     "ltc-64-256-sequences": ("ltc", "full", (1, 256, 64), False),
+    "ltc-128": ("ltc", "full", (2, 2, 128), False),
     "ltc-256": ("ltc", "full", (2, 2, 256), False),
     "ltc-mixed-memory": ("ltc", "mixed_memory", (3, 2, 64), False),
     "ltc-mixed-memory-72": ("ltc", "mixed_memory", (3, 2, 72), False),

@@ -89,7 +89,7 @@ def rows_for(family: Family, batch: int, row_bytes: int, resident: bool = False)
 
 
 def split_for(splits: Sequence[int], threads: int, units: int) -> int:
-    """The most lanes to a unit, of `splits` from many to few, with which a threadgroup takes all units at once; the fewest if there are more.
+    """The most lanes to a unit with which a threadgroup takes all units at once, of `splits` from many to few; the fewest if there is none.
 
     Units that a group of lanes takes one after another wait for each other's shuffles.
     """

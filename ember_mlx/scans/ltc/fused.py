@@ -15,7 +15,7 @@ import numpy as np
 
 from ...kernels.loader import KernelText, Launch, Launches, launch, run_launches
 from ...kernels.parallel import dims, launch_parallel
-from ...kernels.tiles import THREADGROUP_BYTES, Family, Tile, current_family, forced_tile, layouts_for, rows_for
+from ...kernels.tiles import THREADGROUP_BYTES, Family, Tile, current_family, forced_tile, layouts_for, rows_for, split_for
 from ..memory_fused import memory_slopes
 from ..ops import project
 from .problems import random_arrays
@@ -32,7 +32,7 @@ SPLITS = (32, 16, 8, 4)  # lanes that share the synapses of a unit
 LOG2_E = 1.4426950408889634
 GROUPS_A_CORE = 8  # that share the steps to recompute
 FILES = ("pointwise.metal", "product.metal", "sequences.metal", "memory.metal", "ltc.metal")
-SIZES = "LTC<H, SOLVER, FULL, KEEP, MEMORY, THREADS, ROWS, SPLIT, RESIDENT, GATES_RESIDENT, COUNT>"
+SIZES = "LTC<H, SOLVER, FULL, KEEP, MEMORY, THREADS, ROWS, SPLIT, RESIDENT, GATES_RESIDENT, COUNT, HELD>"
 LISTS = ("synapses", "partners", "order", "offsets")
 FORWARD = KernelText(
     "ltc_forward",
@@ -59,19 +59,19 @@ GRADIENTS = KernelText(
 
 
 def choose_tile(family: Family, spec: LTCSpec, batch: int) -> Tile:
-    """Synapses in registers if they fit there, and the LSTM's weights if these fit too; else read at every unfold, and step."""
+    """Synapses in registers if at least half of them fit there, and the LSTM's weights if these fit too; the others are read each time."""
     alone = Variant(spec, Tile(family.threads, 1, _split(family, spec), True))
-    resident = alone.floats <= family.register_floats
-    gates_resident = alone.floats + alone.gate_floats <= family.register_floats if resident else True
+    resident = alone.floats <= 2 * family.register_floats
+    gates_streamed = resident and spec.mixed_memory and alone.floats + alone.gate_floats > family.register_floats
     rows = rows_for(family, batch, alone.threadgroup_bytes, resident)
-    return alone.tile._replace(resident=resident, rows=rows, gates_resident=gates_resident)
+    return alone.tile._replace(resident=resident, rows=rows, gates_resident=not gates_streamed)
 
 
 def _split(family: Family, spec: LTCSpec) -> int:
     """As many lanes as leave a group of them for each unit; where no synapse is missing, no more than have four synapses each."""
     H = spec.units
     useful = [split for split in SPLITS if split == SPLITS[-1] or not spec.synapses.is_full or 4 * split < 2 * H]
-    return next((split for split in useful if family.threads // split >= H), SPLITS[-1])
+    return split_for(useful, family.threads, H)
 
 
 def layouts(family: Family, spec: LTCSpec) -> list[Tile]:
@@ -81,8 +81,19 @@ def layouts(family: Family, spec: LTCSpec) -> list[Tile]:
 
 
 def variant_of(kind: str, spec: LTCSpec, arrays: Tree) -> Variant:
-    """The kernel variant that serves some arrays."""
-    return Variant(spec, forced_tile.get() or choose_tile(current_family(), spec, arrays["dt"].shape[1]))
+    """The kernel variant that serves some arrays; each of a group's sequences has a lane that owns it."""
+    forced, family = forced_tile.get(), current_family()
+    tile = forced or choose_tile(family, spec, arrays["dt"].shape[1])
+    return Variant(spec, tile._replace(rows=min(tile.rows, tile.split)), None if forced else family.register_floats)
+
+
+def recomputing(variant: Variant) -> Variant:
+    """The variant that makes a step's evaluations again. Every step is a sequence then: synapses that are read serve as many as can be."""
+    if variant.tile.resident or forced_tile.get():
+        return variant
+    family, one = current_family(), variant._replace(tile=variant.tile._replace(rows=1))
+    rows = min(variant.tile.split, rows_for(family, family.streamed_rows * family.cores, 16 * one.scratch(False)))
+    return variant._replace(tile=variant.tile._replace(rows=rows))
 
 
 def variant_key(kind: str, spec: LTCSpec, arrays: Tree) -> Variant:
@@ -229,7 +240,7 @@ class Point(NamedTuple):
 
 def _recompute(kind: str, variant: Variant, weights: Weights, arrays: Tree, before: mx.array) -> Point:
     """Each step on its own, from the state before it; the steps of all sequences are spread over as many groups as fill the GPU."""
-    spec, (T, B, H) = variant.spec, before.shape
+    spec, (T, B, H), variant = variant.spec, before.shape, recomputing(variant)
     R, none = T * B, mx.zeros((8,))
     rows = min(R, GROUPS_A_CORE * current_family().cores * variant.tile.rows)
     steps = -(-R // rows)

@@ -71,10 +71,17 @@ def ids_of(a: Indices) -> mx.array:
 
 
 class Variant(NamedTuple):
-    """One kernel variant."""
+    """One kernel variant.
+
+    Args:
+        spec: the recurrence.
+        tile: the layout.
+        register_floats: of a thread, at most, for the synapses that a resident layout keeps there; None: as many as there are.
+    """
 
     spec: LTCSpec
     tile: Tile
+    register_floats: int | None = None
 
     @property
     def gates(self) -> ProductShape:
@@ -93,8 +100,17 @@ class Variant(NamedTuple):
     @property
     def floats(self) -> int:
         """What a thread must keep in registers to keep all synapses, in the greedier direction."""
-        full = self.spec.synapses.is_full
-        return max(self.lists(backward).entries for backward in (True, False)) * (4 if full else 5)
+        return max(self.lists(backward).entries for backward in (True, False)) * self.synapse_floats
+
+    @property
+    def synapse_floats(self) -> int:
+        """Registers of a synapse."""
+        return 4 if self.spec.synapses.is_full else 5
+
+    def held(self, backward: bool) -> int:
+        """Synapses of a thread that are in registers."""
+        entries, near = self.lists(backward).entries, near_of(self.spec.synapses, self.tile.resident)
+        return entries if self.register_floats is None else min(entries, self.register_floats // (self.synapse_floats * near) * near)
 
     @property
     def gate_floats(self) -> int:
@@ -126,7 +142,8 @@ class Variant(NamedTuple):
         tile = {"THREADS": self.tile.threads, "ROWS": self.tile.rows, "SPLIT": self.tile.split, "RESIDENT": self.tile.resident}
         kinds |= {"MEMORY": self.spec.mixed_memory and not keep}
         tile |= {"GATES_RESIDENT": self.tile.resident and self.tile.gates_resident}
-        return [*kinds.items(), *tile.items(), ("COUNT", self.lists(backward).entries), ("SCRATCH", self.scratch(backward))]
+        tile |= {"COUNT": self.lists(backward).entries, "HELD": self.held(backward), "SCRATCH": self.scratch(backward)}
+        return [*kinds.items(), *tile.items()]
 
     def packed(self, floats: mx.array, backward: bool) -> list[mx.array]:
         """The synapses (S, 4) in the order of one direction, with their lists."""
