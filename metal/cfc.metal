@@ -28,7 +28,8 @@ struct CfC {
     OUTPUTS = Z_ <= int(GROUPS) ? 1 : Z_ <= 2 * int(GROUPS) ? 2 : 4,  // results of a group of lanes in a layer, so that no group is idle
     BLOCKS = (SLOTS_ + GROUPS - 1) / GROUPS,  // how often the groups of lanes take the next units
     UNROLL = RESIDENT_ ? int(BLOCKS) : 1,
-    TOGETHER = RESIDENT_ && !(MEMORY_ && STAGES_ > 1) ? int(BLOCKS) : 1  // blocks that are worked on at the same time
+    TOGETHER = UNROLL,  // blocks that are worked on at the same time
+    HEADS_TOGETHER = MEMORY_ && STAGES_ > 1 ? 1 : int(UNROLL)  // there a step takes its stages one after another
   };
   typedef WEIGHT Weight;
   typedef Product<H_, Z_, SPLIT_, OUTPUTS, THREADS_, RESIDENT_, WEIGHT> First;
@@ -200,7 +201,7 @@ inline void heads_step(
     device const float* b_heads, device const float* pure, device const float* dt, thread float* waits, thread float* dt_waits,
     device float* y, int tick, thread const Rows<C::ROWS>& rows) {
   typedef typename C::Heads Heads;
-  enum { ROWS = C::ROWS, COUNT = C::TOGETHER };
+  enum { ROWS = C::ROWS, COUNT = C::HEADS_TOGETHER };
   int head = heads.owned;
 #pragma unroll C::UNROLL
   for (int first = 0; first < C::BLOCKS; first += COUNT) {
@@ -552,13 +553,22 @@ inline void cfc_backward(
     threadgroup float* d = windows;
     for (int stage = LAST - 1; stage >= 0 && COUPLED; stage--) {
 #pragma unroll C::UNROLL
-      for (int block = 0; block < C::BLOCKS; block++) {
-        Slot slot = slot_of<C>(slots, above.group, block);
-        if (slot.stage != stage) continue;  // the same for all lanes of a simdgroup
-        float sums[C::ROWS];
-        run_product<C::ROWS>(above, (threadgroup const float4*)windows + (stage + 1) * C::ROWS * FirstBack::ROW4, block, sums);
-        for (int r = 0; r < C::ROWS; r++) sums[r] += slot.unit >= 0 && rows.row0 + r < rows.B ? waiting[r * C::H + slot.unit] : 0.0f;
-        enter_step<C>(sums, slot, above.part, block, tick, windows, dy, slope_q, entering, dh, rows);
+      for (int from = 0; from < C::BLOCKS; from += C::TOGETHER) {
+        threadgroup const float4* in = (threadgroup const float4*)windows + (stage + 1) * C::ROWS * FirstBack::ROW4;
+        float sums[C::TOGETHER * C::ROWS];
+#pragma unroll
+        for (int n = 0; n < C::TOGETHER; n++) {
+          if (slot_of<C>(slots, above.group, from + n).stage != stage) continue;  // the same for all lanes of a simdgroup
+          run_product<C::ROWS>(above, in, from + n, sums + n * C::ROWS);
+        }
+#pragma unroll
+        for (int n = 0; n < C::TOGETHER; n++) {
+          Slot slot = slot_of<C>(slots, above.group, from + n);
+          if (slot.stage != stage) continue;
+          thread float* arriving = sums + n * C::ROWS;
+          for (int r = 0; r < C::ROWS; r++) arriving[r] += slot.unit >= 0 && rows.row0 + r < rows.B ? waiting[r * C::H + slot.unit] : 0.0f;
+          enter_step<C>(arriving, slot, above.part, from + n, tick, windows, dy, slope_q, entering, dh, rows);
+        }
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }

@@ -670,14 +670,20 @@ inline void ltc_backward(
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
 #pragma unroll C::UNROLL
-      for (int block = 0; block < C::BLOCKS; block++) {
-        int u = unit_in<C>(lists, block, order), i = C::RESIDENT ? block : 0;
-        if (!C::RESIDENT) read_evaluation<C>(ahead, i, kept, lists, u, rows);
-        float sums[C::ROWS];
-        run_product<C::ROWS>(gates, (threadgroup const float4*)d_gates, block, sums);
-        if (lists.steps < 0 || u < 0) continue;
-        if (at.t < lists.steps) carried[(lists.part * C::CARRIED + DV) * H + u] = of_row<C::ROWS>(sums, lists.part);
-        if (ahead.t >= 0) enter<C>(ahead, i, 0.0f, kept, lists, u, row0, cm_in<C>(lists, block, cm, u), carried, d_next, h);
+      for (int first = 0; first < C::BLOCKS; first += C::KEPT) {  // where synapses stay all products come before all that only some lanes do
+        float sums[C::KEPT * C::ROWS];
+#pragma unroll
+        for (int i = 0; i < C::KEPT; i++) {
+          run_product<C::ROWS>(gates, (threadgroup const float4*)d_gates, first + i, sums + i * C::ROWS);
+        }
+#pragma unroll
+        for (int i = 0; i < C::KEPT; i++) {
+          int u = unit_in<C>(lists, first + i, order);
+          if (!C::RESIDENT) read_evaluation<C>(ahead, i, kept, lists, u, rows);
+          if (lists.steps < 0 || u < 0) continue;
+          if (at.t < lists.steps) carried[(lists.part * C::CARRIED + DV) * H + u] = of_row<C::ROWS>(sums + i * C::ROWS, lists.part);
+          if (ahead.t >= 0) enter<C>(ahead, i, 0.0f, kept, lists, u, row0, cm_in<C>(lists, first + i, cm, u), carried, d_next, h);
+        }
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }

@@ -26,6 +26,8 @@ FILES = {"rnn": "gated", "lstm": "gated", "gru": "gated"}
 BY_STEP = ("lstm-512",)
 # bytes that the assembler keeps in memory, arrays among them; 0 where nothing is said
 SPILLED = {"ctrqnet-56": 8, "ltc-128": 8, "ltc-256": 16}
+# a stage's units fill whole simdgroups, so that all lanes of one take the same arm, which cannot be read off the text
+WITH_A_SIMDGROUPS_BRANCH = {("ncp-mixed-memory", "cfc_forward"), ("ncp-mixed-memory", "cfc_backward")}
 CASES = {
     "cfc-64": ("cfc", "default", (3, 2, 64), False),
     "cfc-64-256-sequences": ("cfc", "default", (1, 256, 64), False),
@@ -110,5 +112,5 @@ def test_the_tables_layouts_compile_without_spills(case, tmp_path, monkeypatch):
         spills = list(map(int, re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", report)))
         assert len(spills) == 3
         assert max(spills) <= SPILLED.get(case, 0), f"{kernel}: {report}"
-        if name in FILES:
+        if (case, kernel) not in WITH_A_SIMDGROUPS_BRANCH:
             assert not shuffles_in_arms((tmp_path / f"{kernel}.ptx").read_text()), kernel

@@ -42,14 +42,16 @@ SLOPES = KernelText(
 
 def choose_tile(family: Family, layout: type[Forward] | type[Backward], spec: GatedSpec, H: int, P: int, sequences: int) -> Tile:
     """Weights in registers if they fit there, else read at every step; 0 rows where one launch for all steps does not pay."""
-    split = split_for(SPLITS, family.threads, H)
-    one = layout(spec, H, P, Tile(family.threads, 1, split, True))
-    resident = one.weights <= family.register_floats
+    preferred = split_for(SPLITS, family.threads, H)
+    tiles = [Tile(family.threads, 1, split, True) for split in (preferred, *SPLITS)]
+    tiles = [tile for tile in tiles if layout(spec, H, P, tile).weights <= family.register_floats]
+    one = layout(spec, H, P, tiles[0] if tiles else Tile(family.threads, 1, SPLITS[0], False))
+    resident = one.tile.resident
     rows = rows_for(family, sequences, 16 * one.scratch, resident)
     streamed = 0 if resident else 4 * family.threads * one.weights
     if steps_apart(family, sequences, rows, streamed, 3 if P else 2):
         return Tile(family.threads, 0, SPLITS[-1], False)
-    return Tile(family.threads, rows, split, resident)
+    return one.tile._replace(rows=rows)
 
 
 def layouts(family: Family, spec: GatedSpec) -> list[Tile]:
