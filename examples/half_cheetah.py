@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,7 +109,7 @@ def error(model: Forecaster, windows: Windows) -> float:
     return float(np.mean((np.array(model(mx.array(windows[0]))) - windows[1]) ** 2))
 
 
-def reproduce(path: Path, names: list[str], units: int, epochs: int, seeds: int, runs: int | None, out: Path) -> None:
+def reproduce(path: Path, names: list[str], units: int, epochs: int, seeds: Sequence[int], runs: int | None, out: Path) -> None:
     """Train every model with every seed; print the table, and draw the picture."""
     console, data = Console(highlight=False), load(path, runs)
     console.print("half-cheetah: " + ", ".join(f"{len(x)} windows to {verb}" for (x, _), verb in zip(data.values(), PARTS, strict=True)))
@@ -117,7 +117,7 @@ def reproduce(path: Path, names: list[str], units: int, epochs: int, seeds: int,
     models: dict[str, Forecaster] = {}
     columns = [TextColumn("{task.description:<14}"), BarColumn(bar_width=None), TextColumn("{task.fields[error]}"), TimeElapsedColumn()]
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
-        for name, seed in ((name, seed) for name in names for seed in range(seeds)):
+        for name, seed in ((name, seed) for name in names for seed in seeds):
             bar = progress.add_task(f"{name}, seed {seed}", total=epochs, error="")
 
             def advance(run: Run, bar: object = bar) -> None:

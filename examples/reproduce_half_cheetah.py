@@ -44,6 +44,7 @@ def make_parser() -> Parser:
     parser.add_argument("--units", type=whole(1), default=32, metavar="N", help="units of each layer (default: 32)")
     parser.add_argument("--epochs", type=whole(1), default=200, metavar="N", help="passes over the training data (default: 200)")
     parser.add_argument("--seeds", type=whole(1), default=3, metavar="N", help="how often each model is trained (default: 3)")
+    parser.add_argument("--first-seed", type=whole(0), default=0, metavar="N", help="the first of them, to share the work (default: 0)")
     parser.add_argument("--runs", type=whole(1), metavar="N", help="recorded runs of each part at the most (default: all)")
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where the picture goes (default: out)")
     return parser
@@ -59,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from half_cheetah import reproduce  # here, so that --help and wrong options answer at once
 
-        reproduce(options.data, options.models, options.units, options.epochs, options.seeds, options.runs, options.out)
+        seeds = range(options.first_seed, options.first_seed + options.seeds)
+        reproduce(options.data, options.models, options.units, options.epochs, seeds, options.runs, options.out)
     except KeyboardInterrupt:
         print("reproduce_half_cheetah.py: stopped")
         return INTERRUPTED
