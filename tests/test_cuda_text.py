@@ -1,12 +1,11 @@
-"""The kernels' text as CUDA, compiled by nvcc where it is installed: it compiles, and what the table puts into registers stays there.
+"""The kernels' text as CUDA, compiled by nvcc where it is installed.
 
-For RNN, LSTM and GRU also: no branch that lanes of a warp take differently has come to lie around shuffles.
+It compiles, what the table puts into registers stays there, and no branch that lanes of a warp take differently has come to lie around
+shuffles.
 """
 
 import inspect
 import re
-import shutil
-import subprocess
 
 import mlx.core as mx
 import pytest
@@ -17,11 +16,10 @@ from ember_mlx.kernels.tiles import family_of
 from ember_mlx.scans.registry import RECURRENCES
 
 from .comparisons import to_mlx
+from .nvcc import NVCC, compiling
 from .ptx import shuffles_in_arms
 
-NVCC = shutil.which("nvcc")
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed here")
-TYPES = {mx.float32: "float", mx.int32: "int", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16"}
 FILES = {"rnn": "gated", "lstm": "gated", "gru": "gated"}
 BY_STEP = ("lstm-512",)
 # bytes that the assembler keeps in memory, arrays among them; 0 where nothing is said
@@ -57,42 +55,6 @@ CASES = {
     "ltc-mixed-memory-72": ("ltc", "mixed_memory", (3, 2, 72), False),
     "ctrqnet-56": ("quantum", "ctrqnet_noise", (3, 2, 56), False),
 }
-
-
-def constant(name, value):
-    """A template argument as MLX writes it into a CUDA kernel's body."""
-    if isinstance(value, mx.Dtype):
-        return f"  using {name} = {TYPES[value]};\n"
-    return f"  constexpr {'bool' if isinstance(value, bool) else 'int'} {name} = {str(value).lower()};\n"
-
-
-def compiling(folder, reports):
-    """In the place of mx.fast.cuda_kernel: compiles for sm_90, notes what the assembler says, and returns zeros."""
-
-    def make(name, input_names, output_names, source, header):
-        # nvcc makes an attribute of `__device__` by the word that the dialect defines away; MLX's compiler, NVRTC, does not
-        header = re.sub(r"(?<!\w)device(?!\w)", "", header.replace("#define device\n", ""))
-
-        def call(inputs, template, grid, threadgroup, output_shapes, output_dtypes):
-            arrays = [f"const {TYPES[a.dtype]}* {n}" for a, n in zip(inputs, input_names, strict=True)]
-            arrays += [f"{TYPES[dtype]}* {n}" for dtype, n in zip(output_dtypes, output_names, strict=True)]
-            constants = "".join(constant(*pair) for pair in template)
-            bounds = f"__launch_bounds__({threadgroup[0]})"
-            kernel = (
-                f"namespace mlx {{\n__global__ void {bounds} custom_kernel_{name}({', '.join(arrays)}) {{\n{constants}{source}\n}}\n}}\n"
-            )
-            path = folder / f"{name}.cu"
-            path.write_text(f"#include <cuda_bf16.h>\n#include <cuda_fp16.h>\n{header}\n{kernel}")
-            command = [NVCC, "-std=c++17", "-arch=sm_90", "-Xptxas", "-v", "-cubin", "--keep", "--keep-dir", str(folder)]
-            command += ["-o", str(path.with_suffix(".cubin")), str(path)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr[:4000]
-            reports[name] = done.stderr
-            return [mx.zeros(shape, dtype) for shape, dtype in zip(output_shapes, output_dtypes, strict=True)]
-
-        return call
-
-    return make
 
 
 @pytest.mark.parametrize("case", CASES)
