@@ -107,10 +107,17 @@ def long_step(T: int, batch: int) -> tuple[float, float]:
     x, dt = mx.array(rng.standard_normal((batch, T, 1)).astype(np.float32)), mx.ones((batch, T))
     step = nn.value_and_grad(model, lambda m: (m(x, dt) ** 2).mean())
     mx.eval(x, dt, model.parameters())
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, start = peak_bytes(), time.perf_counter()
     mx.eval(step(model))
-    return time.perf_counter() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit / 2**20
+    return time.perf_counter() - start, (peak_bytes() - before) / 2**20
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had. Linux's ru_maxrss begins with what the process had that started this one."""
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
