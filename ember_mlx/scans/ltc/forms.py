@@ -239,12 +239,12 @@ class Kind:
             v: (N, K).
             d: (2, N, H).
         """
-        by_owner, ones = self.form.by_owner(d), np.ones(len(v), v.dtype)
+        by_owner = self.form.by_owner(d)
         both = self.scratch("sums", self.grouping.size, 2)
         for group in self.grouping.groups:
             sums = np.matmul(by_owner[group.owners], group.of(active))
             both[group.places] = sums.swapaxes(1, 2).reshape(-1, 2)
-        sums = _SynapseSums(both[:, 0], both[:, 1], ones @ by_argument, ones @ self.form.scaled(v, by_argument, out=by_argument))
+        sums = _SynapseSums(both[:, 0], both[:, 1], by_argument.sum(0), self.form.scaled(v, by_argument, out=by_argument).sum(0))
         for name, a in sums._asdict().items():
             self.sums.add(name, a)
 

@@ -34,7 +34,7 @@ from .forms import Kind, slope_of
 from .spec import SOLVERS, LTCSpec
 
 Tree = dict[str, Any]
-BLOCK_FLOATS = 2**18  # activations of synapses that a block of steps holds, about
+BLOCK_FLOATS = 2**19  # activations of synapses that a block of steps holds, about
 
 
 def ltc_forward(spec: LTCSpec, arrays: Tree, keep: Keep | None = None) -> tuple[Array, ...]:
