@@ -100,6 +100,9 @@ class RecurrentLayer(nn.Module):
         """The states as the caller gets them."""
         return state[0] if self.bare_state else state
 
+    def check_read_options(self, **options: Any) -> None:
+        """Raise an error for a wrong value of `read_options`, before any work."""
+
     def read_out(self, y: mx.array, steps: Steps) -> mx.array:
         """What the caller sees of the units' outputs (..., H) -> (..., O); here all of it."""
         return y
@@ -124,6 +127,7 @@ class RecurrentLayer(nn.Module):
             raise bad_argument(owner, "time_deltas", "be None, for this layer knows no elapsed time", type_name(time_deltas))
         steps, state = self.read_call(x, initial_state, time_deltas, lengths)
         run_options = {name: options.pop(name) for name in self.run_options if name in options}
+        self.check_read_options(**options)
         y, final = self.run(steps, state, **run_options)
         y = self.read_out(y, steps, **options).astype(mx.result_type(x.dtype, self.dtype))
         y = steps.to_caller(y) if sequences else steps.without_batch(self.last_step(y, steps))

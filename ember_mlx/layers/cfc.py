@@ -209,15 +209,20 @@ class CfC(RecurrentLayer):
         shape = (*dt.shape, self.backbone_units or 0)
         return {"dropout": [mx.random.bernoulli(1 - p, shape).astype(dt.dtype) / (1 - p) for _ in range(self.backbone_layers)]}
 
+    def check_read_options(self, *, output: str | None = None) -> None:  # type: ignore[override]
+        """Raise a ValueError for an output that there is not."""
+        if output is None:
+            return
+        check_choice(type(self).__name__, "output", output, OUTPUTS)
+        if self.proj_size is not None and output != self.output:
+            raise bad_argument(type(self).__name__, "output", f"be {self.output!r}, for which the projection was made", repr(output))
+
     def read_out(self, y: mx.array, steps: Steps, *, output: str | None = None) -> mx.array:
         """All units or the motor units, and the projection if there is one."""
-        output = self.output if output is None else check_choice(type(self).__name__, "output", output, OUTPUTS)
-        if output == "motor":
+        if (output or self.output) == "motor":
             y = y[..., : self.neuron_map.output_dim]
         if self.proj_size is None:
             return y
-        if output != self.output:
-            raise bad_argument(type(self).__name__, "output", f"be {self.output!r}, for which the projection was made", repr(output))
         y = project(y, self.proj["weight"].astype(y.dtype), self.proj["bias"].astype(y.dtype))
         return y if steps.valid is None else mx.where(steps.valid[:, :, None], y, 0)
 

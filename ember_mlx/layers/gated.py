@@ -185,7 +185,8 @@ class RNN(GatedLayer):
         num_layers: layers one above the other; each works on the output of the one below.
         activation: "tanh" or "relu".
         bias: whether there are biases.
-        dropout: probability of dropping a feature between two layers, in training.
+        dropout: probability of dropping a feature between two layers, in training; not inside ``mx.checkpoint``, which draws anew in the
+            backward.
         bidirectional: whether each layer also runs over the sequences from their last valid step to their first, with weights of its own.
             The layer above works on both outputs side by side.
         return_sequences: whether y holds every step, or each direction's last one: the forward run's at the last valid step, the
@@ -268,7 +269,8 @@ class LSTM(GatedLayer):
         num_layers: layers one above the other; each works on the output of the one below.
         proj_size: if given, h is a learned linear map of o tanh(c') to this many features, less than H.
         bias: whether there are biases.
-        dropout: probability of dropping a feature between two layers, in training.
+        dropout: probability of dropping a feature between two layers, in training; not inside ``mx.checkpoint``, which draws anew in the
+            backward.
         bidirectional: whether each layer also runs over the sequences from their last valid step to their first, with weights of its own.
             The layer above works on both outputs side by side.
         return_sequences: whether y holds every step, or each direction's last one: the forward run's at the last valid step, the
@@ -355,7 +357,8 @@ class GRU(GatedLayer):
         hidden_size: H, units of each layer and direction.
         num_layers: layers one above the other; each works on the output of the one below.
         bias: whether there are biases.
-        dropout: probability of dropping a feature between two layers, in training.
+        dropout: probability of dropping a feature between two layers, in training; not inside ``mx.checkpoint``, which draws anew in the
+            backward.
         bidirectional: whether each layer also runs over the sequences from their last valid step to their first, with weights of its own.
             The layer above works on both outputs side by side.
         return_sequences: whether y holds every step, or each direction's last one: the forward run's at the last valid step, the
