@@ -336,9 +336,9 @@ inline void cfc_forward(
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
   }
-  clear_rest<C::THREADS>(y, rows.steps, T, int(C::H), rows, thread_index);
+  clear_rows<C::THREADS>(y, rows.steps, T, int(C::H), rows, thread_index);
   if (C::MEMORY) {
-    clear_rest<C::THREADS>(c_out, rows.steps, T, int(C::H), rows, thread_index);
+    clear_rows<C::THREADS>(c_out, rows.steps, T, int(C::H), rows, thread_index);
   } else if (group_index == 0 && thread_index == 0) {
     c_out[0] = 0.0f;
   }
@@ -611,14 +611,14 @@ inline void cfc_backward(
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
   }
-  clear_rest<C::THREADS>(dh, rows.steps, T, int(C::H), rows, thread_index);
+  clear_rows<C::THREADS>(dh, rows.steps, T, int(C::H), rows, thread_index);
   for (int layer = 0; layer < C::DEPTH; layer++) {
-    clear_rest<C::THREADS>(dz + layer * T * rows.B * C::Z, rows.steps, T, int(C::Z), rows, thread_index);
+    clear_rows<C::THREADS>(dz + layer * T * rows.B * C::Z, rows.steps, T, int(C::Z), rows, thread_index);
   }
   if (C::DEPTH == 0 && group_index == 0 && thread_index == 0) dz[0] = 0.0f;  // of one element then
-  if (rows.steps == 0) clear_rest<C::THREADS>(dh0, 0, 1, int(C::H), rows, thread_index);
+  if (rows.steps == 0) clear_rows<C::THREADS>(dh0, 0, 1, int(C::H), rows, thread_index);
   if (C::MEMORY) {
-    clear_rest<C::THREADS>(d_gates_out, rows.steps, T, 4 * C::H, rows, thread_index);
+    clear_rows<C::THREADS>(d_gates_out, rows.steps, T, 4 * C::H, rows, thread_index);
     for (int r = 0; r < C::ROWS && rows.row0 + r < rows.B; r++) {
       for (int u = thread_index; u < C::H; u += C::THREADS) dc0[(rows.row0 + r) * C::H + u] = dc[r * 4 * C::H + u];
     }

@@ -393,8 +393,8 @@ inline void ltc_forward(
       now = 1 - now;
     }
   }
-  if (!C::KEEP) clear_rest<C::THREADS>(y, rows.steps, T, int(H), rows, thread_index);
-  if (C::MEMORY) clear_rest<C::THREADS>(c_out, rows.steps, T, int(H), rows, thread_index);
+  if (!C::KEEP) clear_rows<C::THREADS>(y, rows.steps, T, int(H), rows, thread_index);
+  if (C::MEMORY) clear_rows<C::THREADS>(c_out, rows.steps, T, int(H), rows, thread_index);
   if (group_index == 0 && thread_index == 0) {
     if (C::KEEP) y[0] = 0.0f;
     if (!C::KEEP) points[0] = rests[0] = dens[0] = 0.0f;
@@ -693,9 +693,9 @@ inline void ltc_backward(
     for (int u = thread_index; u < H; u += C::THREADS) dv0[(row0 + r) * H + u] = carried[(r * C::CARRIED + DV) * H + u];
     for (int u = thread_index; u < H && C::MEMORY; u += C::THREADS) dc0[(row0 + r) * H + u] = dc[r * 4 * H + u];
   }
-  for (int e = 0; e < kept.E; e++) clear_rest<C::THREADS>(h + e * T * kept.B * H, rows.steps, T, int(H), rows, thread_index);
+  for (int e = 0; e < kept.E; e++) clear_rows<C::THREADS>(h + e * T * kept.B * H, rows.steps, T, int(H), rows, thread_index);
   if (C::MEMORY) {
-    clear_rest<C::THREADS>(d_gates_out, rows.steps, T, 4 * H, rows, thread_index);
+    clear_rows<C::THREADS>(d_gates_out, rows.steps, T, 4 * H, rows, thread_index);
   } else if (group_index == 0 && thread_index == 0) {
     d_gates_out[0] = 0.0f;
     dc0[0] = 0.0f;

@@ -4,6 +4,7 @@
 template <int ROWS>
 inline int read_lengths(device const int* lengths, int row0, int B, thread int* length) {
   int most = 0;
+#pragma unroll
   for (int r = 0; r < ROWS; r++) {
     length[r] = row0 + r < B ? lengths[row0 + r] : 0;
     most = length[r] > most ? length[r] : most;
@@ -32,12 +33,7 @@ template <int ROWS>
 inline void load_rows(thread Rows<ROWS>& rows, device const int* lengths, int B, int row0) {
   rows.B = B;
   rows.row0 = row0;
-  rows.steps = 0;
-#pragma unroll
-  for (int r = 0; r < ROWS; r++) {
-    rows.length[r] = row0 + r < B ? lengths[row0 + r] : 0;
-    rows.steps = rows.length[r] > rows.steps ? rows.length[r] : rows.steps;
-  }
+  rows.steps = read_lengths<ROWS>(lengths, row0, B, rows.length);
 }
 
 template <int ROWS>
@@ -53,10 +49,6 @@ inline int place(thread const Rows<ROWS>& rows, int t, int r) {
 
 // The group's rows of values (T, B, width) are 0 from step t on.
 template <int THREADS, int ROWS>
-inline void clear_rest(device float* values, int t, int T, int width, thread const Rows<ROWS>& rows, int thread_index) {
-  for (; t < T; t++) {
-    for (int r = 0; r < ROWS && rows.row0 + r < rows.B; r++) {
-      for (int j = thread_index; j < width; j += THREADS) values[place(rows, t, r) * width + j] = 0.0f;
-    }
-  }
+inline void clear_rows(device float* values, int t, int T, int width, thread const Rows<ROWS>& rows, int thread_index) {
+  clear_rest<ROWS, THREADS>(values, t, T, rows.B, width, rows.row0, thread_index);
 }

@@ -225,6 +225,14 @@ def test_gated_arrays_that_an_int_cannot_index_are_refused():
     assert gated_fused.refusal("metal", spec, long) == "an array of 2147483648 numbers has more than an int counts"
 
 
+def test_quantum_arrays_that_an_int_cannot_index_are_refused():
+    spec, arrays = RECURRENCES["quantum"].problem("ctrqnet", 1, 1, 64)
+    arrays, refusal = to_mlx(arrays), RECURRENCES["quantum"].fused.refusal
+    assert refusal("metal", spec, arrays) is None
+    long = arrays | {"dt": mx.broadcast_to(arrays["dt"], (2**17, 2**7))}  # psi has two numbers for each unit
+    assert refusal("metal", spec, long) == "an array of 2147483648 numbers has more than an int counts"
+
+
 def test_blocks_of_steps_of_gates_bound_the_memory():
     tile = Tile(256, 1, 8, True)
     small = gated_fused.Variant(GatedSpec("lstm"), 64, 0, tile, tile)

@@ -14,7 +14,7 @@ from ..turns import run_in_turns
 
 PACKAGE = Path(__file__).resolve().parent.parent
 SMALLEST = 8  # MLX puts arrays of fewer elements into Metal's constant address space, which the kernels' text does not expect
-MOST_NUMBERS = 2**30  # of an array, beyond which launches are not made together: their places are counted in ints
+MOST_TOGETHER = 2**30  # numbers of an array, beyond which launches are not made together: their places are counted in ints
 Maker = Callable[..., Any]
 
 _makers: dict[str, Maker] = {}
@@ -104,7 +104,7 @@ def run_together(kind: str, computations: Sequence[Launches]) -> list[Any]:
     """Run several computations that ask for launches; those that differ in their arrays alone are one launch, at every turn."""
 
     def make(launches: list[Launch]) -> list[list[mx.array]]:
-        if len(launches) > 1 and sum(max(a.size for a in one.arrays) for one in launches) < MOST_NUMBERS:
+        if len(launches) > 1 and sum(max(a.size for a in one.arrays) for one in launches) < MOST_TOGETHER:
             return _launch_together(kind, launches)
         return [launch(kind, *one) for one in launches]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .loader import SMALLEST, KernelText, launch
+from .loader import KernelText, launch
 
 PARALLEL_THREADS = 256  # of a group
 
@@ -16,8 +16,3 @@ def launch_parallel(
     """One thread for each of `count` values; float32 results."""
     template = [*template, ("THREADS", PARALLEL_THREADS), ("SCRATCH", 1)]
     return launch(kind, text, inputs, template, -(-count // PARALLEL_THREADS), PARALLEL_THREADS, shapes, [mx.float32] * len(shapes))
-
-
-def dims(*numbers: int) -> mx.array:
-    """Numbers for a kernel, as many as an array must have."""
-    return mx.array([*numbers, *[0] * (SMALLEST - len(numbers))])

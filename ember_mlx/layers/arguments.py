@@ -85,9 +85,8 @@ def read_steps(owner: str, x: Any, time_deltas: Any, lengths: Any, input_size: i
 
 def _without_padding(steps: Steps) -> Steps:
     """The same steps, with zeros past each length: 0 times a NaN or an infinity there would be NaN in the parameters' gradients."""
-    if steps.valid is None:
-        return steps
-    return steps._replace(x=mx.where(steps.valid[:, :, None], steps.x, 0), dt=mx.where(steps.valid, steps.dt, 0))
+    valid = steps.valid
+    return steps if valid is None else steps._replace(x=mx.where(valid[:, :, None], steps.x, 0), dt=mx.where(valid, steps.dt, 0))
 
 
 def turned(a: mx.array, lengths: mx.array | None) -> mx.array:
@@ -222,8 +221,8 @@ def _check_time_values(owner: str, time_deltas: mx.array, lengths: mx.array | No
     values = np.array(time_deltas.astype(mx.float32))
     wrong = ~(np.isfinite(values) & (values >= 0))
     if lengths is not None and values.ndim > 0 and can_evaluate([lengths]):
-        t, b = np.arange(values.shape[1 if batch_first else 0]), np.asarray(lengths)
-        valid = t[None, :] < b[:, None] if batch_first else t[:, None] < b[None, :]
+        t, ends = np.arange(values.shape[1 if batch_first else 0]), np.asarray(lengths)
+        valid = t[None, :] < ends[:, None] if batch_first else t[:, None] < ends[None, :]
         wrong &= valid.reshape(valid.shape + (1,) * (values.ndim - 2))
     if wrong.any():
         place = tuple(int(i) for i in np.argwhere(wrong)[0])

@@ -1,4 +1,4 @@
-"""Pieces of the MLX-ops forms."""
+"""Pieces of the MLX-ops forms, and of what surrounds the kernels."""
 
 from typing import Any
 
@@ -19,6 +19,11 @@ def project(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
     """(T, B, I) -> (T, B, O): x W^T + b, one product for all steps."""
     T, B, _ = x.shape
     return mx.addmm(bias, x.reshape(T * B, -1), weight.T).reshape(T, B, -1)
+
+
+def outer(d: mx.array, x: mx.array) -> mx.array:
+    """sum over steps, sequences and whatever else comes before the last axis of d x^T: (..., J), (..., K) -> (J, K)."""
+    return d.reshape(-1, d.shape[-1]).T @ x.reshape(-1, x.shape[-1])
 
 
 def lstm_step(p: Tree, h: mx.array, c: mx.array, t: int) -> tuple[mx.array, mx.array]:

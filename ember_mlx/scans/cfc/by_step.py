@@ -4,8 +4,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from ...kernels.inputs import dims
 from ...kernels.loader import KernelText
-from ...kernels.parallel import dims, launch_parallel
+from ...kernels.parallel import launch_parallel
 from .slopes import FILES, Point, activate, floats, projected
 from .spec import MODES, CfCSpec
 from .variant import Weights, by_unit

@@ -11,9 +11,10 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
+from ...kernels.inputs import dims, lengths_of, nothing, too_many
 from ...kernels.loader import KernelText, Launch, Launches, run_launches
-from ...kernels.parallel import dims
 from ...kernels.tiles import Family, Tile, current_family, forced_tile, rows_for, steps_apart
+from ..ops import outer
 from .by_step import back_by_step, forward_by_step
 from .problems import random_arrays
 from .slopes import Point, floats, linearise, projected
@@ -32,7 +33,6 @@ from .variant import (
 
 Tree = dict[str, Any]
 BLOCK_BYTES = 2**28  # of the steps whose slopes are in memory at a time: few launches, bounded memory
-MOST_NUMBERS = 2**31  # of an array, which the kernels index by int
 FILES = ("pointwise.metal", "product.metal", "sequences.metal", "memory.metal", "cfc_pointwise.metal", "cfc.metal")
 SIZES = "CfC<H, Z, DEPTH, MODE, ACTIVATION, MEMORY, STAGES, SLOTS, WINDOW, FIRST, THREADS, ROWS, SPLIT, RESIDENT, GATES_RESIDENT, WEIGHT>"
 FORWARD = KernelText(
@@ -110,9 +110,7 @@ def refusal(kind: str, spec: CfCSpec, arrays: Tree) -> str | None:
         return "kernels compute in float32"
     (T, B), first, H = arrays["dt"].shape, arrays["stages"][0], spec.units
     numbers = T * B * max(len(first["w_h"]) * max(1, len(first.get("dense", []))), 4 * H if spec.mixed_memory else H)
-    if numbers >= MOST_NUMBERS:
-        return f"an array of {numbers} numbers has more than an int counts"
-    return None
+    return too_many(numbers)
 
 
 def small_problem(spec: CfCSpec, arrays: Tree) -> Tree:
@@ -133,7 +131,7 @@ def forward_launches(kind: str, spec: CfCSpec, arrays: Tree) -> Launches:
     if variant.tile.rows == 0:
         return forward_by_step(kind, spec, arrays)
     T, B = arrays["dt"].shape
-    none, packed_none = mx.zeros((8,)), mx.zeros((8,), variant.weight)
+    none, packed_none = nothing(), nothing(variant.weight)
     dropout = arrays.get("dropout")
     heads = window_weights(variant, w.heads)
     inputs = [
@@ -149,7 +147,7 @@ def forward_launches(kind: str, spec: CfCSpec, arrays: Tree) -> Launches:
         arrays["h0"],
         *_memory_inputs(variant, arrays),
         _slots(variant, False),
-        _lengths(arrays, T, B),
+        lengths_of(arrays, T, B),
         dims(T, B, int(bool(dropout))),
     ]
     y, c = yield _launch(FORWARD, variant, inputs, B, [(T, B, variant.H), (T, B, variant.H) if spec.mixed_memory else (1,)])
@@ -157,12 +155,12 @@ def forward_launches(kind: str, spec: CfCSpec, arrays: Tree) -> Launches:
 
 
 def _slots(variant: Variant, backward: bool) -> mx.array:
-    return slot_table(variant, backward) if len(variant.sizes) > 1 else mx.zeros((8,), mx.int32)
+    return slot_table(variant, backward) if len(variant.sizes) > 1 else nothing(mx.int32)
 
 
 def _memory_inputs(variant: Variant, arrays: Tree) -> list[mx.array]:
     if not variant.spec.mixed_memory:
-        return [mx.zeros((8,), variant.io), mx.zeros((8,), variant.weight), mx.zeros((8,))]
+        return [nothing(variant.io), nothing(variant.weight), nothing()]
     w_gates = variant.pack(unit_rows(variant, arrays["lstm"]["w_h"], 4), variant.gates)
     return [projected(arrays, arrays["lstm"]).astype(variant.io), w_gates, arrays["c0"]]
 
@@ -177,7 +175,7 @@ def backward_launches(kind: str, spec: CfCSpec, arrays: Tree, outputs: list[mx.a
     variant = variant_of(kind, spec, arrays)
     T, B, H = outputs[0].shape
     before = [mx.concatenate([mx.expand_dims(a, 0), kept[:-1]]) for a, kept in zip(_initial(spec, arrays), outputs, strict=True)]
-    lengths = _lengths(arrays, T, B)
+    lengths = lengths_of(arrays, T, B)
     carry, parts = [mx.zeros((B, H)) for _ in outputs], []
     packed = _packed_back(variant, Weights.of(spec, arrays["stages"]), arrays) if variant.tile.rows else []
     steps = block_steps(variant, B)
@@ -207,7 +205,7 @@ def _initial(spec: CfCSpec, arrays: Tree) -> list[mx.array]:
 
 def _packed_back(variant: Variant, w: Weights, arrays: Tree) -> list[mx.array]:
     """The transposed weights as the backward scan takes them: heads, middle layers, first product, gates, the stage above."""
-    none = mx.zeros((8,), variant.weight)
+    none = nothing(variant.weight)
     gates = above = middle = heads = none
     if variant.spec.mixed_memory:
         gates = variant.pack(unit_rows(variant, arrays["lstm"]["w_h"].T, 1), variant.gates_back)
@@ -236,7 +234,7 @@ def _scan_back(
         (B, H) of the states before the block.
     """
     T, B, H = dy[0].shape
-    none, memory = mx.zeros((8,)), variant.spec.mixed_memory
+    none, memory = nothing(), variant.spec.mixed_memory
     slopes = mx.stack(point.slopes) if point.slopes else none
     of_memory = [dy[1], carry[1], point.slopes_gates] if memory else [none] * 3
     w_heads, w_middle, w_first, w_gates, w_above = packed
@@ -259,7 +257,7 @@ def _gradients(spec: CfCSpec, arrays: Tree, h_prev: mx.array, point: Point, dh: 
     ]
     if point.z:
         products = [*(dz[k] for k in range(1, len(point.z))), dq]
-        stages[0]["dense"] = [{"w": _outer(d, z), "b": d.sum(axis=(0, 1))} for d, z in zip(products, point.z, strict=True)]
+        stages[0]["dense"] = [{"w": outer(d, z), "b": d.sum(axis=(0, 1))} for d, z in zip(products, point.z, strict=True)]
     result: Tree = {"x": firsts[0] @ arrays["stages"][0]["w_x"], "dt": (dh * point.slope_dt).sum(axis=-1), "stages": stages}
     if spec.mixed_memory:
         d_gates = d_gates.reshape(*dh.shape[:2], -1)
@@ -270,7 +268,7 @@ def _gradients(spec: CfCSpec, arrays: Tree, h_prev: mx.array, point: Point, dh: 
 
 def _product_gradients(d: mx.array, x: mx.array, h: mx.array) -> Tree:
     """The gradients of w_x, w_h and b of a product W_x x + W_h h + b, from that of its results."""
-    return {"w_x": _outer(d, x), "w_h": _outer(d, h), "b": d.sum(axis=(0, 1))}
+    return {"w_x": outer(d, x), "w_h": outer(d, h), "b": d.sum(axis=(0, 1))}
 
 
 def _joined(parts: list[Tree]) -> Tree:
@@ -286,19 +284,10 @@ def _joined(parts: list[Tree]) -> Tree:
     return tree_unflatten(list(joined.items()))
 
 
-def _outer(d: mx.array, x: mx.array) -> mx.array:
-    """sum over steps and sequences of d x^T: (T, B, J), (T, B, K) -> (J, K)."""
-    return d.reshape(-1, d.shape[-1]).T @ x.reshape(-1, x.shape[-1])
-
-
 def _steps(arrays: Tree, block: slice) -> Tree:
     """The arrays of a block of steps."""
     part = {**arrays, "x": arrays["x"][block], "dt": arrays["dt"][block]}
     return part | ({"dropout": [mask[block] for mask in arrays["dropout"]]} if "dropout" in arrays else {})
-
-
-def _lengths(arrays: Tree, T: int, B: int) -> mx.array:
-    return arrays["lengths"] if "lengths" in arrays else mx.full((B,), T, mx.int32)
 
 
 def _launch(text: KernelText, variant: Variant, inputs: list[mx.array], B: int, shapes: Sequence[tuple[int, ...]]) -> Launch:

@@ -4,8 +4,9 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from ...kernels.inputs import dims, nothing
 from ...kernels.loader import KernelText
-from ...kernels.parallel import dims, launch_parallel
+from ...kernels.parallel import launch_parallel
 from ..memory_fused import memory_slopes
 from ..ops import project
 from ..pointwise import ACTIVATIONS
@@ -44,7 +45,7 @@ class Point(NamedTuple):
 def linearise(kind: str, spec: CfCSpec, arrays: Tree, states: list[mx.array], h_next: mx.array) -> Point:
     """Recompute a block of steps at once from the states before and after them."""
     stages = arrays["stages"]
-    h, slopes_gates = memory_slopes(kind, arrays["lstm"], arrays["x"], *states) if spec.mixed_memory else (states[0], mx.zeros((8,)))
+    h, slopes_gates = memory_slopes(kind, arrays["lstm"], arrays["x"], *states) if spec.mixed_memory else (states[0], nothing())
     inputs = [arrays["x"], *(h_next[..., start:stop] for start, stop in spec.stages[:-1])]
     products = [
         project(u, stage["w_x"], stage["b"]) + h[..., start:stop] @ stage["w_h"].T
@@ -63,7 +64,7 @@ def linearise(kind: str, spec: CfCSpec, arrays: Tree, states: list[mx.array], h_
 def activate(kind: str, spec: CfCSpec, a: mx.array, dropout: mx.array | None) -> list[mx.array]:
     """One backbone layer's z, and its slope."""
     template = [("ACTIVATION", list(ACTIVATIONS).index(spec.activation))]  # (1)
-    inputs = [floats(a), mx.zeros((8,)) if dropout is None else floats(dropout), dims(a.size, int(dropout is not None))]
+    inputs = [floats(a), nothing() if dropout is None else floats(dropout), dims(a.size, int(dropout is not None))]
     return launch_parallel(kind, ACTIVATE, template, inputs, a.size, [a.shape] * 2)
 
 

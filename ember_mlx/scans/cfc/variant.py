@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from ...kernels.inputs import nothing
 from ...kernels.packing import ProductShape, outputs_for, pack
 from ...kernels.tiles import SIMD, Tile
 from ..pointwise import ACTIVATIONS
@@ -190,7 +191,7 @@ class Weights(NamedTuple):
     @classmethod
     def of(cls, spec: CfCSpec, stages: list[Tree]) -> "Weights":
         """The weights of the stages' trees."""
-        none = mx.zeros((8,))
+        none = nothing()
         pure = mx.stack([by_unit(spec, [stage[name] for stage in stages], 1) for name in ("w_tau", "A")]) if spec.mode == "pure" else none
         dense = stages[0].get("dense", [])
         if dense:

@@ -4,8 +4,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from ...kernels.inputs import dims, nothing
 from ...kernels.loader import SMALLEST, KernelText
-from ...kernels.parallel import dims, launch_parallel
+from ...kernels.parallel import launch_parallel
 from .ops import project_inputs
 from .spec import GatedSpec
 from .variant import pointwise_template
@@ -25,7 +26,7 @@ PREVIOUS = KernelText(
 def forward_by_step(kind: str, spec: GatedSpec, arrays: Tree) -> list[mx.array]:
     """[h] (D, T, B, P), for an LSTM [h, c]: at every step a product W_h h of all directions, a small kernel, and a projection's product."""
     D, T, B, _ = arrays["x"].shape
-    H, none = arrays["b"].shape[1] // spec.gates, mx.zeros((SMALLEST,))
+    H, none = arrays["b"].shape[1] // spec.gates, nothing()
     x_proj, w_h = project_inputs(arrays), arrays["w_h"].swapaxes(1, 2)
     w_hr = arrays["w_hr"].swapaxes(1, 2) if "w_hr" in arrays else None
     b_hn, template = arrays.get("b_hn", none), pointwise_template(spec, H)
@@ -52,7 +53,7 @@ def back_by_step(
         d (D, T, B, blocks, H) of the products, dh (D, T, B, P) of a projected h, and the gradients of the states before the block.
     """
     D, T, B, _, H = slopes.shape
-    none, w_h, w_hr, gru = mx.zeros((SMALLEST,)), arrays["w_h"], arrays.get("w_hr"), spec.cell == "gru"
+    none, w_h, w_hr, gru = nothing(), arrays["w_h"], arrays.get("w_hr"), spec.cell == "gru"
     dh, kept = carry[0], carry[1] if spec.has_cell_state else mx.zeros((D, B, H))
     # contiguous and of enough elements: else each step's launch would copy them
     dy_h, dy_c = mx.contiguous(dy[0]), mx.contiguous(dy[1]) if spec.has_cell_state else none

@@ -9,9 +9,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from ...kernels.inputs import dims, lengths_of, nothing, too_many
 from ...kernels.loader import KernelText, launch
 from ...kernels.packing import ProductShape, pack
-from ...kernels.parallel import dims, launch_parallel
+from ...kernels.parallel import launch_parallel
 from ...kernels.tiles import Family, Tile, current_family, forced_tile, layouts_for, rows_for, split_for, steps_apart
 from .by_step import FILES as POINTWISE_FILES
 from .by_step import back_by_step, forward_by_step
@@ -23,7 +24,6 @@ from .variant import Backward, Forward, Variant, pointwise_template
 Tree = dict[str, Any]
 BLOCK_STEPS = 256  # steps whose slopes are in memory at a time, at most
 BLOCK_BYTES = 2**28  # of their slopes and gradients
-MOST_NUMBERS = 2**31  # of an array, which the kernels index by int
 SPLITS = (8, 4)  # lanes of a unit
 FILES = ("pointwise.metal", "product.metal", "sequences.metal", "gated_pointwise.metal", "gated.metal")
 SIZES = "Gated<CELL, H, P, THREADS, ROWS, SPLIT, RESIDENT>"
@@ -79,8 +79,7 @@ def refusal(kind: str, spec: GatedSpec, arrays: Tree) -> str | None:
     if arrays["h0"].dtype != mx.float32:
         return "kernels compute in float32"
     D, T, B, _ = arrays["x"].shape
-    numbers = D * T * B * arrays["b"].shape[1]
-    return f"an array of {numbers} numbers has more than an int counts" if numbers >= MOST_NUMBERS else None
+    return too_many(D * T * B * arrays["b"].shape[1])
 
 
 def small_problem(spec: GatedSpec, arrays: Tree) -> Tree:
@@ -91,7 +90,7 @@ def small_problem(spec: GatedSpec, arrays: Tree) -> Tree:
 
 def gated_fused_forward(kind: str, spec: GatedSpec, arrays: Tree) -> list[mx.array]:
     """[h] (D, T, B, P), for an LSTM [h, c]: in one launch, or step by step where that is faster."""
-    variant, none = variant_of(kind, spec, arrays), mx.zeros((8,))
+    variant, none = variant_of(kind, spec, arrays), nothing()
     if variant.forward.rows == 0:
         return forward_by_step(kind, spec, arrays)
     (D, T, B, _), layout = arrays["x"].shape, variant.scan(False)
@@ -102,7 +101,7 @@ def gated_fused_forward(kind: str, spec: GatedSpec, arrays: Tree) -> list[mx.arr
         arrays.get("b_hn", none),  # (2)
         arrays["h0"],
         arrays.get("c0", none),
-        _lengths(arrays, T, B),
+        lengths_of(arrays, T, B),
         dims(T, B),
     ]
     shapes = [(D, T, B, layout.features), (D, T, B, variant.H) if spec.has_cell_state else (1,)]
@@ -116,7 +115,7 @@ def gated_fused_backward(kind: str, spec: GatedSpec, arrays: Tree, outputs: list
     D, T, B, _ = outputs[0].shape
     names = ("h0", "c0") if spec.has_cell_state else ("h0",)
     before = [mx.concatenate([mx.expand_dims(arrays[name], 1), a[:, :-1]], axis=1) for name, a in zip(names, outputs, strict=True)]
-    lengths, packed = _lengths(arrays, T, B), _packed_back(variant, arrays) if variant.backward.rows else []
+    lengths, packed = lengths_of(arrays, T, B), _packed_back(variant, arrays) if variant.backward.rows else []
     carry, parts, steps = [mx.zeros_like(arrays[name]) for name in names], [], block_steps(variant, D * B)
     for start in reversed(range(0, T, steps)):
         block = slice(start, min(start + steps, T))
@@ -142,7 +141,7 @@ def slopes(kind: str, spec: GatedSpec, arrays: Tree, states: list[mx.array]) -> 
 
     gated_pointwise.metal says what the slopes are.
     """
-    (D, T, B, P), none = states[0].shape, mx.zeros((8,))
+    (D, T, B, P), none = states[0].shape, nothing()
     q = states[0].reshape(D, T * B, P) @ arrays["w_h"].swapaxes(1, 2)
     H, projected = q.shape[2] // spec.gates, "w_hr" in arrays
     template = [*pointwise_template(spec, H), ("PROJECTED", projected)]
@@ -157,7 +156,7 @@ def _packed_back(variant: Variant, arrays: Tree) -> list[mx.array]:
     """The transposed weights as the backward scan takes them."""
     layout = variant.scan(True)
     w_h = _packed(arrays["w_h"].swapaxes(1, 2), layout.project_back if variant.P else layout.back)
-    return [w_h, _packed(arrays["w_hr"].swapaxes(1, 2), layout.back) if variant.P else mx.zeros((8,))]
+    return [w_h, _packed(arrays["w_hr"].swapaxes(1, 2), layout.back) if variant.P else nothing()]
 
 
 def _scan_back(
@@ -171,7 +170,7 @@ def _scan_back(
 ) -> tuple[mx.array, mx.array, list[mx.array]]:
     """The backward scan over a block of steps; see `back_by_step`."""
     D, T, B, P = dy[0].shape
-    none, memory, H = mx.zeros((8,)), variant.spec.has_cell_state, variant.H
+    none, memory, H = nothing(), variant.spec.has_cell_state, variant.H
     inputs = [dy[0], carry[0], by_state, *packed, *([dy[1], carry[1]] if memory else [none] * 2), lengths, dims(T, B)]
     shapes = [(D, T, B, variant.spec.blocks, H), (D, T, B, P) if variant.P else (1,), (D, B, P), (D, B, H) if memory else (1,)]
     d, dh, dh0, dc0 = _launch(kind, BACKWARD, variant, inputs, D, B, shapes)
@@ -199,10 +198,6 @@ def _gradients(spec: GatedSpec, arrays: Tree, h: mx.array, m: mx.array, d: mx.ar
 def _packed(weights: mx.array, shape: ProductShape) -> mx.array:
     """(D, results, inputs), each direction's packed."""
     return mx.concatenate([pack(weight, shape) for weight in weights])
-
-
-def _lengths(arrays: Tree, T: int, B: int) -> mx.array:
-    return arrays["lengths"] if "lengths" in arrays else mx.full((B,), T, mx.int32)
 
 
 def _launch(

@@ -13,19 +13,19 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from ...kernels.inputs import dims, lengths_of, nothing, too_many
 from ...kernels.loader import KernelText, Launch, Launches, launch, run_launches
-from ...kernels.parallel import dims, launch_parallel
+from ...kernels.parallel import launch_parallel
 from ...kernels.tiles import THREADGROUP_BYTES, Family, Tile, current_family, forced_tile, layouts_for, rows_for, split_for
 from ..memory_fused import memory_slopes
 from ..ops import project
 from .problems import random_arrays
 from .spec import LTCSpec
-from .synapses import Synapses
-from .variant import Variant, ids_of
+from .synapses import Synapses, parameter_gradients
+from .variant import Variant, at_ids, ids_of
 
 Tree = dict[str, Any]
 BLOCK_VALUES = 2**19  # evaluations of units that are in memory at a time, at least: with all that comes of them some 15 MB
-MOST_NUMBERS = 2**31  # of an array, which the kernels index by int
 SUM_THREADS = 2**18  # of a sum over rows: enough to fill a large GPU
 LEAST_ROWS = 16  # of one thread's part of such a sum
 SPLITS = (32, 16, 8, 4)  # lanes that share the synapses of a unit
@@ -108,10 +108,7 @@ def refusal(kind: str, spec: LTCSpec, arrays: Tree) -> str | None:
     if variant_of(kind, spec, arrays).tile.rows == 0:
         memory = " with mixed memory" if spec.mixed_memory else ""
         return f"{spec.units} units{memory} need more than {THREADGROUP_BYTES} bytes of threadgroup memory"
-    numbers = arrays["dt"].size * max(spec.units * (6 if spec.mixed_memory else 1), spec.sensory.inputs)
-    if numbers >= MOST_NUMBERS:
-        return f"an array of {numbers} numbers has more than an int counts"
-    return None
+    return too_many(arrays["dt"].size * max(spec.units * (6 if spec.mixed_memory else 1), spec.sensory.inputs))
 
 
 def small_problem(spec: LTCSpec, arrays: Tree) -> Tree:
@@ -133,10 +130,10 @@ def forward_launches(kind: str, spec: LTCSpec, arrays: Tree) -> Launches:
         lstm = arrays["lstm"]
         inputs += [project(arrays["x"], lstm["w_x"], lstm["b"]), variant.packed_gates(lstm["w_h"], False), arrays["c0"]]
     else:
-        inputs += [mx.zeros((8,))] * 3
+        inputs += [nothing()] * 3
     shape = (T, B, spec.units)
     shapes = [shape, *[(1,)] * 3, shape if memory else (1,)]
-    inputs += [_lengths(arrays, T, B), dims(T, B, spec.unfolds, T * B)]
+    inputs += [lengths_of(arrays, T, B), dims(T, B, spec.unfolds, T * B)]
     v, *_, c = yield _launch(FORWARD, variant, variant.template(False), inputs, B, shapes)  # (5)
     return [v, c] if memory else [v]
 
@@ -151,7 +148,7 @@ def backward_launches(kind: str, spec: LTCSpec, arrays: Tree, outputs: list[mx.a
     variant, (T, B, H) = variant_of(kind, spec, arrays), outputs[0].shape
     names = ("v0", "c0")[: len(outputs)]
     before = [mx.concatenate([mx.expand_dims(arrays[name], 0), kept[:-1]]) for name, kept in zip(names, outputs, strict=True)]
-    lengths, carry, parts = _lengths(arrays, T, B), [mx.zeros((B, H)) for _ in outputs], []
+    lengths, carry, parts = lengths_of(arrays, T, B), [mx.zeros((B, H)) for _ in outputs], []
     arrays, weights = arrays | {"delta": _delta(spec, arrays)}, _weights(variant, arrays)
     steps = max(1, max(BLOCK_VALUES, T * B * H // 4) // (spec.evaluations * B * H))
     for start in reversed(range(0, T, steps)):
@@ -193,7 +190,7 @@ class Weights(NamedTuple):
 
 
 def _weights(variant: Variant, arrays: Tree) -> Weights:
-    spec, synapses, none = variant.spec, _floats(arrays["synapses"]), mx.zeros((8,))
+    spec, synapses, none = variant.spec, _floats(arrays["synapses"]), nothing()
     return Weights(
         variant.packed(synapses, False),
         variant.packed(_floats(arrays["synapses"], pull=True), True),
@@ -201,7 +198,7 @@ def _weights(variant: Variant, arrays: Tree) -> Weights:
         synapses,
         _floats(arrays["sensory"]),
         *_drive_weights(spec, arrays),
-        _in_table(_floats(arrays["sensory"], pull=True), parallel_lists(spec.sensory).by_source),
+        at_ids(_floats(arrays["sensory"], pull=True), parallel_lists(spec.sensory).by_source),
     )
 
 
@@ -221,7 +218,7 @@ def _scan_back(
     Returns:
         h (E, T, B, H) of each evaluation, d_gates (T, B, 4, H) of the LSTM, and the gradients (B, H) of the states before the block.
     """
-    (T, B, H), spec, none = v.shape, variant.spec, mx.zeros((8,))
+    (T, B, H), spec, none = v.shape, variant.spec, nothing()
     inputs = [*weights.backward, point.v, point.den, v, arrays["cm"], arrays["delta"], dy[0], carry[0]]
     inputs += [none, none, none] if slopes is None else [dy[1], carry[1], slopes]
     inputs += [weights.gates_back, lengths, dims(T, B, spec.unfolds)]
@@ -241,7 +238,7 @@ class Point(NamedTuple):
 def _recompute(kind: str, variant: Variant, weights: Weights, arrays: Tree, before: mx.array) -> Point:
     """Each step on its own, from the state before it; the steps of all sequences are spread over as many groups as fill the GPU."""
     spec, (T, B, H), variant = variant.spec, before.shape, recomputing(variant)
-    R, none = T * B, mx.zeros((8,))
+    R, none = T * B, nothing()
     rows = min(R, GROUPS_A_CORE * current_family().cores * variant.tile.rows)
     steps = -(-R // rows)
     lengths = ids_of(np.full(rows, steps) - (np.arange(rows) + (steps - 1) * rows >= R))
@@ -281,13 +278,7 @@ def _joined(spec: LTCSpec, arrays: Tree, parts: list[Tree]) -> Tree:
     if spec.mixed_memory:
         result["lstm"] = {name: sum(part["lstm"][name] for part in parts) for name in arrays["lstm"]}
     for kind in ("synapses", "sensory"):
-        p, (by_num, by_den, by_argument, by_product) = arrays[kind], sum(part[kind] for part in parts)
-        result[kind] = {
-            "w": p["erev"] * by_num + by_den,
-            "sigma": by_product - p["mu"] * by_argument,
-            "mu": -p["sigma"] * by_argument,
-            "erev": p["w"] * by_num,
-        }
+        result[kind] = parameter_gradients(arrays[kind], *sum(part[kind] for part in parts))
     return result
 
 
@@ -316,16 +307,11 @@ def parallel_lists(synapses: Synapses) -> ParallelLists:
     return ParallelLists(*table(True), *table(False), ids_of(synapses.sources), ids_of(synapses.targets))
 
 
-def _in_table(floats: mx.array, ids: mx.array) -> mx.array:
-    """(S, 4) -> (width, units, 4), 0 where there is none."""
-    return mx.take(mx.concatenate([floats, mx.zeros((1, 4))]), ids, axis=0)
-
-
 def _drive_weights(spec: LTCSpec, arrays: Tree) -> tuple[mx.array, mx.array]:
     """The sensory synapses as `ltc_sums` reads them, and what the leak adds to num and den (2, H)."""
     epsilon = spec.epsilon if spec.solver == "semi_implicit" else 0
     leak = mx.stack([arrays["gleak"] * arrays["vleak"], arrays["gleak"] + epsilon])
-    return _in_table(_floats(arrays["sensory"]), parallel_lists(spec.sensory).by_target), leak
+    return at_ids(_floats(arrays["sensory"]), parallel_lists(spec.sensory).by_target), leak
 
 
 def _drives(kind: str, spec: LTCSpec, u: mx.array, floats: mx.array, leak: mx.array) -> list[mx.array]:
@@ -333,10 +319,7 @@ def _drives(kind: str, spec: LTCSpec, u: mx.array, floats: mx.array, leak: mx.ar
     T, B, K = u.shape
     shape, lists = (T, B, spec.units), parallel_lists(spec.sensory)
     inputs = [u, floats, lists.sources, leak, dims(T * B, len(lists.by_target))]
-    template = [("K", K), ("H", spec.units)]
-    # (3)
-    # (4)
-    return launch_parallel(kind, SUMS, template, inputs, -(-T * B // 4) * spec.units, [shape] * 2)  # (1)
+    return launch_parallel(kind, SUMS, [("K", K), ("H", spec.units)], inputs, -(-T * B // 4) * spec.units, [shape] * 2)  # (1)
 
 
 def _pull(kind: str, synapses: Synapses, floats: mx.array, v: mx.array, d_num: mx.array, d_den: mx.array) -> mx.array:
@@ -363,10 +346,6 @@ def _floats(p: Tree, pull: bool = False) -> mx.array:
     scale, w_erev, w = -LOG2_E * p["sigma"], p["w"] * p["erev"], p["w"]
     both = [p["sigma"] * w_erev, p["sigma"] * w] if pull else [w_erev, w]
     return mx.stack([scale, scale * p["mu"], *both], axis=1)  # (2)
-
-
-def _lengths(arrays: Tree, T: int, B: int) -> mx.array:
-    return arrays["lengths"] if "lengths" in arrays else mx.full((B,), T, mx.int32)
 
 
 def _launch(

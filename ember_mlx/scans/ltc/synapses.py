@@ -73,6 +73,24 @@ class Synapses:
         return _frozen(np.where(place < sizes[:, None], order[index] if self.count else index, self.count))
 
 
+def parameter_gradients(p: dict[str, Any], by_num: Any, by_den: Any, by_argument: Any, by_product: Any) -> dict[str, Any]:
+    """The gradients of w, sigma, mu and erev, NumPy's or MLX's, from sums over all rows and evaluations, (S,) each.
+
+    Args:
+        p: w, sigma, mu, erev.
+        by_num: of d_num sigma(...).
+        by_den: of d_den sigma(...).
+        by_argument: of the gradient of sigma's argument.
+        by_product: of the same times v.
+    """
+    return {
+        "w": p["erev"] * by_num + by_den,
+        "sigma": by_product - p["mu"] * by_argument,
+        "mu": -p["sigma"] * by_argument,
+        "erev": p["w"] * by_num,
+    }
+
+
 def _starts(owners: Indices, count: int) -> Indices:
     return _frozen(np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=count))]))
 

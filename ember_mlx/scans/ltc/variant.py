@@ -70,6 +70,11 @@ def ids_of(a: Indices) -> mx.array:
     return mx.array(np.ascontiguousarray(a, np.int32))
 
 
+def at_ids(floats: mx.array, ids: mx.array) -> mx.array:
+    """The synapses (S, 4) of some numbers, (..., 4), 0 for the number S."""
+    return mx.take(mx.concatenate([floats, mx.zeros((1, 4))]), ids, axis=0)
+
+
 class Variant(NamedTuple):
     """One kernel variant.
 
@@ -148,7 +153,7 @@ class Variant(NamedTuple):
     def packed(self, floats: mx.array, backward: bool) -> list[mx.array]:
         """The synapses (S, 4) in the order of one direction, with their lists."""
         lists = self.lists(backward)
-        return [mx.take(mx.concatenate([floats, mx.zeros((1, 4))]), lists.ids, axis=0), lists.partners, lists.order, lists.offsets]
+        return [at_ids(floats, lists.ids), lists.partners, lists.order, lists.offsets]
 
     def packed_gates(self, w_h: mx.array, backward: bool) -> mx.array:
         """The LSTM's weights (4 H, H) as the lanes of one direction read them."""

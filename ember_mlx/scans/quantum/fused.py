@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from ...kernels.inputs import dims, lengths_of, nothing, too_many
 from ...kernels.loader import KernelText, launch
 from ...kernels.packing import ProductShape, pack
 from ...kernels.tiles import THREADGROUP_BYTES, Family, Tile, current_family, forced_tile, layouts_for, rows_for
+from ..ops import outer
 from .ops import drive, noise
 from .problems import random_arrays
 from .spec import QuantumSpec
@@ -98,7 +100,7 @@ def refusal(kind: str, spec: QuantumSpec, arrays: Tree) -> str | None:
     variant = variant_of(kind, spec, arrays)
     if variant.tile.rows == 0:
         return f"{variant.H} units need more than {THREADGROUP_BYTES} bytes of threadgroup memory"
-    return None
+    return too_many(2 * arrays["dt"].size * variant.H)
 
 
 def small_problem(spec: QuantumSpec, arrays: Tree) -> Tree:
@@ -117,13 +119,13 @@ def quantum_fused_forward(kind: str, spec: QuantumSpec, arrays: Tree) -> list[mx
         pack(arrays["omega"], variant.square),
         pack(arrays["w_h"], variant.square),
         arrays["tau"],
-        noise(arrays) if variant.noise else mx.zeros((8,)),
+        noise(arrays) if variant.noise else nothing(),
         arrays["dt"],
         arrays["h_c0"],
         arrays["h_s0"],
         mx.array([spec.nu_0, spec.beta, 0, 0, 0, 0, 0, 0], mx.float32),
-        _lengths(arrays),
-        mx.array([T, B, 0, 0, 0, 0, 0, 0]),
+        lengths_of(arrays, T, B),
+        dims(T, B),
     ]
     return _launch(kind, FORWARD, variant, inputs, B, [(T, B, H), (T, B, H)])
 
@@ -134,12 +136,12 @@ def quantum_fused_backward(kind: str, spec: QuantumSpec, arrays: Tree, outputs: 
     (T, B), H = arrays["dt"].shape, variant.H
     before = [mx.concatenate([mx.expand_dims(a, 0), kept[:-1]]) for a, kept in zip((arrays["h_c0"], arrays["h_s0"]), outputs, strict=True)]
     weights = [pack(arrays[name].T, variant.square) for name in ("omega", "w_h")]
-    lengths, carry, parts = _lengths(arrays), mx.zeros((B, 2, H)), []
+    lengths, carry, parts = lengths_of(arrays, T, B), mx.zeros((B, 2, H)), []
     for block in reversed(_blocks(T)):
         part, steps = _steps(arrays, block), block.stop - block.start
         point = linearise(spec, part, *(a[block] for a in before))
-        here, dims = mx.clip(lengths - block.start, 0, steps), mx.array([steps, B, 0, 0, 0, 0, 0, 0])
-        inputs = [*(a[block] for a in cotangents), carry, point.slopes, *weights, part["dt"], here, dims]
+        here = mx.clip(lengths - block.start, 0, steps)
+        inputs = [*(a[block] for a in cotangents), carry, point.slopes, *weights, part["dt"], here, dims(steps, B)]
         shapes = [(steps, B, 2, H), (steps, B, 2, H), (B, 2, H)]
         dh, dr, carry = _launch(kind, BACKWARD, variant, inputs, B, shapes)
         parts.append(_gradients(spec, part, point, dh, dr))
@@ -187,7 +189,7 @@ def _gradients(spec: QuantumSpec, arrays: Tree, point: Point, dh: mx.array, dr: 
     d_q = dh * point.slope_q
     d_theta = dr[:, :, 1] * point.rotated[:, :, 0] - dr[:, :, 0] * point.rotated[:, :, 1]
     by_dt = (dh * point.change).sum(axis=2) * point.stay * point.nu / tau
-    result = {"omega": _outer(d_theta * dt, point.p), "w_h": _outer(d_q, point.r), "tau": -(by_dt * dt).sum(axis=(0, 1)) / tau}
+    result = {"omega": outer(d_theta * dt, point.p), "w_h": outer(d_q, point.r), "tau": -(by_dt * dt).sum(axis=(0, 1)) / tau}
     result["dt"] = (d_theta * point.by_time + by_dt).sum(axis=-1)
     before: Tree = {name: arrays[name] for name in ("x", "t", "w_x", "b", "f", "phi") if name in arrays}
     result |= _pulled(lambda a: drive(spec, a), before, d_q[:, :, 0])
@@ -212,11 +214,6 @@ def _joined(parts: list[Tree]) -> Tree:
     }
 
 
-def _outer(d: mx.array, x: mx.array) -> mx.array:
-    """sum over steps, sequences and parts of d x^T: (..., J), (..., K) -> (J, K)."""
-    return d.reshape(-1, d.shape[-1]).T @ x.reshape(-1, x.shape[-1])
-
-
 def _blocks(T: int) -> list[slice]:
     return [slice(start, min(start + BLOCK_STEPS, T)) for start in range(0, T, BLOCK_STEPS)]
 
@@ -224,11 +221,6 @@ def _blocks(T: int) -> list[slice]:
 def _steps(arrays: Tree, block: slice) -> Tree:
     """The arrays of a block of steps."""
     return {name: a[block] if name in BY_STEP else a for name, a in arrays.items()}
-
-
-def _lengths(arrays: Tree) -> mx.array:
-    T, B = arrays["dt"].shape
-    return arrays["lengths"] if "lengths" in arrays else mx.full((B,), T, mx.int32)
 
 
 def _launch(kind: str, text: KernelText, variant: Variant, inputs: list[mx.array], B: int, shapes: list[tuple[int, ...]]) -> list[mx.array]:

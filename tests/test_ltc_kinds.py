@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ember_mlx.scans.dense import Scratch
-from ember_mlx.scans.ltc.forms import Kind, grouping, slope_of
+from ember_mlx.scans.ltc.kinds import Kind, grouping, slope_of
 from ember_mlx.scans.ltc.synapses import Synapses
 
 from .tolerances import FINITE_DIFFERENCE, FORWARD

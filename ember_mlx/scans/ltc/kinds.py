@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..dense import Scratch, Sums
 from ..pointwise import Array
-from .synapses import Synapses
+from .synapses import Synapses, parameter_gradients
 
 Tree = dict[str, Any]
 Places = NDArray[np.intp]
@@ -89,8 +89,8 @@ def grouping(synapses: Synapses, by_target: bool) -> Grouping:
     return Grouping(tuple(groups), owners, rank, taken, places[:S])
 
 
-class _Form:
-    """What differs between synapses of which some are missing and all of them.
+class _Some:
+    """From the sources to the places and back, where some synapses are missing.
 
     Args:
         synapses: which there are, from K sources to H targets.
@@ -99,91 +99,47 @@ class _Form:
     """
 
     def __init__(self, synapses: Synapses, sigma: Array, scratch: Scratch):
-        self.synapses, self.sigma, self.scratch, self.by_target = synapses, sigma, scratch, grouping(synapses, by_target=True)
+        self.scratch, self.by_source = scratch, grouping(synapses, by_target=False)
+        by_target = grouping(synapses, by_target=True)
+        self.sources = np.append(synapses.sources, 0).take(by_target.synapses).astype(np.intp)
+        self.places = np.append(by_target.places, 0).take(self.by_source.synapses)  # in the order of the sources
+        self.sigma = [a[:, :, None] for a in self.by_source.parted(self.by_source.at_places(sigma))]
 
     def scaled(self, v: Array, by: Array, out: Array) -> Array:
         """The source's value of each place, (n, K) -> (n, P), times `by` (P,) or (n, P), which may be `out`."""
-        raise NotImplementedError
-
-    def by_owner(self, d: Array) -> Array:
-        """The gradients (2, n, H) of num and den, target by target: (R, 2, n)."""
-        raise NotImplementedError
-
-    def of_units(self, sums: Array) -> Array:
-        """(R + 1, n, 2), in the order of the grouping and then a row of zeros -> (H, n, 2)."""
-        raise NotImplementedError
-
-    def to_sources(self, d: Array) -> Array:
-        """From the gradients of all arguments (n, P) to those of the sources' values (n, K)."""
-        raise NotImplementedError
-
-
-class _Some(_Form):
-    """Some synapses are missing."""
-
-    def __init__(self, synapses: Synapses, sigma: Array, scratch: Scratch):
-        super().__init__(synapses, sigma, scratch)
-        self.by_source = grouping(synapses, by_target=False)
-        self.sources = np.append(synapses.sources, 0).take(self.by_target.synapses).astype(np.intp)
-        self.places = np.append(self.by_target.places, 0).take(self.by_source.synapses)  # in the order of the sources
-        self.weights = [a[:, :, None] for a in self.by_source.parted(self.by_source.at_places(sigma))]
-
-    def scaled(self, v: Array, by: Array, out: Array) -> Array:
         at_sources = v.take(self.sources, axis=1, out=self.scratch("at_sources", *out.shape), mode="clip")
         return np.multiply(at_sources, by, out=out)
 
-    def by_owner(self, d: Array) -> Array:
-        result = self.scratch("by_owner", len(self.by_target.owners), 2, d.shape[1])
-        result[...] = d.take(self.by_target.owners, axis=2).transpose(2, 0, 1)
-        return result
-
-    def of_units(self, sums: Array) -> Array:
-        return sums.take(self.by_target.rank, axis=0, out=self.scratch("of_units", self.synapses.units, *sums.shape[1:]), mode="clip")
-
     def to_sources(self, d: Array) -> Array:
+        """From the gradients of all arguments (n, P) to those of the sources' values (n, K)."""
         n, sources = len(d), self.by_source
         ordered = d.take(self.places, axis=1, out=self.scratch("ordered", n, sources.size), mode="clip")
         sums = self.scratch("pulled", len(sources.owners) + 1, n, 1)
         sums[-1] = 0
-        for group, weights in zip(sources.groups, self.weights, strict=True):
-            np.matmul(group.of(ordered), weights, out=sums[group.owners])
+        for group, sigma in zip(sources.groups, self.sigma, strict=True):
+            np.matmul(group.of(ordered), sigma, out=sums[group.owners])
         return sums[:, :, 0].take(sources.rank, axis=0).T
 
 
-class _All(_Form):
-    """No synapse is missing: a row of places is (H, K)."""
+class _All:
+    """The same where no synapse is missing: a row of places is (H, K)."""
 
     def __init__(self, synapses: Synapses, sigma: Array, scratch: Scratch):
-        super().__init__(synapses, sigma, scratch)
+        self.synapses, self.sigma, self.scratch = synapses, sigma, scratch
         self.ones = np.ones((1, synapses.units), sigma.dtype)
 
-    def _matrices(self, a: Array) -> Array:
-        return a.reshape(*a.shape[:-1], self.synapses.units, self.synapses.inputs)
-
     def scaled(self, v: Array, by: Array, out: Array) -> Array:
+        """As that of _Some."""
         np.multiply(v[:, None], self._matrices(by), out=self._matrices(out))
         return out
 
-    def by_owner(self, d: Array) -> Array:
-        result = self.scratch("by_owner", d.shape[2], 2, d.shape[1])
-        result[...] = d.transpose(2, 0, 1)
-        return result
-
-    def of_units(self, sums: Array) -> Array:
-        return sums[:-1]
-
     def to_sources(self, d: Array) -> Array:
+        """As that of _Some."""
         scaled = np.multiply(d, self.sigma, out=self.scratch("scaled", *d.shape))
         return np.matmul(self.ones, self._matrices(scaled), out=self.scratch("pulled", len(d), 1, self.synapses.inputs))[:, 0]
 
-
-class _SynapseSums(NamedTuple):
-    """Sums over rows, a value for each place: what the gradients of all parameters are made of."""
-
-    by_num: Array  # of d_num sigma(...)
-    by_den: Array  # of d_den sigma(...)
-    by_argument: Array  # of the gradient of sigma's argument
-    by_product: Array  # of the same times v
+    def _matrices(self, a: Array) -> Array:
+        return a.reshape(*a.shape[:-1], self.synapses.units, self.synapses.inputs)
 
 
 class Kind:
@@ -197,25 +153,26 @@ class Kind:
 
     def __init__(self, synapses: Synapses, tree: Tree, scratch: Scratch):
         self.tree, self.scratch, self.sums = tree, scratch, Sums(scratch.part("sums"))
-        self.form = (_All if synapses.is_full else _Some)(synapses, tree["sigma"], scratch)
-        self.grouping, w = self.form.by_target, tree["w"]
+        self.ends = (_All if synapses.is_full else _Some)(synapses, tree["sigma"], scratch)
+        self.grouping, w = grouping(synapses, by_target=True), tree["w"]
         self.sigma, self.offset = (self.grouping.at_places(a) for a in (tree["sigma"], tree["sigma"] * tree["mu"]))
         self.weights = self.grouping.parted(np.stack([self.grouping.at_places(a) for a in (w * tree["erev"], w)], axis=1))
 
     def activate(self, v: Array, out: Array | None = None) -> tuple[Array, Array, Array]:
         """sigma(...) at each place, num (n, H) and den (n, H), from the sources' values v (n, K); the next call overwrites them."""
         active = self.scratch("active", len(v), self.grouping.size) if out is None else out
-        self.form.scaled(v, self.sigma, out=active)
+        self.ends.scaled(v, self.sigma, out=active)
         np.subtract(self.offset, active, out=active)
         np.exp(active, out=active)
         active += active.dtype.type(1)
         np.reciprocal(active, out=active)  # sigma(...) = 1 / (1 + exp(...))
-        sums = self.scratch("both", len(self.grouping.owners) + 1, len(v), 2)
+        owners, rank = self.grouping.owners, self.grouping.rank
+        sums = self.scratch("both", len(owners) + 1, len(v), 2)
         sums[-1] = 0
         for group, weights in zip(self.grouping.groups, self.weights, strict=True):
             np.matmul(group.of(active), weights, out=sums[group.owners])
-        sums = self.form.of_units(sums)
-        return active, sums[:, :, 0].T, sums[:, :, 1].T
+        of_units = sums.take(rank, axis=0, out=self.scratch("of_units", len(rank), len(v), 2), mode="clip")
+        return active, of_units[:, :, 0].T, of_units[:, :, 1].T
 
     def pull(self, slope: Array, d: Array) -> Array:
         """From the gradients (2, n, H) of num and den to that of the sources' values (n, K).
@@ -224,11 +181,11 @@ class Kind:
             slope: (n, P) of each sigma by its argument; it becomes the gradient of the argument.
             d: (2, n, H).
         """
-        by_owner, arriving = self.form.by_owner(d).swapaxes(1, 2), self.scratch("arriving", *slope.shape)
+        by_owner, arriving = self._by_owner(d).swapaxes(1, 2), self.scratch("arriving", *slope.shape)
         for group, weights in zip(self.grouping.groups, self.weights, strict=True):
             np.matmul(by_owner[group.owners], weights.swapaxes(1, 2), out=group.of(arriving))
         slope *= arriving
-        return self.form.to_sources(slope)
+        return self.ends.to_sources(slope)
 
     def accumulate(self, active: Array, by_argument: Array, v: Array, d: Array) -> None:
         """Add a block's part of the parameters' gradients.
@@ -239,24 +196,24 @@ class Kind:
             v: (N, K).
             d: (2, N, H).
         """
-        by_owner = self.form.by_owner(d)
-        both = self.scratch("sums", self.grouping.size, 2)
+        by_owner, both = self._by_owner(d), self.scratch("sums", self.grouping.size, 2)
         for group in self.grouping.groups:
             sums = np.matmul(by_owner[group.owners], group.of(active))
             both[group.places] = sums.swapaxes(1, 2).reshape(-1, 2)
-        sums = _SynapseSums(both[:, 0], both[:, 1], by_argument.sum(0), self.form.scaled(v, by_argument, out=by_argument).sum(0))
-        for name, a in sums._asdict().items():
-            self.sums.add(name, a)
+        self.sums.add("by_num", both[:, 0])
+        self.sums.add("by_den", both[:, 1])
+        self.sums.add("by_argument", by_argument.sum(0))
+        self.sums.add("by_product", self.ends.scaled(v, by_argument, out=by_argument).sum(0))
 
     def gradients(self) -> Tree:
         """The gradients in the structure of the tree."""
-        p, by = self.tree, _SynapseSums(**{name: a.take(self.grouping.places) for name, a in self.sums.totals.items()})
-        return {
-            "w": p["erev"] * by.by_num + by.by_den,
-            "sigma": by.by_product - p["mu"] * by.by_argument,
-            "mu": -p["sigma"] * by.by_argument,
-            "erev": p["w"] * by.by_num,
-        }
+        return parameter_gradients(self.tree, **{name: a.take(self.grouping.places) for name, a in self.sums.totals.items()})
+
+    def _by_owner(self, d: Array) -> Array:
+        """The gradients (2, n, H) of num and den, target by target: (R, 2, n)."""
+        result = self.scratch("by_owner", len(self.grouping.owners), 2, d.shape[1])
+        result[...] = d.take(self.grouping.owners, axis=2).transpose(2, 0, 1)
+        return result
 
 
 def slope_of(active: Array, out: Array) -> Array:
