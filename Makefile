@@ -13,7 +13,7 @@ reproduce: $(VENV)/.examples
 	$(BIN)/python examples/reproduce_half_cheetah.py $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
