@@ -73,3 +73,11 @@ def test_steps_after_the_longest_sequence_cost_nothing():
     assert layout.chunks(rows=3) == [(0, 1), (1, 3), (3, 4)]
     assert PackedLayout(9, 2, np.array([0, 0])).chunks(rows=3) == [(0, 1)]
     assert PackedLayout(2, 3).chunks(rows=3) == [(0, 1), (1, 2)]
+
+
+def test_even_chunks_are_of_steps_with_the_same_rows():
+    layout = PackedLayout(7, 3, np.array([2, 6, 5]))  # 3, 3, 2, 2, 2, 1, 0 rows
+    assert layout.even_chunks(rows=100) == [(0, 2), (2, 5), (5, 6)]
+    assert layout.even_chunks(rows=5) == [(0, 1), (1, 2), (2, 4), (4, 5), (5, 6)]
+    assert layout.even_chunks(rows=1) == [(t, t + 1) for t in range(6)]
+    assert PackedLayout(9, 2, np.array([0, 0])).even_chunks(rows=3) == [(0, 1)]

@@ -1,6 +1,7 @@
 """Sequences of different lengths, stored without their padding."""
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,19 @@ class PackedLayout:
             if self.starts[t] - self.starts[first] >= rows or t == steps:
                 result.append((first, t))
                 first = t
+        return result
+
+    def even_chunks(self, rows: int) -> list[tuple[int, int]]:
+        """Ranges of steps as those of `chunks`, but all steps of one have the same rows, and only a single step more than `rows`."""
+        if self.total == 0:
+            return [(0, 1)]
+        ends = [*(np.flatnonzero(np.diff(self.active)) + 1).tolist(), self.steps]
+        result = []
+        for first, last in pairwise([0, *ends]):
+            n = int(self.active[first])
+            if n:
+                at_once = max(1, rows // n)
+                result += [(t, min(t + at_once, last)) for t in range(first, last, at_once)]
         return result
 
 

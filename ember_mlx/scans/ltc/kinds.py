@@ -1,7 +1,11 @@
 """The synapses of one kind in the NumPy form: what num and den sum up, and the way back.
 
-A row of values has a place for each synapse, target by target. Targets with about as many synapses lie side by side, each with as many
-places as the greediest of them needs; a place that no synapse takes has weight 0. So all sums over synapses are matrix products.
+Values are (..., P, n): n sequences side by side for each of P places, of which each synapse has one, target by target; the states of
+sources and targets are (..., K, n) and (..., H, n). Targets with about as many synapses lie together in a group, each with as many places
+as the greediest of them needs; a place that no synapse takes has weight 0. So all sums over synapses are matrix products, one a group.
+
+In memory a place's n values lie together where synapses are missing: to fetch a source's value for a place is then to copy n values. Where
+none is missing nothing need be fetched, and a sequence's P values lie together: what belongs to a synapse alone then stays in the cache.
 """
 
 from functools import lru_cache
@@ -15,6 +19,9 @@ from ..pointwise import Array
 from .synapses import Synapses, parameter_gradients
 
 Tree = dict[str, Any]
+WIDEST = 128  # sequences for which a place's constants are spread out; for more, NumPy's broadcasting costs nothing
+# What one more group costs, in places at 32 sequences: a place of a target is computed, one of a source only copied.
+TARGET_GROUP, SOURCE_GROUP = 60, 400
 Places = NDArray[np.intp]
 
 
@@ -32,15 +39,15 @@ class Group(NamedTuple):
     width: int
 
     def of(self, a: Array) -> Array:
-        """The group's part of values at all places, (n, P) -> (owners, n, width), a view."""
-        return a[:, self.places].reshape(len(a), self.owners.stop - self.owners.start, self.width).swapaxes(0, 1)
+        """The group's part of values at all places, (..., P, n) -> (..., owners, width, n), a view."""
+        return a[..., self.places, :].reshape(*a.shape[:-2], self.owners.stop - self.owners.start, self.width, a.shape[-1])
 
 
 class Grouping(NamedTuple):
     """Synapses by owner, a target or a source.
 
     Args:
-        groups: of owners; none has twice as many synapses as another of its group.
+        groups: of owners.
         owners: (R,) those that have synapses, in the groups' order.
         rank: each owner's place in `owners`, R for one without synapses.
         synapses: (P,) the number of the synapse at each place, S for none.
@@ -76,9 +83,8 @@ def grouping(synapses: Synapses, by_target: bool) -> Grouping:
     owners = order[: np.count_nonzero(sizes)]
     groups: list[Group] = []
     start = place = 0
-    while start < len(owners):
+    for stop in _cuts(sizes[owners], TARGET_GROUP if by_target else SOURCE_GROUP):
         width = int(sizes[owners[start]])
-        stop = start + int(np.count_nonzero(2 * sizes[owners[start:]] > width))
         groups.append(Group(slice(start, stop), slice(place, place + (stop - start) * width), width))
         start, place = stop, place + (stop - start) * width
     numbers = [table[owners[group.owners], : group.width].reshape(-1) for group in groups]
@@ -87,6 +93,23 @@ def grouping(synapses: Synapses, by_target: bool) -> Grouping:
     rank[owners] = np.arange(len(owners))
     places[taken] = np.arange(len(taken))
     return Grouping(tuple(groups), owners, rank, taken, places[:S])
+
+
+def _cuts(sizes: Places, price: int) -> list[int]:
+    """Where the groups end that cost the fewest places and prices, for owners of these sizes, largest first.
+
+    Example:
+        >>> _cuts(np.array([9, 8, 8, 2, 2, 1]), price=5)
+        [3, 6]
+    """
+    ends = [*(np.flatnonzero(np.diff(sizes)) + 1).tolist(), len(sizes)] if len(sizes) else []
+    best: list[tuple[int, list[int]]] = [(0, [])]  # for the owners before each end
+    for k, end in enumerate(ends):
+        starts = [0, *ends[:k]]
+        costs = [best[j][0] + (end - start) * int(sizes[start]) + price for j, start in enumerate(starts)]
+        j = int(np.argmin(costs))
+        best.append((costs[j], [*best[j][1], end]))
+    return best[-1][1]
 
 
 class _Some:
@@ -103,43 +126,85 @@ class _Some:
         by_target = grouping(synapses, by_target=True)
         self.sources = np.append(synapses.sources, 0).take(by_target.synapses).astype(np.intp)
         self.places = np.append(by_target.places, 0).take(self.by_source.synapses)  # in the order of the sources
-        self.sigma = [a[:, :, None] for a in self.by_source.parted(self.by_source.at_places(sigma))]
+        self.spread: Array | None = None
+        self.sigma = [a[:, None] for a in self.by_source.parted(self.by_source.at_places(sigma))]
+
+    def room(self, name: str, places: int, *shape: int) -> Array:
+        """Memory for values, (..., P, n) with this `shape` (..., n)."""
+        return self.scratch(name, *shape[:-1], places, shape[-1])
+
+    def rows(self, a: Array) -> Array:
+        """(N, ..., n) with as many rows together as `room` allows: a view of what lies in it."""
+        return a
+
+    def constants(self, of_places: Array, n: int) -> Array:
+        """What each place has alone, (..., P), to compute with (P, n): (..., P, n) or (..., P, 1). `of_places` is always the same."""
+        if n > WIDEST:
+            return of_places[..., None]
+        if self.spread is None or self.spread.shape[-1] != n:
+            self.spread = self.scratch("spread", *of_places.shape, n)
+            self.spread[...] = of_places[..., None]
+        return self.spread
 
     def scaled(self, v: Array, by: Array, out: Array) -> Array:
-        """The source's value of each place, (n, K) -> (n, P), times `by` (P,) or (n, P), which may be `out`."""
-        at_sources = v.take(self.sources, axis=1, out=self.scratch("at_sources", *out.shape), mode="clip")
-        return np.multiply(at_sources, by, out=out)
+        """The source's value of each place, (..., K, n) -> (..., P, n), times `by`."""
+        return np.multiply(v.take(self.sources, axis=-2, out=out, mode="clip"), by, out=out)
+
+    def products(self, v: Array, d: Array) -> Array:
+        """Each place's sum over all rows of its source's value, v (N, K, n), times its part of d (N, P, n): (P,)."""
+        at_sources = v.take(self.sources, axis=-2, out=self.scratch("at_sources", *d.shape), mode="clip")
+        return np.einsum("rpn,rpn->p", at_sources, d)
 
     def to_sources(self, d: Array) -> Array:
-        """From the gradients of all arguments (n, P) to those of the sources' values (n, K)."""
-        n, sources = len(d), self.by_source
-        ordered = d.take(self.places, axis=1, out=self.scratch("ordered", n, sources.size), mode="clip")
-        sums = self.scratch("pulled", len(sources.owners) + 1, n, 1)
-        sums[-1] = 0
-        for group, sigma in zip(sources.groups, self.sigma, strict=True):
-            np.matmul(group.of(ordered), sigma, out=sums[group.owners])
-        return sums[:, :, 0].take(sources.rank, axis=0).T
+        """From the gradients of all arguments (..., P, n) to those of the sources' values (..., K, n)."""
+        *lead, _, n = d.shape
+        ordered = d.take(self.places, axis=-2, out=self.scratch("ordered", *lead, self.by_source.size, n), mode="clip")
+        sums = self.scratch("pulled", *lead, len(self.by_source.owners) + 1, 1, n)
+        sums[..., -1, :, :] = 0
+        for group, sigma in zip(self.by_source.groups, self.sigma, strict=True):
+            np.matmul(sigma, group.of(ordered), out=sums[..., group.owners, :, :])
+        return sums[..., 0, :].take(self.by_source.rank, axis=-2)
 
 
 class _All:
-    """The same where no synapse is missing: a row of places is (H, K)."""
+    """The same where no synapse is missing: the places are (H, K)."""
 
     def __init__(self, synapses: Synapses, sigma: Array, scratch: Scratch):
-        self.synapses, self.sigma, self.scratch = synapses, sigma, scratch
-        self.ones = np.ones((1, synapses.units), sigma.dtype)
+        self.shape, self.scratch = (synapses.units, synapses.inputs), scratch
+        self.sigma = sigma.reshape(self.shape)
+
+    def room(self, name: str, places: int, *shape: int) -> Array:
+        """As that of _Some."""
+        return self.scratch(name, *shape, places).swapaxes(-1, -2)
+
+    def rows(self, a: Array) -> Array:
+        """As that of _Some; (1, ..., N n)."""
+        last = a.ndim - 1
+        by_sequence = a.transpose(0, last, *range(1, last))
+        return by_sequence.reshape(1, -1, *a.shape[1:-1]).transpose(0, *range(2, a.ndim), 1)
+
+    def constants(self, of_places: Array, n: int) -> Array:
+        """As that of _Some."""
+        return of_places[..., None]
 
     def scaled(self, v: Array, by: Array, out: Array) -> Array:
         """As that of _Some."""
-        np.multiply(v[:, None], self._matrices(by), out=self._matrices(out))
+        by_sequence = self.scratch.copy("by_sequence", v.swapaxes(-1, -2))
+        np.multiply(by_sequence[..., None, :], self._by_target(by), out=self._by_target(out))
         return out
+
+    def products(self, v: Array, d: Array) -> Array:
+        """As that of _Some."""
+        by_sequence = self.scratch.copy("by_sequence", v.swapaxes(-1, -2))
+        return np.einsum("rnk,rnhk->hk", by_sequence, self._by_target(d)).reshape(-1)
 
     def to_sources(self, d: Array) -> Array:
         """As that of _Some."""
-        scaled = np.multiply(d, self.sigma, out=self.scratch("scaled", *d.shape))
-        return np.matmul(self.ones, self._matrices(scaled), out=self.scratch("pulled", len(d), 1, self.synapses.inputs))[:, 0]
+        return np.einsum("hk,...hk->...k", self.sigma, self._by_target(d)).swapaxes(-1, -2)
 
-    def _matrices(self, a: Array) -> Array:
-        return a.reshape(*a.shape[:-1], self.synapses.units, self.synapses.inputs)
+    def _by_target(self, a: Array) -> Array:
+        """(..., P, n) -> (..., n, H, K), a view."""
+        return a.swapaxes(-1, -2).reshape(*a.shape[:-2], a.shape[-1], *self.shape)
 
 
 class Kind:
@@ -155,35 +220,42 @@ class Kind:
         self.tree, self.scratch, self.sums = tree, scratch, Sums(scratch.part("sums"))
         self.ends = (_All if synapses.is_full else _Some)(synapses, tree["sigma"], scratch)
         self.grouping, w = grouping(synapses, by_target=True), tree["w"]
-        self.sigma, self.offset = (self.grouping.at_places(a) for a in (tree["sigma"], tree["sigma"] * tree["mu"]))
-        self.weights = self.grouping.parted(np.stack([self.grouping.at_places(a) for a in (w * tree["erev"], w)], axis=1))
+        self.constants = np.stack([self.grouping.at_places(a) for a in (tree["sigma"], tree["sigma"] * tree["mu"])])
+        parted = (self.grouping.parted(self.grouping.at_places(a)) for a in (w * tree["erev"], w))
+        self.weights = [np.stack(both, axis=1) for both in zip(*parted, strict=True)]  # (owners, 2, width) for each group
+
+    def room(self, name: str, *shape: int) -> Array:
+        """Memory for values (..., P, n), from their other axes (..., n)."""
+        return self.ends.room(name, self.grouping.size, *shape)
 
     def activate(self, v: Array, out: Array | None = None) -> tuple[Array, Array, Array]:
-        """sigma(...) at each place, num (n, H) and den (n, H), from the sources' values v (n, K); the next call overwrites them."""
-        active = self.scratch("active", len(v), self.grouping.size) if out is None else out
-        self.ends.scaled(v, self.sigma, out=active)
-        np.subtract(self.offset, active, out=active)
+        """sigma(...) at each place, num and den (..., H, n), from the sources' values v (..., K, n); the next call overwrites them."""
+        *lead, _, n = v.shape
+        active = self.room("active", *lead, n) if out is None else out
+        sigma, offset = self.ends.constants(self.constants, n)
+        self.ends.scaled(v, sigma, out=active)
+        np.subtract(offset, active, out=active)
         np.exp(active, out=active)
         active += active.dtype.type(1)
         np.reciprocal(active, out=active)  # sigma(...) = 1 / (1 + exp(...))
         owners, rank = self.grouping.owners, self.grouping.rank
-        sums = self.scratch("both", len(owners) + 1, len(v), 2)
-        sums[-1] = 0
+        sums = self.scratch("both", *lead, len(owners) + 1, 2, n)
+        sums[..., -1, :, :] = 0
         for group, weights in zip(self.grouping.groups, self.weights, strict=True):
-            np.matmul(group.of(active), weights, out=sums[group.owners])
-        of_units = sums.take(rank, axis=0, out=self.scratch("of_units", len(rank), len(v), 2), mode="clip")
-        return active, of_units[:, :, 0].T, of_units[:, :, 1].T
+            np.matmul(weights, group.of(active), out=sums[..., group.owners, :, :])
+        of_units = sums.take(rank, axis=-3, out=self.scratch("of_units", *lead, len(rank), 2, n), mode="clip")
+        return active, of_units[..., 0, :], of_units[..., 1, :]
 
     def pull(self, slope: Array, d: Array) -> Array:
-        """From the gradients (2, n, H) of num and den to that of the sources' values (n, K).
+        """From the gradients of num and den to that of the sources' values (..., K, n).
 
         Args:
-            slope: (n, P) of each sigma by its argument; it becomes the gradient of the argument.
-            d: (2, n, H).
+            slope: (..., P, n) of each sigma by its argument; it becomes the gradient of the argument.
+            d: (..., H, 2, n).
         """
-        by_owner, arriving = self._by_owner(d).swapaxes(1, 2), self.scratch("arriving", *slope.shape)
+        by_owner, arriving = self._by_owner(d), self.room("arriving", *slope.shape[:-2], slope.shape[-1])
         for group, weights in zip(self.grouping.groups, self.weights, strict=True):
-            np.matmul(by_owner[group.owners], weights.swapaxes(1, 2), out=group.of(arriving))
+            np.matmul(weights.swapaxes(1, 2), by_owner[..., group.owners, :, :], out=group.of(arriving))
         slope *= arriving
         return self.ends.to_sources(slope)
 
@@ -191,29 +263,29 @@ class Kind:
         """Add a block's part of the parameters' gradients.
 
         Args:
-            active: (N, P).
-            by_argument: (N, P) the gradient of sigma's argument, which this overwrites.
-            v: (N, K).
-            d: (2, N, H).
+            active: (N, P, n).
+            by_argument: (N, P, n) the gradient of sigma's argument.
+            v: (N, K, n).
+            d: (N, H, 2, n).
         """
-        by_owner, both = self._by_owner(d), self.scratch("sums", self.grouping.size, 2)
+        active, by_argument, v, d = (self.ends.rows(a) for a in (active, by_argument, v, d))
+        by_owner, both = self._by_owner(d).swapaxes(-1, -2), self.scratch("sums", self.grouping.size, 2)
         for group in self.grouping.groups:
-            sums = np.matmul(by_owner[group.owners], group.of(active))
-            both[group.places] = sums.swapaxes(1, 2).reshape(-1, 2)
+            of_rows = np.matmul(group.of(active), by_owner[:, group.owners])
+            both[group.places] = of_rows.sum(0).reshape(-1, 2)
         self.sums.add("by_num", both[:, 0])
         self.sums.add("by_den", both[:, 1])
-        self.sums.add("by_argument", by_argument.sum(0))
-        self.sums.add("by_product", self.ends.scaled(v, by_argument, out=by_argument).sum(0))
+        self.sums.add("by_argument", (by_argument[0] if len(by_argument) == 1 else by_argument.sum(0)).sum(-1))
+        self.sums.add("by_product", self.ends.products(v, by_argument))
 
     def gradients(self) -> Tree:
         """The gradients in the structure of the tree."""
         return parameter_gradients(self.tree, **{name: a.take(self.grouping.places) for name, a in self.sums.totals.items()})
 
     def _by_owner(self, d: Array) -> Array:
-        """The gradients (2, n, H) of num and den, target by target: (R, 2, n)."""
-        result = self.scratch("by_owner", len(self.grouping.owners), 2, d.shape[1])
-        result[...] = d.take(self.grouping.owners, axis=2).transpose(2, 0, 1)
-        return result
+        """The gradients (..., H, 2, n) of num and den, of those targets that have synapses: (..., R, 2, n)."""
+        owners = self.grouping.owners
+        return d.take(owners, axis=-3, out=self.scratch("by_owner", *d.shape[:-3], len(owners), *d.shape[-2:]), mode="clip")
 
 
 def slope_of(active: Array, out: Array) -> Array:

@@ -12,7 +12,8 @@ Both take the arrays of one scan as a tree (T steps, B sequences, I inputs, H un
     x         (T, B, I)   inputs of the LSTM, and
     lstm      w_x (4H, I), w_h (4H, H), b (4H,): gates a, i, f, o            with mixed memory
 
-kinds.py says how the synapses of a kind are laid out. The sensory part does not depend on the state, so it is made for a block of steps at
+kinds.py says how the synapses of a kind are laid out; that a step's arrays are (F, n) there, and a block of S steps' (S, F, n), holds
+here for all that the solver works on. The sensory part does not depend on the state, so it is made for a block of steps at
 once. The backward keeps nothing but the states: it recomputes a block of steps at once from
 them, unfold by unfold; then it runs the gradient of v back through the block's unfolds; then it sums up the parameters' gradients over all
 steps, sequences and unfolds of the block. Sequences do not depend on each other, so several threads share them.
@@ -34,7 +35,7 @@ from .kinds import Kind, slope_of
 from .spec import SOLVERS, LTCSpec
 
 Tree = dict[str, Any]
-BLOCK_FLOATS = 2**19  # activations of synapses that a block of steps holds, about
+BLOCK_FLOATS = 2**20  # activations of synapses that a block of steps holds, at most
 
 
 def ltc_forward(spec: LTCSpec, arrays: Tree, keep: Keep | None = None) -> tuple[Array, ...]:
@@ -129,15 +130,15 @@ def _forward(spec: LTCSpec, arrays: Tree) -> tuple[Array, ...]:
         layout, H, dtype = scan.layout, spec.units, arrays["v0"].dtype
         results = [layout.result(H, dtype) for _ in range(2 if scan.lstm else 1)]
         v, c = layout.sort(arrays["v0"]), layout.sort(arrays["c0"]) if scan.lstm else None
-        for first, last in layout.chunks(scan.block_rows):
+        for first, last in layout.even_chunks(scan.block_rows):
             block = scan.block(first, last)
             states, *cells = (layout.room(layout.flat(a), block.rows, scratch(f"states{k}", block.n, H)) for k, a in enumerate(results))
             gates = None if scan.lstm is None else scan.lstm.project(block.x)
-            for rows in block.steps:
+            for k, rows in enumerate(block.steps):
                 v = v[: rows.stop - rows.start]
                 if scan.lstm is not None and c is not None and gates is not None:
                     v, c = scan.lstm.step(gates[:, rows], v, c[: len(v)], scan.lstm.room("gates", len(v)), out=cells[0][rows])
-                states[rows] = v = scan.step(v, block.part(rows))
+                states[rows] = v = scan.step(v, block, k)
             v = scratch.copy("v", v)  # the next block overwrites the states of this one
             c = None if c is None else scratch.copy("c", c)
             for a, result in zip((states, *cells), results, strict=True):
@@ -153,7 +154,7 @@ def _backward(spec: LTCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangent
         v0, c0 = layout.sort(arrays["v0"]), layout.sort(arrays["c0"]) if scan.lstm else None
         flat, flat_dy = [layout.flat(a) for a in outputs], [layout.flat(a) for a in cotangents]
         dv, dc = np.zeros_like(v0), np.zeros_like(v0)
-        for first, last in reversed(layout.chunks(scan.block_rows)):
+        for first, last in reversed(layout.even_chunks(scan.block_rows)):
             block = scan.block(first, last)
             dy, *dy_c = (layout.rows_of(a, block.rows, out=scratch(f"dy{k}", block.n, H)) for k, a in enumerate(flat_dy))
             before = layout.previous(v0, flat[0], block.rows, out=scratch("v_prev", block.n, H))
@@ -163,12 +164,12 @@ def _backward(spec: LTCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangent
                 c_prev, gates = layout.previous(c0, flat[1], block.rows, scratch("c_prev", block.n, H)), scan.lstm.room("gates", block.n)
                 memory = scan.lstm.linearise(block.x, before, c_prev, cells, gates, traced=False)
             point = scan.linearise(before if memory is None else memory.h_inner, block)
-            for rows in reversed(block.steps):
+            for k, rows in reversed(list(enumerate(block.steps))):
                 n = rows.stop - rows.start
                 dv[:n] += dy[rows]
                 if dy_c:
                     dc[:n] += dy_c[0][rows]
-                scan.pull(point, block, rows, dv[:n])
+                scan.pull(point, block, k, dv[:n])
                 if scan.lstm is not None and memory is not None:
                     scan.lstm.pull(memory, rows, dv[:n], dc[:n])
             scan.accumulate(block, point, memory)
@@ -176,7 +177,7 @@ def _backward(spec: LTCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangent
 
 
 def _semi_implicit(evaluate: Callable[[Array], tuple[Array, Array]], v: Array, delta: Array, cm: Array) -> Array:
-    """One unfold: v (n, H) -> (n, H); delta is (n, 1)."""
+    """One unfold: v (..., H, n) -> the same; delta is (..., 1, n), cm (H, 1)."""
     num, den = evaluate(v)
     return (cm * v + delta * num) / (cm + delta * den)  # (5)
 
@@ -227,34 +228,30 @@ STEPS = {"semi_implicit": (_semi_implicit, _semi_implicit_back), "explicit": (_e
 
 
 class _Block(NamedTuple):
-    """Some whole steps, n rows in all; the arrays of one step are those of its rows."""
+    """S whole steps with n sequences each, N = S n rows."""
 
     rows: slice  # in the packed order
-    n: int
+    n: int  # N
     steps: list[slice]  # the rows of each, counted from the block's first
-    u: Array  # (n, I)
-    x: Array  # (n, I) with mixed memory, else (n, 0)
-    delta: Array  # (n, 1)
-    active: Array  # (n, P): sigma(...) of the sensory synapses
-    num: Array  # (n, H): what num gets beside the synapses' part
-    den: Array  # (n, H)
-
-    def part(self, rows: slice) -> "_Block":
-        """One of the steps."""
-        arrays = {name: getattr(self, name)[rows] for name in ("u", "x", "delta", "active", "num", "den")}
-        return self._replace(rows=rows, n=rows.stop - rows.start, steps=[], **arrays)
+    x: Array  # (N, I) with mixed memory, else (N, 0)
+    u: Array  # (S, I, n)
+    delta: Array  # (S, 1, n)
+    active: Array  # (S, P, n): sigma(...) of the sensory synapses
+    num: Array  # (S, H, n): what num gets beside the synapses' part
+    den: Array  # (S, H, n)
 
 
 class _Point(NamedTuple):
-    """A block of N steps recomputed, E evaluations of the synapses each, and what the pull leaves there."""
+    """A block of S steps recomputed, E evaluations of the synapses each, and what the pull leaves there."""
 
-    v: Array  # (E, N, H): where the synapses were evaluated
-    minus_value: Array  # (E, N, H): minus what multiplies den in the equation that the evaluation serves
-    num: Array  # (E, N, H)
-    den: Array  # (E, N, H)
-    active: Array  # (E, N, P): sigma(...)
-    slope: Array  # (E, N, P): of each; the pull makes of it the gradient of the argument
-    h: Array  # (E, N, H): see Pull
+    v: Array  # (E, S, H, n): where the synapses were evaluated
+    minus_value: Array  # (E, S, H, n): minus what multiplies den in the equation that the evaluation serves
+    num: Array  # (E, S, H, n)
+    den: Array  # (E, S, H, n)
+    active: Array  # (E, S, P, n): sigma(...)
+    slope: Array  # (E, S, P, n): of each; the pull makes of it the gradient of the argument
+    h: Array  # (E, S, H, n): see Pull
+    d: Array  # (E, S, H, 2, n): the gradients of num and den
 
 
 class _Scan:
@@ -264,9 +261,9 @@ class _Scan:
         steps, batch = arrays["dt"].shape
         self.spec, self.scratch = spec, scratch
         self.layout = packed_layout(steps, batch, arrays.get("lengths"))
-        self.flat = {name: self.layout.flat(a) for name, a in _by_row(arrays).items()}
+        self.flat = {name: self.layout.flat(a) for name, a in _over_time(arrays).items()}
         self.d = {name: self.layout.flat(self.layout.result(a.shape[1], a.dtype)) for name, a in self.flat.items()}
-        self.gleak, self.vleak, self.cm = (arrays[name] for name in ("gleak", "vleak", "cm"))
+        self.gleak, self.vleak, self.cm = (arrays[name][:, None] for name in ("gleak", "vleak", "cm"))
         self.synapses = Kind(spec.synapses, arrays["synapses"], scratch.part("synapses"))
         self.sensory = Kind(spec.sensory, arrays["sensory"], scratch.part("sensory"))
         self.lstm = MixedMemory(arrays["lstm"], batch, scratch.part("lstm")) if spec.mixed_memory else None
@@ -275,35 +272,42 @@ class _Scan:
         self.advance, self.pull_unfold = STEPS[spec.solver]
 
     def block(self, first: int, last: int) -> _Block:
-        """The steps [first, last)."""
+        """The steps [first, last), which have the same sequences."""
         starts = self.layout.starts[first : last + 1]
         rows, n = slice(starts[0], starts[-1]), starts[-1] - starts[0]
         part = {name: self.layout.rows_of(a, rows, out=self.scratch(name, n, a.shape[1])) for name, a in self.flat.items()}
-        active, num, den = self.sensory.activate(part["u"])  # (1)
-        num = num + self.gleak * self.vleak
+        u, dt = (self.by_step(name, part[name], last - first) for name in ("u", "dt"))
+        active, num, den = self.sensory.activate(u)  # (1)
+        num = num + (self.gleak * self.vleak)
         den = den + (self.gleak + den.dtype.type(self.spec.epsilon if self.spec.solver == "semi_implicit" else 0))
         steps = [slice(a - starts[0], b - starts[0]) for a, b in pairwise(starts)]
-        delta = part["dt"] / self.spec.unfolds
-        return _Block(rows, n, steps, part["u"], part.get("x", part["u"]), delta, active, num, den)
+        return _Block(rows, n, steps, part.get("x", part["u"]), u, dt / self.spec.unfolds, active, num, den)
 
-    def step(self, v: Array, part: _Block) -> Array:
-        """One step: v (n, H) -> (n, H)."""
+    def by_step(self, name: str, rows: Array, steps: int) -> Array:
+        """(S n, F) -> (S, F, n), in memory of that name."""
+        n, F = len(rows) // steps, rows.shape[1]
+        return self.scratch.copy(f"{name} by step", rows.reshape(steps, n, F).swapaxes(1, 2))
+
+    def step(self, v: Array, block: _Block, k: int) -> Array:
+        """Step k of a block: v (n, H) -> (n, H)."""
 
         def evaluate(v: Array) -> tuple[Array, Array]:
             _, num, den = self.synapses.activate(v)  # (2)
-            num = num + part.num  # (3)
-            return num, den + part.den  # (4)
+            num = num + block.num[k]  # (3)
+            return num, den + block.den[k]  # (4)
 
+        v = self.scratch.copy("v by unit", v.T)
         for _ in range(self.spec.unfolds):
-            v = self.advance(evaluate, v, part.delta, self.cm)
-        return v
+            v = self.advance(evaluate, v, block.delta[k], self.cm)
+        return v.T
 
     def linearise(self, v: Array, block: _Block) -> _Point:
-        """Recompute a block of steps (N rows at once) from the states before them."""
-        E, N, H = self.spec.evaluations, block.n, self.spec.units
-        points, minus_value, nums, dens, h = (self.scratch(name, E, N, H) for name in ("points", "minus_value", "num", "den", "h"))
-        active, slope = (self.synapses.scratch(name, E, N, self.synapses.grouping.size) for name in ("all_active", "all_slopes"))
-        evaluations = iter(range(E))
+        """Recompute a block of steps at once from the states before them, v (N, H)."""
+        v = self.by_step("v", v, len(block.steps))
+        shape = (self.spec.evaluations, *v.shape)
+        points, minus_value, nums, dens, h = (self.scratch(name, *shape) for name in ("points", "minus_value", "num", "den", "h"))
+        active, slope = (self.synapses.room(name, *shape[:2], shape[3]) for name in ("all_active", "all_slopes"))
+        evaluations = iter(range(self.spec.evaluations))
 
         def evaluate(v: Array) -> tuple[Array, Array]:
             e = next(evaluations)
@@ -318,44 +322,40 @@ class _Scan:
         np.negative(points, out=minus_value)
         if self.spec.solver == "semi_implicit":
             minus_value[:-1], minus_value[-1] = minus_value[1:], -v
-        return _Point(points, minus_value, nums, dens, active, slope, h)
+        d = self.scratch("d_sums", *shape[:3], 2, shape[3])
+        return _Point(points, minus_value, nums, dens, active, slope, h, d)
 
-    def pull(self, point: _Point, block: _Block, rows: slice, dv: Array) -> None:
-        """From the gradient of the state after one step to that of the state before it, in place."""
-        delta, minus_value = block.delta[rows], point.minus_value
+    def pull(self, point: _Point, block: _Block, k: int, dv: Array) -> None:
+        """From the gradient (n, H) of the state after step k of a block to that of the state before it, in place."""
+        delta, minus_value = block.delta[k], point.minus_value[:, k]
 
         def pull(e: int, h: Array) -> Array:
-            point.h[e, rows] = h
-            d = self.scratch("d_pulled", 2, *h.shape)
-            np.multiply(delta, h, out=d[0])
-            np.multiply(d[0], minus_value[e, rows], out=d[1])
-            return self.synapses.pull(point.slope[e, rows], d)
+            point.h[e, k] = h
+            d = point.d[e, k]
+            by_num = np.multiply(delta, h, out=d[:, 0])
+            np.multiply(by_num, minus_value[e], out=d[:, 1])
+            return self.synapses.pull(point.slope[e, k], d)
 
-        stages = SOLVERS[self.spec.solver]
-        result = dv
-        for first in reversed(range(0, self.spec.evaluations, stages)):
-            result = self.pull_unfold(pull, first, point.den[:, rows], result, delta, self.cm)
-        dv[...] = result
+        result = self.scratch.copy("dv by unit", dv.T)
+        for first in reversed(range(0, self.spec.evaluations, SOLVERS[self.spec.solver])):
+            result = self.pull_unfold(pull, first, point.den[:, k], result, delta, self.cm)
+        dv[...] = result.T
 
     def accumulate(self, block: _Block, point: _Point, memory: MemoryPoint | None) -> None:
         """Add a block's part of the parameters' gradients, and store those of the inputs and the elapsed times."""
-        E, N, H = point.h.shape
-        d = self.scratch("d_sums", 2, E, N, H)  # of num and den
-        np.multiply(block.delta, point.h, out=d[0])
-        np.multiply(d[0], point.minus_value, out=d[1])
         rest = point.num + point.den * point.minus_value
-        by_cm = point.h * (point.v + point.minus_value) if self.spec.solver == "semi_implicit" else -d[0] * rest / self.cm
-        self.sums.add("cm", by_cm.sum((0, 1)))
-        active, by_argument, v = (_rows_together(a) for a in (point.active, point.slope, point.v))
-        self.synapses.accumulate(active, by_argument, v, d.reshape(2, E * N, H))
-        d = d.sum(1)
-        by_num, by_den = d.sum(1)
-        self.sums.add("vleak", self.gleak * by_num)
-        self.sums.add("gleak", self.vleak * by_num + by_den)
-        slope = slope_of(block.active, out=self.sensory.scratch("slope", *block.active.shape))
-        d_rows = {"u": self.sensory.pull(slope, d)}
+        by_num = point.d[..., 0, :]
+        by_cm = point.h * (point.v + point.minus_value) if self.spec.solver == "semi_implicit" else by_num * rest / -self.cm
+        self.sums.add("cm", _by_unit(by_cm))
+        self.synapses.accumulate(*(_evaluations_together(a) for a in (point.active, point.slope, point.v, point.d)))
+        d = point.d.sum(0)
+        by_num, by_den = (_by_unit(d[:, :, k]) for k in range(2))
+        self.sums.add("vleak", self.gleak[:, 0] * by_num)
+        self.sums.add("gleak", self.vleak[:, 0] * by_num + by_den)
+        slope = slope_of(block.active, out=self.sensory.room("slope", len(block.steps), block.u.shape[2]))
+        d_rows = {"u": _by_row(self.sensory.pull(slope, d))}
         self.sensory.accumulate(block.active, slope, block.u, d)
-        d_rows["dt"] = (point.h * rest).sum((0, 2))[:, None] / self.spec.unfolds
+        d_rows["dt"] = (point.h * rest).sum((0, 2)).reshape(-1, 1) / self.spec.unfolds
         if self.lstm is not None and memory is not None:
             self.lstm.accumulate(memory)
             d_rows["x"] = memory.d_gates @ self.lstm.w_x
@@ -372,11 +372,21 @@ class _Scan:
         return result if self.lstm is None else result | {"c0": dc0, "lstm": self.lstm.gradients()}
 
 
-def _by_row(arrays: Tree) -> Tree:
+def _over_time(arrays: Tree) -> Tree:
     """The (T, B, F) arrays of a tree."""
     return {"u": arrays["u"], "dt": arrays["dt"][:, :, None]} | ({"x": arrays["x"]} if "x" in arrays else {})
 
 
-def _rows_together(a: Array) -> Array:
-    """(E, N, ...) -> (E N, ...)."""
+def _by_row(a: Array) -> Array:
+    """(S, F, n) -> (S n, F)."""
+    return a.swapaxes(1, 2).reshape(-1, a.shape[1])
+
+
+def _by_unit(a: Array) -> Array:
+    """(..., H, n) -> (H,), the sums."""
+    return a.reshape(-1, *a.shape[-2:]).sum(0).sum(-1)
+
+
+def _evaluations_together(a: Array) -> Array:
+    """(E, S, ...) -> (E S, ...)."""
     return a.reshape(a.shape[0] * a.shape[1], *a.shape[2:])
