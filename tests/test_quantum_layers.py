@@ -10,7 +10,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 import ember_mlx
-from ember_mlx import CTRQNet, EnhancedNCPMap, EnhancedNeuronMap, LQNet, NCPMap, NeuronMap, RandomMap
+from ember_mlx import Bidirectional, CTRQNet, EnhancedNCPMap, EnhancedNeuronMap, LQNet, NCPMap, NeuronMap, RandomMap, StrideAware
 
 from .comparisons import assert_close, assert_trees_close
 from .tolerances import FORWARD
@@ -312,3 +312,20 @@ def test_training_lowers_the_loss(kind):
         mx.eval(model.parameters(), optimizer.state)
         losses.append(value.item())
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("wrap", [Bidirectional, lambda layer: StrideAware(layer, [1, 1])], ids=["bidirectional", "strides"])
+def test_a_wrapper_draws_noise_of_its_own_for_each_layer(wrap):
+    both = wrap(LQNet(6, input_size=I, noise_scale=0.3, return_sequences=False))
+    one, other = (both.forward_layer, both.backward_layer) if isinstance(both, Bidirectional) else both.layers
+    other.update(one.parameters())
+    x, key = mx.random.normal((3, 1, I)), mx.random.key(8)  # one step: its direction makes no difference
+    y = both(x, key=key)
+    assert_close(both(x, key=key), y, 0)
+    assert float(mx.abs(both(x, key=mx.random.key(9)) - y).max()) > 1e-2
+    assert float(mx.abs(y[:, :6] - y[:, 6:]).max()) > 1e-2
+    with pytest.raises(ValueError, match=r"key must be a key of mx.random.key, got \(3,\) of float32"):
+        both(x, key=mx.zeros((3,)))
+    both.eval()
+    y = both(x, key=key)
+    assert_close(y[:, :6], y[:, 6:], 0)

@@ -152,6 +152,21 @@ def check_call_options(owner: str, options: Iterable[str], known: Sequence[str])
             raise bad_argument(owner, "a call's argument", f"be one of {', '.join((*CALL_ARGUMENTS, *known))}", repr(name), TypeError)
 
 
+def check_key(owner: str, key: Any) -> None:
+    """Raise an error for what is neither a key of random numbers nor None."""
+    if key is not None and not isinstance(key, mx.array):
+        raise bad_argument(owner, "key", "be a key of mx.random.key", type_name(key), TypeError)
+    if key is not None and (key.shape, key.dtype) != ((2,), mx.uint32):
+        raise bad_argument(owner, "key", "be a key of mx.random.key", f"{key.shape} of {dtype_name(key.dtype)}")
+
+
+def split_key(owner: str, options: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """A call's options for each of several layers, with a key of its own where they hold one: no two then draw the same numbers."""
+    key = options.get("key")
+    check_key(owner, key)
+    return [options] * count if key is None else [options | {"key": one} for one in mx.random.split(key, count)]
+
+
 def compute_dtype(x: mx.array, parameters: mx.Dtype) -> mx.Dtype:
     """The dtype of states and sums: float32, or float64 where x or the parameters are."""
     return mx.float64 if mx.float64 in (x.dtype, parameters) else mx.float32

@@ -7,7 +7,7 @@ import mlx.nn as nn
 
 from ..checks import check_flag
 from ..errors import bad_argument
-from .arguments import integer_array, turned, type_name
+from .arguments import integer_array, split_key, turned, type_name
 from .base import RecurrentLayer, layer_from_config, layer_to_config
 
 OWNER = "Bidirectional"
@@ -25,6 +25,7 @@ class Bidirectional(nn.Module):
         initial_state: a pair (forward, backward) of the layer's states, each or both None.
         time_deltas: elapsed time before each step, which it keeps in both directions.
         lengths: (B,) integers in 1..T; the backward run starts at each sequence's last valid step.
+        key: where the layer draws noise, as LQNet: each direction draws its own.
 
     Returns:
         y, both layers' outputs side by side on the last axis: of every step in the order of x, or without return_sequences of each
@@ -75,8 +76,8 @@ class Bidirectional(nn.Module):
         sequences = layer.return_sequences if return_sequences is None else check_flag(OWNER, "return_sequences", return_sequences)
         with_state = layer.return_state if return_state is None else check_flag(OWNER, "return_state", return_state)
         options |= {"return_sequences": sequences, "return_state": True}
-        pair = zip((layer, self.backward_layer), _pair(initial_state), strict=True)
-        (forward, state), (backward, state_back) = (each(x, initial, time_deltas, lengths, **options) for each, initial in pair)
+        pair = zip((layer, self.backward_layer), _pair(initial_state), split_key(OWNER, options, 2), strict=True)
+        (forward, state), (backward, state_back) = (each(x, initial, time_deltas, lengths, **own) for each, initial, own in pair)
         if sequences:
             backward = _in_order(backward, lengths, layer.batch_first)
         y = mx.concatenate([forward, backward], axis=-1)

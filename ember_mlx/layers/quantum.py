@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import check_flag, check_interval
-from ..errors import bad_argument
 from ..scans.quantum.scan import QUANTUM
 from ..scans.quantum.spec import QuantumSpec
 from ..scans.several import Scan, Scans
 from ..wiring import NeuronMap
-from .arguments import StateLayout, Steps, compute_dtype, dtype_name, type_name
+from .arguments import StateLayout, Steps, check_key, compute_dtype
 from .base import RecurrentLayer
 from .initial import glorot_uniform
 from .maps import built_map, parameter_of_map
@@ -177,10 +176,7 @@ class LQNet(RecurrentLayer):
 
     def _noise(self, steps: Steps, dtype: mx.Dtype, key: mx.array | None) -> Tree:
         """xi for all steps, and the weight that it meets, in training; nothing else."""
-        if key is not None and not isinstance(key, mx.array):
-            raise bad_argument(type(self).__name__, "key", "be a key of mx.random.key", type_name(key), TypeError)
-        if key is not None and (key.shape, key.dtype) != ((2,), mx.uint32):
-            raise bad_argument(type(self).__name__, "key", "be a key of mx.random.key", f"{key.shape} of {dtype_name(key.dtype)}")
+        check_key(type(self).__name__, key)
         if not (self.training and self.noise_scale > 0):
             return {}
         xi = mx.random.normal((*steps.x.shape[:2], 2 * self.units), key=key).astype(dtype)

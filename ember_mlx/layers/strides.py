@@ -9,7 +9,7 @@ from ..checks import check_integer
 from ..errors import bad_argument
 from ..scans.several import Scans, run_scans
 from ..wiring import NeuronMap
-from .arguments import Steps, check_array, compute_dtype, dtype_name, read_state, read_steps, type_name
+from .arguments import Steps, check_array, compute_dtype, dtype_name, read_state, read_steps, split_key, type_name
 from .base import RecurrentLayer, layer_from_config, layer_to_config
 from .cfc import CfC
 from .ltc import LTC
@@ -54,6 +54,7 @@ class StrideAware(RecurrentLayer):
         time_deltas: elapsed time before each step, (B, T) or (B, T, 1), its axes in the order of x's, or a scalar; 1 if None. Not for
             layers that know no time.
         lengths: (B,) integers in 1..T; steps past them change no state, and y is 0 there.
+        key: where the layer draws noise, as LQNet: each stride draws its own.
 
     Returns:
         y (B, strides * O), or (B, T, strides * O) with return_sequences, O the outputs of the wrapped layer. With return_state
@@ -99,6 +100,11 @@ class StrideAware(RecurrentLayer):
         """Whether a step depends on the time elapsed before it."""
         return self.layers[0].timed
 
+    @property
+    def run_options(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Further options of a call: those of the wrapped layer."""
+        return self.layers[0].run_options
+
     def read_call(self, x: Any, initial_state: Any, time_deltas: Any, lengths: Any) -> tuple[Steps, list[mx.array | None]]:
         """A call's arguments, checked; the state as one list: every stride's states, then steps and elapsed."""
         owner = type(self).__name__
@@ -121,11 +127,12 @@ class StrideAware(RecurrentLayer):
         dtype = compute_dtype(steps.x, self.dtype)
         own = {stride: own_steps(stride, steps, taken) for stride in self.stride_lengths}  # once: mx.compile fails at such copies
         runs = []
-        for k, (layer, stride) in enumerate(zip(self.layers, self.stride_lengths, strict=True)):
+        each = zip(self.layers, self.stride_lengths, split_key(type(self).__name__, options, len(self.layers)), strict=True)
+        for k, (layer, stride, own_options) in enumerate(each):
             count = len(layer.state_layouts)
             initial, states = states[:count], states[count:]
             waited = None if elapsed is None else elapsed[:, k]
-            runs.append(stride_scans(layer, stride, steps, own[stride], initial, waited, dtype))
+            runs.append(stride_scans(layer, stride, steps, own[stride], initial, waited, dtype, **own_options))
         outputs, finals, since = zip(*run_scans(runs), strict=True)
         T, B, _ = steps.x.shape
         passed = mx.full((B,), T, mx.int32) if steps.lengths is None else steps.lengths
@@ -253,6 +260,7 @@ def stride_scans(
     state: list[mx.array | None],
     waited: mx.array | None,
     dtype: mx.Dtype,
+    **options: Any,
 ) -> Scans:
     """One stride's layer as a computation that asks for its scans.
 
@@ -264,6 +272,7 @@ def stride_scans(
         state: of the layer.
         waited: (B,) time since the last own step before these, or None.
         dtype: of the states.
+        **options: of the layer's scans.
 
     Returns:
         y (T, B, O), held between own steps; the layer's states; and (B,) the time since the last own step.
@@ -276,7 +285,7 @@ def stride_scans(
     here = own.steps
     if waited is not None:
         here = here._replace(dt=mx.concatenate([here.dt[:1] + waited.astype(here.dt.dtype), here.dt[1:]]))
-    y, final = yield from layer.scans(here, list(initial))
+    y, final = yield from layer.scans(here, list(initial), **options)
     y = layer.read_out(y, here)
     if own.first is None:
         held = mx.repeat(y, stride, axis=0)[:T]

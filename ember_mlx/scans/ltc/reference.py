@@ -379,12 +379,12 @@ def _over_time(arrays: Tree) -> Tree:
 
 def _by_row(a: Array) -> Array:
     """(S, F, n) -> (S n, F)."""
-    return a.swapaxes(1, 2).reshape(-1, a.shape[1])
+    return a.swapaxes(1, 2).reshape(a.shape[0] * a.shape[2], a.shape[1])
 
 
 def _by_unit(a: Array) -> Array:
     """(..., H, n) -> (H,), the sums."""
-    return a.reshape(-1, *a.shape[-2:]).sum(0).sum(-1)
+    return a.sum(tuple(range(a.ndim - 2))).sum(-1)
 
 
 def _evaluations_together(a: Array) -> Array:
