@@ -1,10 +1,12 @@
 """The layout of an LTC's synapses in the NumPy form, on maps of every shape."""
 
+from itertools import combinations, pairwise
+
 import numpy as np
 import pytest
 
 from ember_mlx.scans.dense import Scratch
-from ember_mlx.scans.ltc.kinds import Kind, grouping, slope_of
+from ember_mlx.scans.ltc.kinds import Kind, _cuts, grouping, slope_of
 from ember_mlx.scans.ltc.synapses import Synapses
 
 from .tolerances import FINITE_DIFFERENCE, FORWARD
@@ -22,12 +24,6 @@ MATRICES = {
 
 def kind_of(synapses, tree):
     return Kind(synapses, tree, Scratch(np.dtype(np.float64)))
-
-
-def most_places(owners):
-    """With one group for all, and one place instead of a group's price."""
-    sizes = np.bincount(owners)
-    return np.count_nonzero(sizes) * sizes.max(initial=0) + 1
 
 
 def random_tree(S):
@@ -50,11 +46,22 @@ def test_every_synapse_has_one_place(matrix):
     for by_target, owners in ((True, synapses.targets), (False, synapses.sources)):
         found = grouping(synapses, by_target)
         assert sorted(found.synapses[found.synapses < synapses.count]) == list(range(synapses.count))
-        assert found.size + len(found.groups) <= most_places(owners) or synapses.count == 0
         for group in found.groups:
             place_owner = np.repeat(found.owners[group.owners], group.width)
             numbers = found.synapses[group.places]
             assert (owners[numbers[numbers < synapses.count]] == place_owner[numbers < synapses.count]).all()
+
+
+@pytest.mark.parametrize("price", [0, 1, 3, 10, 1000])
+def test_groups_are_the_cheapest(price):
+    sizes = np.array([9, 8, 8, 5, 5, 4, 2, 2, 1])
+
+    def cost(cuts):
+        return sum((stop - start) * sizes[start] + price for start, stop in pairwise([0, *cuts, len(sizes)]))
+
+    inner = range(1, len(sizes))
+    cheapest = min(cost(cuts) for k in range(len(sizes)) for cuts in combinations(inner, k))
+    assert cost(_cuts(sizes, price)[:-1]) == cheapest
 
 
 @pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)

@@ -19,8 +19,8 @@ from ..pointwise import Array
 from .synapses import Synapses, parameter_gradients
 
 Tree = dict[str, Any]
-WIDEST = 128  # sequences for which a place's constants are spread out; for more, NumPy's broadcasting costs nothing
-# What one more group costs, in places at 32 sequences: a place of a target is computed, one of a source only copied.
+WIDEST = 128  # sequences for which a place's constants are spread out: with few, to broadcast them costs several times the product
+# What one more group costs, in places at 32 sequences, about: a place of a target is computed, one of a source only copied.
 TARGET_GROUP, SOURCE_GROUP = 60, 400
 Places = NDArray[np.intp]
 

@@ -344,8 +344,8 @@ class _Scan:
     def accumulate(self, block: _Block, point: _Point, memory: MemoryPoint | None) -> None:
         """Add a block's part of the parameters' gradients, and store those of the inputs and the elapsed times."""
         rest = point.num + point.den * point.minus_value
-        by_num = point.d[..., 0, :]
-        by_cm = point.h * (point.v + point.minus_value) if self.spec.solver == "semi_implicit" else by_num * rest / -self.cm
+        semi_implicit = self.spec.solver == "semi_implicit"
+        by_cm = point.h * (point.v + point.minus_value) if semi_implicit else point.d[..., 0, :] * rest / -self.cm
         self.sums.add("cm", _by_unit(by_cm))
         self.synapses.accumulate(*(_evaluations_together(a) for a in (point.active, point.slope, point.v, point.d)))
         d = point.d.sum(0)
