@@ -12,11 +12,11 @@ Both take the arrays of one scan as a tree (T steps, B sequences, I inputs, H un
     x         (T, B, I)   inputs of the LSTM, and
     lstm      w_x (4H, I), w_h (4H, H), b (4H,): gates a, i, f, o            with mixed memory
 
-kinds.py says how the synapses of a kind are laid out; that a step's arrays are (F, n) there, and a block of S steps' (S, F, n), holds
-here for all that the solver works on. The sensory part does not depend on the state, so it is made for a block of steps at
-once. The backward keeps nothing but the states: it recomputes a block of steps at once from
-them, unfold by unfold; then it runs the gradient of v back through the block's unfolds; then it sums up the parameters' gradients over all
-steps, sequences and unfolds of the block. Sequences do not depend on each other, so several threads share them.
+kinds.py says how the synapses of a kind are laid out. All that the solver works on lies as there: a step's arrays are (F, n), those of a block
+of S steps (S, F, n). The sensory part does not depend on the state, so it is made for a block of steps at once. The backward keeps nothing
+but the states: it recomputes a block of steps at once from them, unfold by unfold; then it runs the gradient of v back through the block's
+unfolds; then it sums up the parameters' gradients over all steps, sequences and unfolds of the block. Sequences do not depend on each other,
+so several threads share them.
 """
 
 from collections.abc import Callable, Sequence
@@ -132,7 +132,7 @@ def _forward(spec: LTCSpec, arrays: Tree) -> tuple[Array, ...]:
         v, c = layout.sort(arrays["v0"]), layout.sort(arrays["c0"]) if scan.lstm else None
         for first, last in layout.even_chunks(scan.block_rows):
             block = scan.block(first, last)
-            states, *cells = (layout.room(layout.flat(a), block.rows, scratch(f"states{k}", block.n, H)) for k, a in enumerate(results))
+            states, *cells = (layout.room(layout.flat(a), block.rows, scratch(f"states{k}", block.N, H)) for k, a in enumerate(results))
             gates = None if scan.lstm is None else scan.lstm.project(block.x)
             for k, rows in enumerate(block.steps):
                 v = v[: rows.stop - rows.start]
@@ -156,12 +156,12 @@ def _backward(spec: LTCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangent
         dv, dc = np.zeros_like(v0), np.zeros_like(v0)
         for first, last in reversed(layout.even_chunks(scan.block_rows)):
             block = scan.block(first, last)
-            dy, *dy_c = (layout.rows_of(a, block.rows, out=scratch(f"dy{k}", block.n, H)) for k, a in enumerate(flat_dy))
-            before = layout.previous(v0, flat[0], block.rows, out=scratch("v_prev", block.n, H))
+            dy, *dy_c = (layout.rows_of(a, block.rows, out=scratch(f"dy{k}", block.N, H)) for k, a in enumerate(flat_dy))
+            before = layout.previous(v0, flat[0], block.rows, out=scratch("v_prev", block.N, H))
             memory = None
             if scan.lstm is not None and c0 is not None:
-                cells = layout.rows_of(flat[1], block.rows, out=scratch("cells", block.n, H))
-                c_prev, gates = layout.previous(c0, flat[1], block.rows, scratch("c_prev", block.n, H)), scan.lstm.room("gates", block.n)
+                cells = layout.rows_of(flat[1], block.rows, out=scratch("cells", block.N, H))
+                c_prev, gates = layout.previous(c0, flat[1], block.rows, scratch("c_prev", block.N, H)), scan.lstm.room("gates", block.N)
                 memory = scan.lstm.linearise(block.x, before, c_prev, cells, gates, traced=False)
             point = scan.linearise(before if memory is None else memory.h_inner, block)
             for k, rows in reversed(list(enumerate(block.steps))):
@@ -231,7 +231,7 @@ class _Block(NamedTuple):
     """S whole steps with n sequences each, N = S n rows."""
 
     rows: slice  # in the packed order
-    n: int  # N
+    N: int
     steps: list[slice]  # the rows of each, counted from the block's first
     x: Array  # (N, I) with mixed memory, else (N, 0)
     u: Array  # (S, I, n)
