@@ -12,11 +12,11 @@ Both take the arrays of one scan as a tree (T steps, B sequences, I inputs, H un
     x         (T, B, I)   inputs of the LSTM, and
     lstm      w_x (4H, I), w_h (4H, H), b (4H,): gates a, i, f, o            with mixed memory
 
-kinds.py says how the synapses of a kind are laid out. All that the solver works on lies as there: a step's arrays are (F, n), those of a block
-of S steps (S, F, n). The sensory part does not depend on the state, so it is made for a block of steps at once. The backward keeps nothing
-but the states: it recomputes a block of steps at once from them, unfold by unfold; then it runs the gradient of v back through the block's
-unfolds; then it sums up the parameters' gradients over all steps, sequences and unfolds of the block. Sequences do not depend on each other,
-so several threads share them.
+kinds.py says how the synapses of a kind are laid out. All that the solver works on lies as there: a step's arrays are (F, n), those of
+a block of S steps (S, F, n). The sensory part does not depend on the state, so it is made for a block of steps at once. The backward
+keeps nothing but the states: it recomputes a block of steps at once from them, unfold by unfold; then it runs the gradient of v back
+through the block's unfolds; then it sums up the parameters' gradients over all steps, sequences and unfolds of the block. Sequences do
+not depend on each other, so several threads share them.
 """
 
 from collections.abc import Callable, Sequence
