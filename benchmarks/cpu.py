@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -187,24 +188,73 @@ def contenders(kind, T):
     return names
 
 
+class Worker:
+    """A contender in a process of its own, stopped while it is not asked: one's waiting threads would slow the others.
+
+    Args:
+        kind: of layer.
+        name: of the contender.
+        T: steps.
+    """
+
+    def __init__(self, kind, name, T):
+        command = [sys.executable, __file__, "--layers", kind, "--worker", name, "--steps", str(T)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._answer()  # it is ready
+
+    def times(self, run, seconds):
+        """Milliseconds of each run of a kind within some seconds."""
+        self.process.send_signal(signal.SIGCONT)
+        print(json.dumps([run, seconds]), file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def close(self):
+        self.process.send_signal(signal.SIGCONT)
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a contender's process ended: {' '.join(self.process.args)}")
+        self.process.send_signal(signal.SIGSTOP)
+        return json.loads(line)
+
+
+def work(kind, name, T):
+    """What a contender's process does: for each line [run, seconds] that comes, the times as JSON."""
+    runs = dict(zip(KINDS, contender(kind, name, T), strict=True))
+    for run in runs.values():
+        run()
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        run, seconds = json.loads(line)
+        print(json.dumps(timed(runs[run], seconds)), flush=True)
+
+
 def compare(kind, T, seconds, rounds):
-    """Milliseconds of every contender at T steps. Each has processes of its own, in turn: one's waiting threads would slow the next."""
-    names = contenders(kind, T)
-    times = {name: {run: [] for run in KINDS} for name in names}
+    """Every contender at T steps, in turn: name -> run -> median and least milliseconds, and the ratio to ours.
+
+    The ratio is the median over the rounds: a machine's speed drifts, but little within a round.
+    """
+    workers = {name: Worker(kind, name, T) for name in contenders(kind, T)}
+    times = {name: {run: [] for run in KINDS} for name in workers}
     for _ in range(rounds):
-        for name in names:
-            command = [sys.executable, __file__, "--layers", kind, "--worker", name, "--steps", str(T), "--seconds", str(seconds)]
-            for run, values in json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout).items():
-                times[name][run] += values
-    return {
-        label: {name: {run: pick(values) for run, values in by_run.items()} for name, by_run in times.items()}
-        for label, pick in (("median", statistics.median), ("min", min))
-    }
+        for run in KINDS:
+            for name, worker in workers.items():
+                times[name][run].append(worker.times(run, seconds))
+    for worker in workers.values():
+        worker.close()
 
+    def figures(name, run):
+        own, ours = ([statistics.median(of_round) for of_round in times[n][run]] for n in (name, OURS))
+        return {
+            "median": statistics.median(own),
+            "min": min(min(of_round) for of_round in times[name][run]),
+            "ratio": statistics.median(a / b for a, b in zip(own, ours, strict=True)),
+        }
 
-def work(kind, name, T, seconds):
-    """What a contender's process does: print its times as JSON."""
-    print(json.dumps({run: timed(function, seconds) for run, function in zip(KINDS, contender(kind, name, T), strict=True)}))
+    return {name: {run: figures(name, run) for run in KINDS} for name in workers}
 
 
 def peak_memory(kind, T):
@@ -222,14 +272,13 @@ def peak_memory(kind, T):
     return {"numpy": numpy_peak / array, "mlx": (mx.get_peak_memory() - before) / array}
 
 
-def print_comparison(kind, T, times, peak):
+def print_comparison(kind, T, result, peak):
     """The table of one kind of layer at T steps."""
-    median, least = times["median"], times["min"]
 
-    def cell(name, run):
-        return f"{median[name][run]:.1f} ms ({least[name][run]:.1f}; {median[name][run] / median[OURS][run]:.2f} x)"
+    def cell(figures):
+        return f"{figures['median']:.1f} ms ({figures['min']:.1f}; {figures['ratio']:.2f} x)"
 
-    rows = [[name, *(cell(name, run) for run in KINDS)] for name in median]
+    rows = [[name, *(cell(by_run[run]) for run in KINDS)] for name, by_run in result.items()]
     print_table(f"{CONTESTS[kind].title}, B={B}, T={T}, I={I}, float32", ["", "forward", "forward + backward"], rows)
     print(f"peak of a training step: {peak['numpy']:.1f} (NumPy) + {peak['mlx']:.1f} (MLX) arrays of (B, T, H)")
 
@@ -238,13 +287,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, nargs="+", default=[100, 1000], help="T, one table each")
     parser.add_argument("--layers", nargs="+", choices=CONTESTS, default=list(CONTESTS), help="a table for each")
-    parser.add_argument("--seconds", type=float, default=1.5, help="time for each figure of a round")
-    parser.add_argument("--rounds", type=int, default=3, help="how often the contenders take turns")
+    parser.add_argument("--seconds", type=float, default=0.3, help="time for each figure of a round")
+    parser.add_argument("--rounds", type=int, default=11, help="how often the contenders take turns")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, default=Path("out/bench-cpu.json"))
     arguments = parser.parse_args()
     if arguments.worker:
-        work(arguments.layers[0], arguments.worker, arguments.steps[0], arguments.seconds)
+        work(arguments.layers[0], arguments.worker, arguments.steps[0])
         return
     result = {"sizes": {"B": B, "I": I, "H": H, "backbone": Z}, "ms": {}, "peak": {}}
     for kind in arguments.layers:
@@ -253,7 +302,7 @@ def main():
     write_json(arguments.json, result)
     machine = environment()
     print(f"{machine['cpu']}, {machine['cores']} cores, {machine['versions']}, {machine['date']}")
-    print("median (and least) of runs in turn, each contender in processes of its own; ratios of the medians")
+    print("median (and least) of runs in turn, each contender in a process of its own; the ratio to ours is the median of the rounds' ratios")
     for kind in arguments.layers:
         for T in arguments.steps:
             print_comparison(kind, T, result["ms"][kind][T], result["peak"][kind][T])

@@ -13,11 +13,11 @@ PACKAGES = ("ember-mlx", "mlx", "numpy", "torch", "ncps")
 
 
 def timed(run: Callable[[], object], seconds: float) -> list[float]:
-    """Milliseconds of each run within some seconds, after a warm-up; at least three."""
+    """Milliseconds of each run within some seconds, after a warm-up; at least one."""
     start, times = time.perf_counter(), []
     while time.perf_counter() < start + seconds / 4:
         run()
-    while len(times) < 3 or time.perf_counter() < start + seconds:
+    while not times or time.perf_counter() < start + seconds:
         before = time.perf_counter()
         run()
         times.append((time.perf_counter() - before) * 1e3)
