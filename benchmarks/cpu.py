@@ -302,7 +302,7 @@ def main():
     write_json(arguments.json, result)
     machine = environment()
     print(f"{machine['cpu']}, {machine['cores']} cores, {machine['versions']}, {machine['date']}")
-    print("median (and least) of runs in turn, each contender in a process of its own; the ratio to ours is the median of the rounds' ratios")
+    print("median (and least) of runs in turn, each contender in a process of its own; the ratio to ours is the median of the rounds' own")
     for kind in arguments.layers:
         for T in arguments.steps:
             print_comparison(kind, T, result["ms"][kind][T], result["peak"][kind][T])
