@@ -225,31 +225,41 @@ class _Weights:
     Args:
         spec: the static part.
         tree: a stage's.
+        scratch: where they lie.
     """
 
-    def __init__(self, spec: CfCSpec, tree: Tree):
-        activation, mode, dtype = ACTIVATIONS[spec.activation], MODES[spec.mode], tree["w_h"].dtype
+    def __init__(self, spec: CfCSpec, tree: Tree, scratch: Scratch):
+        activation, mode = ACTIVATIONS[spec.activation], MODES[spec.mode]
         dense = tree.get("dense", [])
         sizes = [len(tree["b"]), *(len(layer["b"]) for layer in dense)]
         units = sizes[-1] // spec.heads
-        self.order = np.concatenate([np.arange(units) + k * units for k in mode.order])
-        self.factors = [np.full(P, activation.inner, dtype) for P in sizes[:-1]]
-        self.factors.append(np.repeat(mode.factors, units).astype(dtype))
-        self.outer = dtype.type(activation.outer)
-        self.first = {name: self._scaled(tree[name], 0) for name in ("w_x", "w_h", "b")}
+        self.blocks = [[(slice(0, P), activation.inner)] for P in sizes[:-1]]  # of each product: rows of its weights, and their factor
+        self.blocks.append([(slice(k * units, (k + 1) * units), mode.factors[k]) for k in mode.order])
+        self.outer = activation.outer
+        self.first = {name: self._scaled(tree[name], 0, scratch(name, *tree[name].shape)) for name in ("w_x", "w_h", "b")}
         # [w b], since their inputs end with a 1: a product with a column more costs less than adding the bias
-        self.dense = [self._scaled(np.column_stack([self.outer * p["w"], p["b"]]), k) for k, p in enumerate(dense, 1)]
+        self.dense = [scratch(f"dense{k}", len(p["b"]), p["w"].shape[1] + 1) for k, p in enumerate(dense, 1)]
+        for k, (p, out) in enumerate(zip(dense, self.dense, strict=True), 1):
+            self._scaled(p["w"], k, out[:, :-1], self.outer)
+            self._scaled(p["b"], k, out[:, -1])
 
     def gradients(self, totals: Tree) -> Tree:
         """From the gradients of the weights here, `first`'s by name and `dense`'s by number, to those of the stage's tree."""
-        dense = [self._scaled(totals[f"dense{k}"], k) for k in range(1, len(self.factors))]
         result: Tree = {name: self._scaled(totals[name], 0) for name in self.first}
-        return result | {"dense": [{"w": self.outer * d[:, :-1], "b": d[:, -1]} for d in dense]}
+        dense = [totals[f"dense{k}"] for k in range(1, len(self.blocks))]
+        return result | {
+            "dense": [{"w": self._scaled(d[:, :-1], k, by=self.outer), "b": self._scaled(d[:, -1], k)} for k, d in enumerate(dense, 1)]
+        }
 
-    def _scaled(self, a: Array, k: int) -> Array:
-        """Rows (P, ...) of product k, or their gradients: the order is its own inverse, and the factors act alike."""
-        scaled = a * self.factors[k].reshape(-1, *[1] * (a.ndim - 1))
-        return scaled[self.order] if k == len(self.factors) - 1 else scaled
+    def _scaled(self, a: Array, k: int, out: Array | None = None, by: float = 1) -> Array:
+        """Rows (P, ...) of product k, or their gradients: the order of the blocks is its own inverse, and the factors act alike."""
+        out = np.empty(a.shape, a.dtype) if out is None else out
+        first = 0
+        for rows, factor in self.blocks[k]:
+            size = rows.stop - rows.start
+            np.multiply(a[rows], a.dtype.type(factor * by), out=out[first : first + size])
+            first += size
+        return out
 
 
 class _Block(NamedTuple):
@@ -271,7 +281,7 @@ class _Stage(StateProduct):
     def __init__(self, spec: CfCSpec, index: int, tree: Tree, rows: int, scratch: Scratch):
         self.units = slice(*spec.stages[index])
         self.spec, self.activation = spec, ACTIVATIONS[spec.activation]
-        self.tree, self.weights = tree, _Weights(spec, tree)
+        self.tree, self.weights = tree, _Weights(spec, tree, scratch.part("weights"))
         depth = len(self.weights.dense)
         super().__init__(self.weights.first, None if depth else spec.heads, rows, scratch)
         self.products, self.products_back = [], []
