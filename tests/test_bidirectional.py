@@ -5,8 +5,9 @@ import json
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from mlx.utils import tree_flatten
 
-from ember_mlx import GRU, LSTM, RNN, Bidirectional, CfC, NCPMap, StrideAware
+from ember_mlx import GRU, LSTM, LTC, RNN, Bidirectional, CfC, NCPMap, StrideAware, StrideAwareCfC
 
 from .comparisons import assert_close
 
@@ -18,6 +19,9 @@ KINDS = {
     "gru": lambda **o: GRU(I, H, **o),
     "cfc": lambda **o: CfC(H, I, **o),
     "cfc-ncp-mixed": lambda **o: CfC(NCPMap(3, 2, 2, I, seed=1), mixed_memory=True, **o),
+    "ltc": lambda **o: LTC(H, I, ode_unfolds=2, **o),
+    "strides": lambda **o: StrideAware(GRU(I, H), [1, 3], **o),
+    "cfc-strides": lambda **o: StrideAwareCfC(H, [2, 3], I, **o),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 with_lengths = pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
@@ -30,7 +34,7 @@ def seeded():
 
 def inputs(kind):
     x, dt = mx.random.normal((B, T, I)), mx.random.uniform(0.1, 2, (B, T))
-    return x, dt if kind.startswith("cfc") else None
+    return x, dt if kind.startswith(("cfc", "ltc")) else None
 
 
 def part(dt, *index):
@@ -58,9 +62,9 @@ def test_it_is_two_runs(kind, lengths, sequences):
             assert not mx.any(y[b, n:])
         else:
             assert_close(y[here], mx.concatenate([expected, expected_back], axis=1), 1e-6)
-        axis = expected_state[0].ndim - 2
-        for got, alone in zip([*state, *state_back], [*expected_state, *expected_state_back], strict=True):
-            assert_close(mx.take(got, mx.array([b]), axis=axis), alone, 1e-6)
+        expected_pair = tree_flatten((expected_state, expected_state_back))
+        for (_, got), (_, alone) in zip(tree_flatten((state, state_back)), expected_pair, strict=True):
+            assert_close(mx.take(got, mx.array([b]), axis=alone.ndim - 2), alone, 1e-6)
 
 
 @every_kind
@@ -139,11 +143,6 @@ MESSAGES = {
         ValueError,
         lambda: Bidirectional(GRU(3, 4, go_backwards=True)),
         "[Bidirectional] layer must run forwards, and be able to run backwards, got GRU with go_backwards=True.",
-    ),
-    "strides": (
-        ValueError,
-        lambda: Bidirectional(StrideAware(GRU(3, 4), [1])),
-        "[Bidirectional] layer must run forwards, and be able to run backwards, got StrideAware.",
     ),
     "state": (
         TypeError,

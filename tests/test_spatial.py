@@ -10,8 +10,22 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from mlx.utils import tree_flatten
 
-from ember_mlx import LTC, CfC, CTRQNet, EnhancedNCPMap, EnhancedNeuronMap, LQNet, NCPMap, RandomMap, spatial_regularization
+from ember_mlx import (
+    GRU,
+    LTC,
+    Bidirectional,
+    CfC,
+    CTRQNet,
+    EnhancedNCPMap,
+    EnhancedNeuronMap,
+    LQNet,
+    NCPMap,
+    RandomMap,
+    StrideAware,
+    spatial_regularization,
+)
 from ember_mlx.wiring import communicability, map_from_config, map_to_config
 
 POINTS = np.random.default_rng(0).standard_normal((12, 3))
@@ -249,6 +263,18 @@ def test_cost_is_strength_times_length_times_communicability(kind):
     strengths = np.abs(np.array(layer.recurrent_weights(), np.float64)).mean(axis=0)
     expected = (strengths * layer.neuron_map.distance_matrix * communicability(strengths)).sum()
     assert spatial_regularization(layer).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_layer_made_of_layers_costs_what_they_cost():
+    layer = Bidirectional(StrideAware(CfC(EnhancedNeuronMap(8, input_dim=3)), [1, 2]))
+    parts = [*layer.forward_layer.layers, *layer.backward_layer.layers]
+    expected = sum(spatial_regularization(part).item() for part in parts)
+    assert spatial_regularization(layer).item() == pytest.approx(expected, rel=1e-6)
+    gradient = nn.value_and_grad(layer, spatial_regularization)(layer)[1]
+    for direction in ("forward_layer", "backward_layer"):
+        assert all(any(mx.any(a != 0) for _, a in tree_flatten(part)) for part in gradient[direction]["layers"])
+    with pytest.raises(TypeError, match=r"\[spatial_regularization\] layer must be a layer on a neuron map, got ember_mlx.+GRU"):
+        spatial_regularization(Bidirectional(GRU(3, 4)))
 
 
 @pytest.mark.parametrize("kind", LAYERS)

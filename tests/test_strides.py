@@ -223,6 +223,16 @@ MESSAGES = {
         lambda: StrideAwareCfC(MAP, [1])(X, [None, [mx.zeros((2, 1)), None]]),
         "[StrideAwareCfC] initial_state steps must be an mx.array of integers, got float32.",
     ),
+    "steps-value": (
+        ValueError,
+        lambda: StrideAwareCfC(MAP, [1, 2])(X, [None, None, [mx.array([[3], [-1]]), None]]),
+        "[StrideAwareCfC] initial_state steps must be finite and not negative, got -1.0.",
+    ),
+    "elapsed-value": (
+        ValueError,
+        lambda: StrideAwareCfC(MAP, [1, 2])(X, [None, None, [None, mx.full((2, 2), float("inf"))]]),
+        "[StrideAwareCfC] initial_state elapsed must be finite and not negative, got inf.",
+    ),
     "elapsed-shape": (
         ValueError,
         lambda: StrideAwareCfC(MAP, [1, 2])(X, [None, None, [None, mx.zeros((2, 1))]]),
@@ -243,6 +253,5 @@ def test_a_layer_that_runs_backwards_is_refused():
     for layer, why in ((LTC(4, 3, go_backwards=True), "LTC with go_backwards"), (GRU(3, 4, bidirectional=True), "GRU with bidirectional")):
         with pytest.raises(ValueError, match=rf"\[StrideAware\] layer must run forwards, got {why}=True\."):
             StrideAware(layer, [1])
-    with pytest.raises(ValueError, match=r"\[StrideAwareCfC\] go_backwards must be left out, since strides count from the first step, got"):
-        StrideAwareCfC(4, [1], 3, go_backwards=True)
+
     assert not any(layer.training for layer in StrideAware(GRU(3, 4).eval(), [1, 2]).layers)

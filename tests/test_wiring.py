@@ -147,6 +147,20 @@ def test_adding_a_synapse_to_an_unbuilt_map_keeps_it_unbuilt():
     assert again.adjacency_matrix[0, 0] == -1
 
 
+def test_a_frozen_map_takes_no_synapse_and_its_configuration_makes_one_that_does():
+    neuron_map = NeuronMap(2, input_dim=1)
+    neuron_map.freeze()
+    for add in (neuron_map.add_synapse, neuron_map.add_sensory_synapse, copy.deepcopy(neuron_map).add_synapse):
+        with pytest.raises(
+            ValueError, match=r"\[NeuronMap\] a synapse must be added before a layer is made of the map, got a layer's own map"
+        ):
+            add(0, 1, 1)
+    assert neuron_map.synapse_count == neuron_map.sensory_synapse_count == 0
+    other = NeuronMap.from_config(neuron_map.get_config())
+    other.add_synapse(0, 1, 1)
+    assert other.synapse_count == 1
+
+
 def test_a_held_matrix_does_not_change_with_the_map():
     pair = NeuronMap(2)
     before = pair.adjacency_matrix

@@ -10,7 +10,7 @@ from .arguments import type_name
 
 
 def built_map(owner: str, neuron_map: Any, input_size: int | None) -> NeuronMap:
-    """A copy of the map, built for `input_size`; an int stands for FullyConnectedMap(int).
+    """A copy of the map, built for `input_size`, to which no synapse can be added; an int stands for FullyConnectedMap(int).
 
     Raises:
         TypeError: neither a NeuronMap nor an int.
@@ -32,6 +32,7 @@ def built_map(owner: str, neuron_map: Any, input_size: int | None) -> NeuronMap:
         raise bad_argument(owner, "input_size", f"be {neuron_map.input_dim}, for which neuron_map is built", input_size)
     if input_size is not None:
         neuron_map.build(input_size)
+    neuron_map.freeze()
     return neuron_map
 
 

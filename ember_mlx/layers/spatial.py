@@ -8,6 +8,8 @@ from ..errors import bad_argument
 from ..wiring import SpatialMap
 from ..wiring.spatial import TAYLOR_TERMS
 from .arguments import type_name
+from .bidirectional import Bidirectional
+from .strides import StrideAware
 
 
 def spatial_regularization(layer: Any) -> mx.array:
@@ -23,7 +25,8 @@ def spatial_regularization(layer: Any) -> mx.array:
     others they take s_i = sum_j |w_ij|, which is 0 in a neuron without outgoing synapses.
 
     Args:
-        layer: a layer of this package on an :class:`EnhancedNeuronMap` or :class:`EnhancedNCPMap`.
+        layer: a layer of this package on an :class:`EnhancedNeuronMap` or :class:`EnhancedNCPMap`; or Bidirectional or StrideAware over
+            one, whose cost is the sum of its layers' costs.
 
     Returns:
         A scalar, in the dtype of the parameters; differentiable, the communicability too.
@@ -43,6 +46,10 @@ def spatial_regularization(layer: Any) -> mx.array:
 
     Source: Achterberg et al. (2023), Nature Machine Intelligence 5, 1369-1381, https://doi.org/10.1038/s42256-023-00748-9.
     """
+    parts = _layers_of(layer)
+    if len(parts) > 1:
+        return sum((spatial_regularization(part) for part in parts[1:]), spatial_regularization(parts[0]))
+    (layer,) = parts
     if not (hasattr(layer, "recurrent_weights") and hasattr(layer, "neuron_map")):
         raise bad_argument("spatial_regularization", "layer", "be a layer on a neuron map", type_name(layer), TypeError)
     if not isinstance(layer.neuron_map, SpatialMap):
@@ -51,6 +58,13 @@ def spatial_regularization(layer: Any) -> mx.array:
     strengths = mx.abs(layer.recurrent_weights()).mean(axis=0)
     distance = mx.array(layer.neuron_map.distance_matrix, strengths.dtype)  # 0 on the diagonal, so c's does not count
     return (strengths * distance * _exponential(_normalised(strengths))).sum()
+
+
+def _layers_of(layer: Any) -> list[Any]:
+    """The layers that a layer is made of, or itself."""
+    if isinstance(layer, Bidirectional):
+        return [*_layers_of(layer.forward_layer), *_layers_of(layer.backward_layer)]
+    return list(layer.layers) if isinstance(layer, StrideAware) else [layer]
 
 
 def _normalised(strengths: mx.array) -> mx.array:

@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from ..checks import check_integer
 from ..errors import bad_argument
+from ..scans.dispatch import can_evaluate
 from ..scans.several import Scans, run_scans
 from ..wiring import NeuronMap
 from .arguments import Steps, check_array, compute_dtype, dtype_name, read_state, read_steps, split_key, type_name
@@ -47,6 +49,8 @@ class StrideAware(RecurrentLayer):
         return_sequences: whether y holds every step, or the last valid one.
         return_state: whether the state is returned too.
         batch_first: whether x is (B, T, I) or (T, B, I).
+        go_backwards: whether each sequence is processed from its last valid step to its first, from which step on the strides then count;
+            y is in the order of processing, and each step keeps its own time delta.
 
     Call:
         ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state)``
@@ -83,6 +87,7 @@ class StrideAware(RecurrentLayer):
         return_sequences: bool = False,
         return_state: bool = False,
         batch_first: bool = True,
+        go_backwards: bool = False,
     ):
         owner = type(self).__name__
         if not isinstance(layer, RecurrentLayer) or isinstance(layer, StrideAware):
@@ -92,7 +97,7 @@ class StrideAware(RecurrentLayer):
             if config.get(name):
                 raise bad_argument(owner, "layer", "run forwards", f"{type(layer).__name__} with {name}=True")
         self_strides = check_strides(owner, stride_lengths)
-        super().__init__(layer.input_size, layer.units * len(self_strides), return_sequences, return_state, batch_first)
+        super().__init__(layer.input_size, layer.units * len(self_strides), return_sequences, return_state, batch_first, go_backwards)
         self.stride_lengths = self_strides
         self.layers = [type(layer).from_config(config) for _ in self_strides]
         self.set_dtype(layer.dtype)
@@ -122,7 +127,8 @@ class StrideAware(RecurrentLayer):
         states: list[mx.array | None] = []
         for layer, one in zip(self.layers, given, strict=False):
             states += read_state(owner, [one] if layer.bare_state else one, layer.state_layouts, batch, steps.batched)
-        return steps, states + _read_clock(owner, given[-1], batch, count, steps.batched)
+        states += _read_clock(owner, given[-1], batch, count, steps.batched)
+        return (steps.backwards() if self.go_backwards else steps), states
 
     def run(self, steps: Steps, state: list[mx.array | None], **options: Any) -> tuple[mx.array, list[mx.array]]:
         """Run every stride's layer over its own steps, all together; see RecurrentLayer.scans."""
@@ -164,7 +170,7 @@ class StrideAware(RecurrentLayer):
         return cls(**config | {"layer": layer_from_config(cls.__name__, config["layer"])})
 
     def _own_config(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("stride_lengths", "return_sequences", "return_state", "batch_first")}
+        return {name: getattr(self, name) for name in ("stride_lengths", "return_sequences", "return_state", "batch_first", "go_backwards")}
 
     def _extra_repr(self) -> str:
         return f"stride_lengths={self.stride_lengths}"
@@ -184,17 +190,22 @@ class _StrideAwareOnMap(StrideAware):
         return_sequences: bool = False,
         return_state: bool = False,
         batch_first: bool = True,
+        go_backwards: bool = False,
         **options: Any,
     ):
-        if options.get("go_backwards"):
-            raise bad_argument(type(self).__name__, "go_backwards", "be left out, since strides count from the first step", True)
         pattern = self.kind(neuron_map, input_size, **options)
-        super().__init__(pattern, stride_lengths, return_sequences=return_sequences, return_state=return_state, batch_first=batch_first)
+        super().__init__(
+            pattern,
+            stride_lengths,
+            return_sequences=return_sequences,
+            return_state=return_state,
+            batch_first=batch_first,
+            go_backwards=go_backwards,
+        )
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments as values that JSON can hold."""
-        config = self.layers[0].get_config()
-        return {name: value for name, value in config.items() if name != "go_backwards"} | self._own_config()
+        return self.layers[0].get_config() | self._own_config()
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "RecurrentLayer":
@@ -212,6 +223,7 @@ class StrideAwareCfC(_StrideAwareOnMap):
         return_sequences: whether y holds every step, or the last valid one.
         return_state: whether the state is returned too.
         batch_first: whether x is (B, T, I) or (T, B, I).
+        go_backwards: whether each sequence is processed from its last valid step to its first, from which step on the strides then count.
         **options: of CfC: mode, backbone_units, backbone_layers, mixed_memory, output, ...
 
     Call, returns and errors as StrideAware: y (B, strides * H), or (B, T, strides * H) with return_sequences; the state is a list of
@@ -239,6 +251,7 @@ class StrideAwareLTC(_StrideAwareOnMap):
         return_sequences: whether y holds every step, or the last valid one.
         return_state: whether the state is returned too.
         batch_first: whether x is (B, T, I) or (T, B, I).
+        go_backwards: whether each sequence is processed from its last valid step to its first, from which step on the strides then count.
         **options: of LTC: ode_unfolds, solver, input_mapping, output_mapping, ...
 
     Call, returns and errors as StrideAware: y (B, strides * O), or (B, T, strides * O) with return_sequences; the state is a list of v for
@@ -375,3 +388,7 @@ def _check_clock(owner: str, name: str, a: Any, shape: tuple[int, ...]) -> None:
         raise bad_argument(owner, name, "be an mx.array of integers", got, TypeError)
     if a.shape != shape:
         raise bad_argument(owner, name, f"have shape {shape}", a.shape)
+    if can_evaluate([a]):
+        values = np.array(a.astype(mx.float32))
+        if not (np.isfinite(values) & (values >= 0)).all():
+            raise bad_argument(owner, name, "be finite and not negative", f"{values.min()}")

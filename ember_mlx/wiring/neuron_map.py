@@ -84,6 +84,7 @@ class NeuronMap:
         self._layers, self._layer_names = self._check_layers(layers, layer_names)
         self._adjacency: NDArray[np.int8] | None = None
         self._sensory_adjacency: NDArray[np.int8] | None = None
+        self._frozen = False
         self._set_matrices(adjacency_matrix, sensory_adjacency_matrix)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -303,6 +304,18 @@ class NeuronMap:
         """
         self._sensory_adjacency = self._with_synapse(self.sensory_adjacency_matrix, source, target, polarity)
 
+    def freeze(self) -> None:
+        """Let no synapse be added from now on; a layer does this to its copy of a map, whose synapses are in its parameters.
+
+        Example:
+            >>> pair = NeuronMap(2)
+            >>> pair.freeze()
+            >>> pair.add_synapse(0, 1, -1)  # doctest: +ELLIPSIS
+            Traceback (most recent call last):
+            ValueError: [NeuronMap] a synapse must be added before a layer is made of the map, got ...
+        """
+        self._frozen = True
+
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments and both matrices as values that JSON can hold.
 
@@ -452,6 +465,12 @@ class NeuronMap:
         target = _check_below(owner, "target", target, matrix.shape[1])
         if check_integer(owner, "polarity", polarity, minimum=None) not in (-1, 1):
             raise bad_argument(owner, "polarity", "be -1 or +1", polarity)
+        if self._frozen:
+            expected, got = (
+                "be added before a layer is made of the map",
+                "a layer's own map; from_config(map.get_config()) makes one to change",
+            )
+            raise bad_argument(owner, "a synapse", expected, got)
         changed = matrix.copy()  # a matrix that somebody holds never changes
         changed[source, target] = polarity
         return changed
