@@ -36,6 +36,13 @@ def make(kind):
 
 
 @every_layer
+def test_sizes_are_those_of_a_call(kind):
+    layer = make(kind)
+    y = layer(mx.zeros((B, T, layer.input_size)), return_sequences=True)
+    assert y.shape == (B, T, layer.output_size)
+
+
+@every_layer
 @pytest.mark.parametrize("backend", ["auto", "ops"])
 @pytest.mark.parametrize("padding", [float("nan"), float("inf")])
 def test_nothing_past_a_length_reaches_a_result_or_a_gradient(kind, backend, padding):

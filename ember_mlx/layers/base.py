@@ -88,6 +88,11 @@ class RecurrentLayer(nn.Module):
         """The states in order."""
         return tuple(StateLayout(name, self.units) for name in self.state_names)
 
+    @property
+    def output_size(self) -> int:
+        """Features of y."""
+        return self.units
+
     def output_of(self, state: list[mx.array]) -> mx.array:
         """(B, O): what `run` gave for the step after which the states are these."""
         return state[0]

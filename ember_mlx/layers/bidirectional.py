@@ -83,6 +83,16 @@ class Bidirectional(nn.Module):
         y = mx.concatenate([forward, backward], axis=-1)
         return (y, (state, state_back)) if with_state else y
 
+    @property
+    def input_size(self) -> int:
+        """Features of x."""
+        return self.forward_layer.input_size
+
+    @property
+    def output_size(self) -> int:
+        """Features of y, of both directions."""
+        return self.forward_layer.output_size + self.backward_layer.output_size
+
     def get_config(self) -> dict[str, Any]:
         """The wrapped layer's class and configuration, as values that JSON can hold."""
         return {"layer": layer_to_config(self.forward_layer)}

@@ -148,6 +148,11 @@ class CfC(RecurrentLayer):
             self.proj = linear_weights(self.proj_size, size)
 
     @property
+    def output_size(self) -> int:
+        """Features of y, where a call does not ask for another output."""
+        return self.proj_size or (self.neuron_map.output_dim if self.output == "motor" else self.units)
+
+    @property
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override]
         """The states in order: h, with mixed memory c, and t."""
         return ("h", "c", "t") if self.mixed_memory else ("h", "t")

@@ -58,7 +58,7 @@ class GatedLayer(RecurrentLayer):
             raise bad_argument(owner, "dropout", "be 0 where there is one layer, since it acts between layers", dropout)
 
     def _make_parameters(self) -> None:
-        names, features = DIRECTIONS[: self.num_directions], self.output_size
+        names, features = DIRECTIONS[: self.num_directions], self.direction_size
         sizes = [self.input_size, *[features * self.num_directions] * (self.num_layers - 1)]
         self.layers = [{name: self._direction(size) for name in names} for size in sizes]
 
@@ -71,15 +71,20 @@ class GatedLayer(RecurrentLayer):
         return 2 if self.bidirectional else 1
 
     @property
-    def output_size(self) -> int:
+    def direction_size(self) -> int:
         """Features of h in one direction."""
         return self.proj_size or self.hidden_size
+
+    @property
+    def output_size(self) -> int:
+        """Features of y, of both directions where there are two."""
+        return self.direction_size * self.num_directions
 
     @property
     def state_layouts(self) -> tuple[StateLayout, ...]:
         """h, and c of an LSTM."""
         stack, axis = self.num_layers * self.num_directions, "num_layers * num_directions"
-        sizes = {"h": (self.output_size, "proj_size" if self.proj_size else "H"), "c": (self.hidden_size, "H")}
+        sizes = {"h": (self.direction_size, "proj_size" if self.proj_size else "H"), "c": (self.hidden_size, "H")}
         return tuple(StateLayout(name, sizes[name][0], stack, axis, sizes[name][1]) for name in self.state_names)
 
     def scans(self, steps: Steps, state: list[mx.array | None]) -> Scans:  # type: ignore[override]

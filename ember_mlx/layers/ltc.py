@@ -211,6 +211,11 @@ class LTC(RecurrentLayer):
             arrays |= {"x": x, "lstm": {"w_x": lstm["Wx"], "w_h": lstm["Wh"], "b": lstm["bias"]}}
         return arrays
 
+    @property
+    def output_size(self) -> int:
+        """Features of y: the map's motor units."""
+        return self.neuron_map.output_dim
+
     def read_out(self, y: mx.array, steps: Steps) -> mx.array:
         """The motor units, mapped."""
         y = y[..., : self.neuron_map.output_dim]

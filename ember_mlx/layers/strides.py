@@ -109,6 +109,11 @@ class StrideAware(RecurrentLayer):
         return self.layers[0].timed
 
     @property
+    def output_size(self) -> int:
+        """Features of y, of all strides."""
+        return sum(layer.output_size for layer in self.layers)
+
+    @property
     def run_options(self) -> tuple[str, ...]:  # type: ignore[override]
         """Further options of a call: those of the wrapped layer."""
         return self.layers[0].run_options

@@ -466,11 +466,8 @@ class NeuronMap:
         if check_integer(owner, "polarity", polarity, minimum=None) not in (-1, 1):
             raise bad_argument(owner, "polarity", "be -1 or +1", polarity)
         if self._frozen:
-            expected, got = (
-                "be added before a layer is made of the map",
-                "a layer's own map; from_config(map.get_config()) makes one to change",
-            )
-            raise bad_argument(owner, "a synapse", expected, got)
+            got = "a layer's own map; from_config(map.get_config()) makes one to change"
+            raise bad_argument(owner, "a synapse", "be added before a layer is made of the map", got)
         changed = matrix.copy()  # a matrix that somebody holds never changes
         changed[source, target] = polarity
         return changed
