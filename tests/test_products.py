@@ -60,7 +60,11 @@ def test_right_hand_side_cut_once(rows, K, J, pieces):
     np.testing.assert_allclose(out, a @ b, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(("N", "K", "J"), [(1, 1, 1), (800, 64, 64), (801, 10, 64), (800, 256, 256), (4000, 33, 7)], ids=str)
+@pytest.mark.parametrize(
+    ("N", "K", "J"),
+    [(1, 1, 1), (800, 64, 64), (801, 10, 64), (800, 256, 256), (4000, 33, 7), (800, 193, 64), (803, 128, 75), (33, 101, 90), (9, 300, 301)],
+    ids=str,
+)
 def test_sum_over_rows_in_pieces(N, K, J):
     rng = np.random.Generator(np.random.PCG64(0))
     a, b, out = rng.standard_normal((N, K)), rng.standard_normal((3, N, J)), np.full((3, K, J), np.nan)

@@ -214,6 +214,9 @@ class Sums:
 
     def add_state_product(self, d: Array, x: Array, h: Array) -> None:
         """Add to the gradients w_x, w_h and b of a StateProduct from that of its results, d (N, P), and its inputs and states."""
-        self.add_product("w_x", d, x)
-        self.add_product("w_h", d, h)
-        self.add("b", d.sum(0))
+        (N, H), I = h.shape, x.shape[1]
+        inputs = self.scratch("inputs", N, H + I + 1)
+        inputs[:, :H], inputs[:, H:-1], inputs[:, -1] = h, x, 1
+        part = multiply_over_rows(d, inputs[None], self.scratch("part", 1, d.shape[1], H + I + 1), self.scratch)[0]
+        for name, columns in (("w_h", part[:, :H]), ("w_x", part[:, H:-1]), ("b", part[:, -1])):
+            self.add(name, columns)
