@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import random
 import signal
 import statistics
 import subprocess
@@ -233,16 +234,18 @@ def work(kind, name, T):
 
 
 def compare(kind, T, seconds, rounds):
-    """Every contender at T steps, in turn: name -> run -> median and least milliseconds, and the ratio to ours.
+    """Every contender at T steps: name -> run -> median and least milliseconds, and the ratio to ours.
 
+    They take turns, in another order every round: what runs before leaves its mark on caches and clocks.
     The ratio is the median over the rounds: a machine's speed drifts, but little within a round.
     """
     workers = {name: Worker(kind, name, T) for name in contenders(kind, T)}
     times = {name: {run: [] for run in KINDS} for name in workers}
+    shuffled = random.Random(0)
     for _ in range(rounds):
         for run in KINDS:
-            for name, worker in workers.items():
-                times[name][run].append(worker.times(run, seconds))
+            for name in shuffled.sample(list(workers), len(workers)):
+                times[name][run].append(workers[name].times(run, seconds))
     for worker in workers.values():
         worker.close()
 
