@@ -1,6 +1,7 @@
 """python benchmarks/cpu.py: the layers on the CPU beside their peers in PyTorch and MLX, all in one run."""
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import random
@@ -210,9 +211,9 @@ class Worker:
         return self._answer()
 
     def close(self):
-        self.process.send_signal(signal.SIGCONT)
-        self.process.stdin.close()
-        self.process.wait()
+        """End the process, which may be stopped."""
+        self.process.kill()
+        self.process.communicate()
 
     def _answer(self):
         line = self.process.stdout.readline()
@@ -239,15 +240,14 @@ def compare(kind, T, seconds, rounds):
     They take turns, in another order every round: what runs before leaves its mark on caches and clocks.
     The ratio is the median over the rounds: a machine's speed drifts, but little within a round.
     """
-    workers = {name: Worker(kind, name, T) for name in contenders(kind, T)}
-    times = {name: {run: [] for run in KINDS} for name in workers}
-    shuffled = random.Random(0)
-    for _ in range(rounds):
-        for run in KINDS:
-            for name in shuffled.sample(list(workers), len(workers)):
-                times[name][run].append(workers[name].times(run, seconds))
-    for worker in workers.values():
-        worker.close()
+    names, shuffled = contenders(kind, T), random.Random(0)
+    times = {name: {run: [] for run in KINDS} for name in names}
+    with contextlib.ExitStack() as stack:
+        workers = {name: stack.enter_context(contextlib.closing(Worker(kind, name, T))) for name in names}
+        for _ in range(rounds):
+            for run in KINDS:
+                for name in shuffled.sample(names, len(names)):
+                    times[name][run].append(workers[name].times(run, seconds))
 
     def figures(name, run):
         own, ours = ([statistics.median(of_round) for of_round in times[n][run]] for n in (name, OURS))
@@ -257,7 +257,7 @@ def compare(kind, T, seconds, rounds):
             "ratio": statistics.median(a / b for a, b in zip(own, ours, strict=True)),
         }
 
-    return {name: {run: figures(name, run) for run in KINDS} for name in workers}
+    return {name: {run: figures(name, run) for run in KINDS} for name in names}
 
 
 def peak_memory(kind, T):

@@ -226,11 +226,11 @@ MESSAGES = {
     "steps-value": (
         ValueError,
         lambda: StrideAwareCfC(MAP, [1, 2])(X, [None, None, [mx.array([[3], [-1]]), None]]),
-        "[StrideAwareCfC] initial_state steps must be finite and not negative, got -1.0.",
+        "[StrideAwareCfC] initial_state steps must be finite and not negative, got -1.",
     ),
     "elapsed-value": (
         ValueError,
-        lambda: StrideAwareCfC(MAP, [1, 2])(X, [None, None, [None, mx.full((2, 2), float("inf"))]]),
+        lambda: StrideAwareCfC(MAP, [1, 2])(X, [None, None, [None, mx.array([[0.5, float("inf")], [1, 2]])]]),
         "[StrideAwareCfC] initial_state elapsed must be finite and not negative, got inf.",
     ),
     "elapsed-shape": (
@@ -253,5 +253,4 @@ def test_a_layer_that_runs_backwards_is_refused():
     for layer, why in ((LTC(4, 3, go_backwards=True), "LTC with go_backwards"), (GRU(3, 4, bidirectional=True), "GRU with bidirectional")):
         with pytest.raises(ValueError, match=rf"\[StrideAware\] layer must run forwards, got {why}=True\."):
             StrideAware(layer, [1])
-
     assert not any(layer.training for layer in StrideAware(GRU(3, 4).eval(), [1, 2]).layers)

@@ -394,6 +394,7 @@ def _check_clock(owner: str, name: str, a: Any, shape: tuple[int, ...]) -> None:
     if a.shape != shape:
         raise bad_argument(owner, name, f"have shape {shape}", a.shape)
     if can_evaluate([a]):
-        values = np.array(a.astype(mx.float32))
-        if not (np.isfinite(values) & (values >= 0)).all():
-            raise bad_argument(owner, name, "be finite and not negative", f"{values.min()}")
+        values = np.array(a.astype(mx.float32) if mx.issubdtype(a.dtype, mx.floating) else a)
+        wrong = values[~(np.isfinite(values) & (values >= 0))]
+        if wrong.size:
+            raise bad_argument(owner, name, "be finite and not negative", wrong[0])
