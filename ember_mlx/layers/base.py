@@ -69,7 +69,7 @@ class RecurrentLayer(nn.Module):
 
     def run(self, steps: Steps, state: list[mx.array | None], **options: Any) -> tuple[mx.array, list[mx.array]]:
         """Run the recurrence; see `scans`."""
-        return run_scans([self.scans(steps, state, **options)])[0]
+        return run_scans([self.scans(steps, state, **options)], keep=self.training)[0]
 
     def scans(self, steps: Steps, state: list[mx.array | None], **options: Any) -> Scans:
         """The recurrence as a computation that asks for its scans: it yields each and gets its outputs.

@@ -253,7 +253,7 @@ class LTC(RecurrentLayer):
         """
         steps, state = self.read_call(x, initial_state, time_deltas, lengths)
         arrays = self._arrays(steps, state)
-        v = scan(RECURRENCE, self._spec(), arrays)[0]
+        v = scan(RECURRENCE, self._spec(), arrays, keep=self.training)[0]
         block = max(1, BLOCK_VALUES // (v.shape[1] * max(1, self._synapses.count, self._sensory.count)))
         parts = []
         for start in range(0, v.shape[0], block):

@@ -147,7 +147,7 @@ class StrideAware(RecurrentLayer):
             initial, states = states[:count], states[count:]
             waited = None if elapsed is None else elapsed[:, k]
             runs.append(stride_scans(layer, stride, steps, own[stride], initial, waited, dtype, **own_options))
-        outputs, finals, since = zip(*run_scans(runs), strict=True)
+        outputs, finals, since = zip(*run_scans(runs, keep=self.training), strict=True)
         T, B, _ = steps.x.shape
         passed = mx.full((B,), T, mx.int32) if steps.lengths is None else steps.lengths
         after = passed if taken is None else passed + taken[:, 0]

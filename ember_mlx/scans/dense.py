@@ -2,10 +2,10 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from .products import FEWEST_ROWS, LARGE, PIECE, cut, cut_columns, multiply, mul
 
 Tree = dict[str, Any]
 FEWEST_COLUMNS = 16  # of a piece of a StepProduct
-Keep = Callable[[Array], None]  # takes what a forward scan keeps for the backward
 KEPT_BYTES = 2**26  # of what a forward scan keeps for the backward, at most; beyond it the backward recomputes
 SPARE_BYTES = 2**27  # of a Scratch that a later scan may use again
 
@@ -63,6 +62,11 @@ class Scratch:
         return sum(a.nbytes for a in self.memory.values()) + sum(part.nbytes() for part in self.parts.values())
 
 
+def split_kept(kept: Scratch | None, count: int) -> list[Scratch | None]:
+    """Of the memory that a scan keeps, parts for as many scans that it consists of."""
+    return [None if kept is None else kept.part(str(k)) for k in range(count)]
+
+
 _spare = threading.local()  # .scratches: of this thread, by dtype, those that no scan uses now
 
 
@@ -80,6 +84,26 @@ def borrowed_scratch(dtype: np.dtype[Any]) -> Iterator[Scratch]:
     finally:
         if scratch.nbytes() <= SPARE_BYTES:
             spare.append(scratch)
+
+
+class Kept:
+    """Memory where a forward scan leaves what helps its backward. Once nobody has it any more, a later scan may use it again.
+
+    Args:
+        dtype: of what lies there.
+    """
+
+    spare: ClassVar[list[Scratch]] = []
+
+    def __init__(self, dtype: np.dtype[Any]):
+        fitting = [scratch for scratch in self.spare if scratch.dtype == dtype]
+        self.memory = fitting[-1] if fitting else Scratch(dtype)
+        if fitting:
+            self.spare.remove(self.memory)
+
+    def __del__(self) -> None:
+        if sum(scratch.nbytes() for scratch in [self.memory, *self.spare]) <= SPARE_BYTES:
+            self.spare.append(self.memory)
 
 
 class Product:

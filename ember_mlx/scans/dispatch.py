@@ -6,7 +6,6 @@ derivatives that the other forms do not have (jvp, second and higher ones).
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
@@ -17,9 +16,9 @@ from ..backend import KERNEL_BACKENDS, current_backend, gpu_kind
 from ..kernels.first_use import complaint
 from ..kernels.loader import Launches, is_available
 from ..kernels.tiles import Tile
+from .dense import Kept
 
 Tree = dict[str, Any]
-Results = dict[str, list[mx.array]]  # "outputs", and "kept": what helps the backward
 
 
 class FusedForms(NamedTuple):
@@ -52,8 +51,8 @@ class Recurrence(NamedTuple):
 
     Args:
         name: how messages call it.
-        forward: NumPy: (spec, arrays, keep=None) -> tuple of outputs; it may call `keep` with arrays that help the backward.
-        backward: NumPy: (spec, arrays, outputs, cotangents, kept=()) -> gradients, a tree like the arrays; what it lacks has none.
+        forward: NumPy: (spec, arrays, kept=None) -> tuple of outputs; in `kept`, memory for it alone, it may leave what helps the backward.
+        backward: NumPy: (spec, arrays, outputs, cotangents, kept=None) -> gradients, a tree like the arrays; what it lacks has none.
         ops: MLX: (spec, arrays) -> list of outputs.
         variants: names of small problems of every kind.
         problem: (variant, T, B, H, lengths=, seed=, dtype=) -> (spec, arrays), NumPy arrays of such a problem.
@@ -69,8 +68,11 @@ class Recurrence(NamedTuple):
     fused: FusedForms
 
 
-def scan(recurrence: Recurrence, spec: Hashable, arrays: Tree) -> list[mx.array]:
-    """Run a recurrence over a tree of arrays in the form that the backend in use names; differentiable."""
+def scan(recurrence: Recurrence, spec: Hashable, arrays: Tree, keep: bool = True) -> list[mx.array]:
+    """Run a recurrence over a tree of arrays in the form that the backend in use names; differentiable.
+
+    With `keep` the NumPy form spends some memory on what spares its backward a recomputation.
+    """
     arrays = arrays if recurrence.fused.half else widened(arrays)
     form = _choose(recurrence, spec, arrays, [leaf for _, leaf in tree_flatten(arrays)])
     if form not in KERNEL_BACKENDS:
@@ -79,7 +81,7 @@ def scan(recurrence: Recurrence, spec: Hashable, arrays: Tree) -> list[mx.array]
     leaves = [leaf for _, leaf in flat]
     if form == "ops":
         return recurrence.ops(spec, arrays)
-    return _function(recurrence, form, spec, tuple(path for path, _ in flat))(*leaves)["outputs"]
+    return _function(recurrence, form, spec, [path for path, _ in flat], keep)(*leaves)
 
 
 def _choose(recurrence: Recurrence, spec: Hashable, arrays: Tree, leaves: list[mx.array]) -> str:
@@ -131,13 +133,12 @@ def as_mlx(array: np.ndarray) -> mx.array:
     return mx.array(array, mx.float64) if array.dtype == np.float64 else mx.array(array)
 
 
-@lru_cache(maxsize=256)
-def _function(recurrence: Recurrence, form: str, spec: Hashable, paths: tuple[str, ...]) -> Callable[..., Results]:
-    """The recurrence in one form as a function of its leaves, with the gradient of that form.
+def _function(recurrence: Recurrence, form: str, spec: Hashable, paths: list[str], keep: bool) -> Callable[..., list[mx.array]]:
+    """The recurrence in one form as a function of its leaves, with the gradient of that form, for one call.
 
-    No gradient goes through what is kept.
+    What its forward keeps lives as long as MLX may still ask for a gradient of this call.
     """
-    run, run_back = _numpy_forms(recurrence) if form == "numpy" else _kernel_forms(recurrence, form)
+    run, run_back = _numpy_forms(recurrence, keep) if form == "numpy" else _kernel_forms(recurrence, form)
 
     def tree(leaves: Any) -> Tree:
         return tree_unflatten(list(zip(paths, leaves, strict=True)))
@@ -149,33 +150,32 @@ def _function(recurrence: Recurrence, form: str, spec: Hashable, paths: tuple[st
         return mx.vjp(ops, leaves, cotangents)[1]
 
     @mx.custom_function
-    def forward(*leaves: mx.array) -> Results:
+    def forward(*leaves: mx.array) -> list[mx.array]:
         return run(spec, tree(leaves))
 
     @mx.custom_function
-    def backward(leaves: list[mx.array], results: Results, cotangents: list[mx.array]) -> list[mx.array]:
-        gradients = dict(tree_flatten(run_back(spec, tree(leaves), results, cotangents)))
+    def backward(leaves: list[mx.array], outputs: list[mx.array], cotangents: list[mx.array]) -> list[mx.array]:
+        gradients = dict(tree_flatten(run_back(spec, tree(leaves), outputs, cotangents)))
         return [
             gradients[path].astype(leaf.dtype) if path in gradients else mx.zeros_like(leaf)
             for path, leaf in zip(paths, leaves, strict=True)
         ]
 
     @forward.vjp
-    def forward_vjp(leaves: Any, cotangents: Any, results: Any) -> list[mx.array]:
-        if form == "numpy" and not can_evaluate(cotangents["outputs"]):  # in mx.vmap of a gradient's pull alone, as for a Jacobian
-            return ops_backward(list(leaves), cotangents["outputs"])
-        return cast(list[mx.array], backward(list(leaves), results, cotangents["outputs"]))
+    def forward_vjp(leaves: Any, cotangents: Any, outputs: Any) -> list[mx.array]:
+        if form == "numpy" and not can_evaluate(cotangents):  # in mx.vmap of a gradient's pull alone, as for a Jacobian
+            return ops_backward(list(leaves), cotangents)
+        return cast(list[mx.array], backward(list(leaves), outputs, cotangents))
 
     @forward.jvp
-    def forward_jvp(leaves: Any, tangents: Any) -> Results:
-        kept = run(spec, tree(leaves))["kept"]
-        return {"outputs": _jvp(ops, list(leaves), list(tangents)), "kept": [mx.zeros_like(a) for a in kept]}
+    def forward_jvp(leaves: Any, tangents: Any) -> list[mx.array]:
+        return _jvp(ops, list(leaves), list(tangents))
 
     @backward.vjp
     def backward_vjp(primals: Any, cotangents: Any, _: Any) -> Any:
-        leaves, results, dy = primals
+        leaves, outputs, dy = primals
         _, gradients = mx.vjp(lambda *a: ops_backward(list(a[: len(leaves)]), list(a[len(leaves) :])), [*leaves, *dy], list(cotangents))
-        return gradients[: len(leaves)], tree_map(mx.zeros_like, results), gradients[len(leaves) :]
+        return gradients[: len(leaves)], tree_map(mx.zeros_like, outputs), gradients[len(leaves) :]
 
     @backward.jvp
     def backward_jvp(primals: Any, tangents: Any) -> list[mx.array]:
@@ -183,33 +183,36 @@ def _function(recurrence: Recurrence, form: str, spec: Hashable, paths: tuple[st
         d_leaves, _, d_dy = tangents
         return _jvp(lambda *a: ops_backward(list(a[: len(leaves)]), list(a[len(leaves) :])), [*leaves, *dy], [*d_leaves, *d_dy])
 
-    return cast(Callable[..., Results], forward)
+    return cast(Callable[..., list[mx.array]], forward)
 
 
-def _numpy_forms(recurrence: Recurrence) -> tuple[Callable[..., Results], Callable[..., Tree]]:
+def _numpy_forms(recurrence: Recurrence, keep: bool) -> tuple[Callable[..., list[mx.array]], Callable[..., Tree]]:
     """The NumPy form, over MLX arrays."""
+    kept: Kept | None = None
 
-    def run(spec: Hashable, arrays: Tree) -> Results:
-        kept: list[mx.array] = []
-        outputs = recurrence.forward(spec, tree_map(as_numpy, arrays), keep=lambda a: kept.append(as_mlx(a)))
-        return {"outputs": [as_mlx(a) for a in outputs], "kept": kept}
+    def run(spec: Hashable, arrays: Tree) -> list[mx.array]:
+        nonlocal kept
+        given = tree_map(as_numpy, arrays)
+        if keep:
+            kept = Kept(np.result_type(*(a.dtype for _, a in tree_flatten(given) if a.dtype.kind == "f")))
+        return [as_mlx(a) for a in recurrence.forward(spec, given, None if kept is None else kept.memory)]
 
-    def run_back(spec: Hashable, arrays: Tree, results: Results, cotangents: list[mx.array]) -> Tree:
-        mx.eval(arrays, results, cotangents)
-        outputs, kept, dy = (tuple(map(as_numpy, given)) for given in (results["outputs"], results["kept"], cotangents))
-        return tree_map(as_mlx, recurrence.backward(spec, tree_map(as_numpy, arrays), outputs, dy, kept))
+    def run_back(spec: Hashable, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
+        mx.eval(arrays, outputs, cotangents)
+        y, dy = (tuple(map(as_numpy, given)) for given in (outputs, cotangents))
+        return tree_map(as_mlx, recurrence.backward(spec, tree_map(as_numpy, arrays), y, dy, None if kept is None else kept.memory))
 
     return run, run_back
 
 
-def _kernel_forms(recurrence: Recurrence, kind: str) -> tuple[Callable[..., Results], Callable[..., Tree]]:
+def _kernel_forms(recurrence: Recurrence, kind: str) -> tuple[Callable[..., list[mx.array]], Callable[..., Tree]]:
     """The fused form: its backward recomputes what it needs."""
 
-    def run(spec: Hashable, arrays: Tree) -> Results:
-        return {"outputs": recurrence.fused.forward(kind, spec, arrays), "kept": []}
+    def run(spec: Hashable, arrays: Tree) -> list[mx.array]:
+        return recurrence.fused.forward(kind, spec, arrays)
 
-    def run_back(spec: Hashable, arrays: Tree, results: Results, cotangents: list[mx.array]) -> Tree:
-        return recurrence.fused.backward(kind, spec, arrays, results["outputs"], cotangents)
+    def run_back(spec: Hashable, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
+        return recurrence.fused.backward(kind, spec, arrays, outputs, cotangents)
 
     return run, run_back
 

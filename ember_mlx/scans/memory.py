@@ -33,9 +33,9 @@ class MixedMemory(StateProduct):
         super().__init__({"w_x": tree["w_x"] * by_row, "w_h": tree["w_h"] * by_row, "b": b * self.factors}, 4, rows, scratch)
         self.scratch, self.sums = scratch, Sums(scratch.part("sums"))
 
-    def room(self, name: str, n: int) -> Array:
-        """Memory for the gates of n rows, the trace of `step` and `linearise`."""
-        return self.scratch(name, *self.of_state.shape(n))
+    def trace_shape(self, n: int) -> tuple[int, ...]:
+        """The gates of n rows, the trace of `step` and `linearise`."""
+        return self.of_state.shape(n)
 
     def gates(self, projected: Array, h: Array, trace: Array) -> Array:
         """tanh(a), sigma(i), sigma(f + 1), sigma(o): (4, n, H), in `trace`."""

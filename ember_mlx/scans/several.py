@@ -12,7 +12,7 @@ import numpy as np
 
 from ..kernels.loader import run_together
 from ..turns import run_in_turns
-from .dense import Keep
+from .dense import Scratch, split_kept
 from .dispatch import FusedForms, Recurrence, scan
 
 Tree = dict[str, Any]
@@ -29,20 +29,20 @@ class Scan(NamedTuple):
 Scans = Generator[Scan, list[mx.array], Any]  # yields scans, gets their outputs, and returns its result
 
 
-def run_scans(computations: Sequence[Scans]) -> list[Any]:
-    """Run some computations that ask for scans; at every turn those of one recurrence are run together."""
+def run_scans(computations: Sequence[Scans], keep: bool) -> list[Any]:
+    """Run some computations that ask for scans; at every turn those of one recurrence are run together. `keep`: see `scan`."""
 
     def run(scans: list[Scan]) -> list[list[mx.array]]:
-        return scan_several(scans[0].recurrence, [one.spec for one in scans], [one.arrays for one in scans])
+        return scan_several(scans[0].recurrence, [one.spec for one in scans], [one.arrays for one in scans], keep)
 
     return run_in_turns(computations, lambda one: one.recurrence, run)
 
 
-def scan_several(recurrence: Recurrence, specs: Sequence[Hashable], arrays: Sequence[Tree]) -> list[list[mx.array]]:
+def scan_several(recurrence: Recurrence, specs: Sequence[Hashable], arrays: Sequence[Tree], keep: bool = True) -> list[list[mx.array]]:
     """Run some scans of a recurrence, each with its specification and arrays; returns the outputs of each."""
     if len(specs) == 1:
-        return [scan(recurrence, specs[0], arrays[0])]
-    outputs = scan(_several(recurrence), tuple(specs), {"scans": list(arrays)})
+        return [scan(recurrence, specs[0], arrays[0], keep)]
+    outputs = scan(_several(recurrence), tuple(specs), {"scans": list(arrays)}, keep)
     return _parted(outputs, len(specs))
 
 
@@ -50,27 +50,14 @@ def scan_several(recurrence: Recurrence, specs: Sequence[Hashable], arrays: Sequ
 def _several(recurrence: Recurrence) -> Recurrence:
     """A recurrence whose step is one of each of the scans."""
 
-    def forward(specs: tuple[Any, ...], arrays: Tree, keep: Keep | None = None) -> tuple[np.ndarray, ...]:
-        outputs: list[np.ndarray] = []
-        counts: list[int] = []
+    def forward(specs: tuple[Any, ...], arrays: Tree, kept: Scratch | None = None) -> tuple[np.ndarray, ...]:
+        given = zip(specs, arrays["scans"], split_kept(kept, len(specs)), strict=True)
+        return tuple(a for one in given for a in recurrence.forward(*one))
 
-        def counted(a: np.ndarray) -> None:
-            counts[-1] += 1
-            if keep is not None:
-                keep(a)
-
-        for spec, tree in zip(specs, arrays["scans"], strict=True):
-            counts.append(0)
-            outputs += recurrence.forward(spec, tree, None if keep is None else counted)
-        if keep is not None:
-            keep(np.array(counts))
-        return tuple(outputs)
-
-    def backward(specs: tuple[Any, ...], arrays: Tree, outputs: Any, cotangents: Any, kept: Sequence[np.ndarray] = ()) -> Tree:
-        counts = kept[-1].tolist() if kept else [0] * len(specs)
-        ends = np.cumsum(counts).tolist()
-        given = zip(specs, arrays["scans"], _parted(outputs, len(specs)), _parted(cotangents, len(specs)), counts, ends, strict=True)
-        return {"scans": [recurrence.backward(spec, tree, y, dy, kept[end - n : end]) for spec, tree, y, dy, n, end in given]}
+    def backward(specs: tuple[Any, ...], arrays: Tree, outputs: Any, cotangents: Any, kept: Scratch | None = None) -> Tree:
+        count = len(specs)
+        given = zip(specs, arrays["scans"], _parted(outputs, count), _parted(cotangents, count), split_kept(kept, count), strict=True)
+        return {"scans": [recurrence.backward(*one) for one in given]}
 
     def ops(specs: tuple[Any, ...], arrays: Tree) -> list[mx.array]:
         return [a for spec, tree in zip(specs, arrays["scans"], strict=True) for a in recurrence.ops(spec, tree)]

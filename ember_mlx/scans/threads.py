@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-Part = TypeVar("Part")
+Result = TypeVar("Result")
 MOST_THREADS = 8
 FEWEST_VALUES = 2**14  # that a thread should have to compute in one call of NumPy: with fewer, threads wait for each other
 
@@ -35,9 +35,9 @@ def parts_of(batch: int, lengths: NDArray[np.integer] | None, values: int) -> li
     return [np.sort(order[k::count]) for k in range(count)]
 
 
-def run_parts(function: Callable[[Part], Any], parts: Sequence[Part]) -> list[Any]:
-    """function(part) of every part, each in a thread of its own, in their order."""
-    return [function(parts[0])] if len(parts) == 1 else list(_pool().map(function, parts))
+def run_parts(function: Callable[..., Result], *parts: Sequence[Any]) -> list[Result]:
+    """As map(function, *parts), each call in a thread of its own."""
+    return list(map(function, *parts)) if len(parts[0]) == 1 else list(_pool().map(function, *parts))
 
 
 def _cores() -> int:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dense import KEPT_BYTES, Keep, Product, Scratch, StateProduct, Sums, borrowed_scratch
+from ..dense import KEPT_BYTES, Product, Scratch, StateProduct, Sums, borrowed_scratch
 from ..memory import MemoryPoint, MixedMemory
 from ..packing import packed_layout
 from ..pointwise import ACTIVATIONS, HALF, Array
@@ -36,13 +36,13 @@ Tree = dict[str, Any]
 BLOCK_ROWS = 800  # rows (step and sequence) of a block: enough for products on two threads, few enough to bound the memory
 
 
-def cfc_forward(spec: CfCSpec, arrays: Tree, keep: Keep | None = None) -> tuple[Array, ...]:
+def cfc_forward(spec: CfCSpec, arrays: Tree, kept: Scratch | None = None) -> tuple[Array, ...]:
     """Run a CfC scan over T steps.
 
     Args:
         spec: the static part.
         arrays: the tree above, float32 or float64.
-        keep: called with each array that spares the backward a recomputation; it must copy. Not called where these are too large.
+        kept: memory for what spares the backward a recomputation, used unless it is too large; None: nothing is kept.
 
     Returns:
         (h,) of shape (T, B, H), zero past each length; with mixed memory (h, c), c the cell, likewise.
@@ -61,9 +61,9 @@ def cfc_forward(spec: CfCSpec, arrays: Tree, keep: Keep | None = None) -> tuple[
         layout, H, dtype = scan.layout, arrays["h0"].shape[1], arrays["h0"].dtype
         results = [layout.result(H, dtype) for _ in range(2 if scan.lstm else 1)]
         h, c = layout.sort(arrays["h0"]), layout.sort(arrays["c0"]) if scan.lstm else None
-        kept = [] if keep is None else scan.room_to_keep()
+        traces = scan.room_to_keep(kept)
         for first, last in layout.chunks(BLOCK_ROWS):
-            block = scan.block(first, last, kept)
+            block = scan.block(first, last, traces)
             states, *cells = (layout.room(layout.flat(a), block.rows, scratch(f"states{k}", block.n, H)) for k, a in enumerate(results))
             projected, projected_gates = scan.project(block)
             stages = [(stage, _Rows(stage, block, trace)) for stage, trace in zip(scan.stages, block.traces, strict=True)]
@@ -82,13 +82,11 @@ def cfc_forward(spec: CfCSpec, arrays: Tree, keep: Keep | None = None) -> tuple[
             c = None if c is None else scratch.copy("c", c)
             for a, result in zip((states, *cells), results, strict=True):
                 layout.store(a, layout.flat(result), block.rows)
-        for a in kept:
-            keep(a)  # type: ignore[misc]  # kept is empty without it
     return tuple(results)
 
 
 def cfc_backward(
-    spec: CfCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...], kept: Sequence[Array] = ()
+    spec: CfCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...], kept: Scratch | None = None
 ) -> Tree:
     """Pull the outputs' gradients back through a CfC scan.
 
@@ -97,7 +95,7 @@ def cfc_backward(
         arrays: what `cfc_forward` took.
         outputs: what it returned.
         cotangents: the gradient of each output, same shapes.
-        kept: what it gave to its `keep`, or nothing.
+        kept: what `cfc_forward` was given, and nobody else since; None: it kept nothing.
 
     Returns:
         The gradient of every floating-point array, as a tree of the same structure, without `lengths` and `dropout`.
@@ -108,15 +106,16 @@ def cfc_backward(
         h0, c0 = layout.sort(arrays["h0"]), layout.sort(arrays["c0"]) if scan.lstm else None
         flat, flat_dy = [layout.flat(a) for a in outputs], [layout.flat(a) for a in cotangents]
         dh, dc = np.zeros_like(h0), np.zeros_like(h0)
+        traces = scan.room_to_keep(kept)
         for first, last in reversed(layout.chunks(BLOCK_ROWS)):
-            block = scan.block(first, last, kept)
+            block = scan.block(first, last, traces)
             states, *cells = (layout.rows_of(a, block.rows, out=scratch(f"states{k}", block.n, H)) for k, a in enumerate(flat))
             dy, *dy_c = (layout.rows_of(a, block.rows, out=scratch(f"dy{k}", block.n, H)) for k, a in enumerate(flat_dy))
             h_prev = layout.previous(h0, flat[0], block.rows, out=scratch("h_prev", block.n, H))
             memory = None
             if c0 is not None:
                 memory = (layout.previous(c0, flat[1], block.rows, out=scratch("c_prev", block.n, H)), cells[0])
-            points = scan.linearise(block, h_prev, states, memory, traced=bool(kept))
+            points = scan.linearise(block, h_prev, states, memory, traced=traces is not None)
             for rows in reversed(block.steps):
                 n = rows.stop - rows.start
                 np.add(dh[:n], dy[rows], out=points.dh[rows])
@@ -432,29 +431,29 @@ class _Scan:
         layout = self.layout
         return {name: layout.flat(layout.result(a.shape[1], a.dtype)) for name, a in (("dx", self.x), ("d_dt", self.dt))}
 
-    def room(self, name: str, n: int) -> list[Array]:
+    def room(self, n: int, memory: Scratch) -> list[Array]:
         """Arrays for the traces of n rows of all parts: of the LSTM its gates, then the stages'."""
-        result = [] if self.lstm is None else [self.lstm.room(name, n)]
+        result = [] if self.lstm is None else [memory("gates", *self.lstm.trace_shape(n))]
         for k, stage in enumerate(self.stages):
-            *layers, heads = (self.scratch(f"{name} {k} {i}", *shape) for i, shape in enumerate(stage.trace_shapes(n)))
+            *layers, heads = (memory(f"stage{k} {i}", *shape) for i, shape in enumerate(stage.trace_shapes(n)))
             for layer in layers:
                 layer[:, -1] = 1
             result += [*layers, heads]
         return result
 
-    def room_to_keep(self) -> list[Array]:
-        """Arrays for the traces of all steps, or none where they would be too large."""
-        row_bytes = sum(a.nbytes for a in self.room("row", 1))
-        return self.room("kept", self.layout.total) if row_bytes * self.layout.total <= KEPT_BYTES else []
+    def room_to_keep(self, memory: Scratch | None) -> list[Array] | None:
+        """Arrays there for the traces of all steps, always the same; None where they would be too large."""
+        row_bytes = sum(a.nbytes for a in self.room(1, self.scratch.part("row")))
+        return None if memory is None or row_bytes * self.layout.total > KEPT_BYTES else self.room(self.layout.total, memory)
 
-    def block(self, first: int, last: int, kept: Sequence[Array]) -> _Block:
+    def block(self, first: int, last: int, kept: list[Array] | None) -> _Block:
         """The steps [first, last), their traces in `kept` where there is such, else in memory of their own."""
         starts = self.layout.starts[first : last + 1]
         rows, n = slice(starts[0], starts[-1]), starts[-1] - starts[0]
         given = (("x", self.x), ("dt", self.dt), *((f"dropout{k}", mask) for k, mask in enumerate(self.dropout)))
         x, dt, *dropout = (self.layout.rows_of(a, rows, out=self.scratch(name, n, a.shape[1])) for name, a in given)
         steps = [slice(a - starts[0], b - starts[0]) for a, b in pairwise(starts)]
-        traces = iter([a[..., rows, :] for a in kept] if kept else self.room("trace", n))
+        traces = iter(self.room(n, self.scratch.part("trace")) if kept is None else [a[..., rows, :] for a in kept])
         gates = None if self.lstm is None else next(traces)
         return _Block(rows, n, steps, x, dt, dropout, gates, [list(islice(traces, len(stage.products) + 1)) for stage in self.stages])
 

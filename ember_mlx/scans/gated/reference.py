@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dense import KEPT_BYTES, Keep, Scratch, StepProduct, Sums, borrowed_scratch
+from ..dense import KEPT_BYTES, Scratch, StepProduct, Sums, borrowed_scratch
 from ..packing import packed_layout
 from ..pointwise import Array, sigmoid_of_negative
 from ..products import multiply, multiply_over_rows
@@ -41,13 +41,13 @@ Tree = dict[str, Any]
 BLOCK_ROWS = 800  # rows (step and sequence) at a time: enough for products on two threads, few enough to stay in the cache
 
 
-def gated_forward(spec: GatedSpec, arrays: Tree, keep: Keep | None = None) -> tuple[Array, ...]:
+def gated_forward(spec: GatedSpec, arrays: Tree, kept: Scratch | None = None) -> tuple[Array, ...]:
     """Run an RNN, LSTM or GRU over T steps, in D directions.
 
     Args:
         spec: the static part.
         arrays: the tree above, float32 or float64.
-        keep: called with the gates, which spare the backward their recomputation; it must copy. Not called where they are too large.
+        kept: memory for the gates, which spare the backward their recomputation, used unless they are too large; None: nothing is kept.
 
     Returns:
         (h,) of shape (D, T, B, H), zero past each length; for an LSTM (h, c), c likewise.
@@ -64,12 +64,12 @@ def gated_forward(spec: GatedSpec, arrays: Tree, keep: Keep | None = None) -> tu
     with borrowed_scratch(arrays["h0"].dtype) as scratch, np.errstate(over="ignore"):  # 1 / (1 + exp(-a)) is right there too
         scan = _Scan(spec, arrays, scratch)
         results = scan.results()
-        kept = None if keep is None else scan.room_to_keep()
+        all_gates = scan.room_to_keep(kept)
         state = scan.initial()
         for first, last in scan.layout.chunks(BLOCK_ROWS):
             block = scan.block(first, last)
             states = [scan.rows_of(f"states{k}", a, block) for k, a in enumerate(results)]
-            point = scan.gates_of(kept, block)
+            point = scan.gates_of(all_gates, block)
             scan.project(block, point)
             for rows in block.steps:
                 n = rows.stop - rows.start
@@ -81,13 +81,11 @@ def gated_forward(spec: GatedSpec, arrays: Tree, keep: Keep | None = None) -> tu
             state = [scratch.copy(f"state{k}", a) for k, a in enumerate(state)]  # the next block overwrites these states
             for a, result in zip(states, results, strict=True):
                 scan.store(a, result, block)
-        if keep is not None and kept is not None:
-            keep(kept)
     return tuple(results)
 
 
 def gated_backward(
-    spec: GatedSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...], kept: Sequence[Array] = ()
+    spec: GatedSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...], kept: Scratch | None = None
 ) -> Tree:
     """Pull the outputs' gradients back through a gated scan.
 
@@ -96,7 +94,7 @@ def gated_backward(
         arrays: what `gated_forward` took.
         outputs: what it returned.
         cotangents: the gradient of each output, same shapes.
-        kept: what it gave to its `keep`, or nothing.
+        kept: what `gated_forward` was given, and nobody else since; None: it kept nothing.
 
     Returns:
         The gradient of every floating-point array, as a tree of the same structure, without `lengths`.
@@ -107,6 +105,7 @@ def gated_backward(
         outputs, cotangents = (tuple(np.ascontiguousarray(a) for a in given) for given in (outputs, cotangents))
         d_state = [np.zeros_like(a) for a in initial]
         d_x = scan.like_inputs()
+        all_gates = scan.room_to_keep(kept)
         for first, last in reversed(scan.layout.chunks(BLOCK_ROWS)):
             block = scan.block(first, last)
             before = [scan.previous(f"before{k}", a, b, block) for k, (a, b) in enumerate(zip(initial, outputs, strict=True))]
@@ -114,7 +113,7 @@ def gated_backward(
                 [scan.rows_of(f"{name}{k}", a, block) for k, a in enumerate(given)]
                 for name, given in (("states", outputs), ("dy", cotangents))
             )
-            gates = scan.gates_of(kept[0], block) if kept else scan.recompute(block, before[0])
+            gates = scan.recompute(block, before[0]) if all_gates is None else scan.gates_of(all_gates, block)
             point = scan.cell.linearise(gates, before, after)
             for rows in reversed(block.steps):
                 n = rows.stop - rows.start
@@ -435,12 +434,12 @@ class _Scan:
                 out[d] = before
         return out
 
-    def room_to_keep(self) -> Array | None:
-        """Memory for the gates of all steps; None where the backward needs none, or where they would be too large."""
+    def room_to_keep(self, memory: Scratch | None) -> Array | None:
+        """Room there for the gates of all steps, always the same; None where the backward needs none, or where they would be too large."""
         shape = (self.D, self.cell.blocks, self.layout.total, self.H)
-        if not self.cell.recomputed or math.prod(shape) * self.b.itemsize > KEPT_BYTES:
+        if memory is None or not self.cell.recomputed or math.prod(shape) * self.b.itemsize > KEPT_BYTES:
             return None
-        return self.scratch("kept", *shape)
+        return memory("gates", *shape)
 
     def gates_of(self, kept: Array | None, block: _Block) -> Array:
         """The block's part of the gates (D, blocks, n, H); where none are kept memory for them."""

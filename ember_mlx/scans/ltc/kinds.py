@@ -8,6 +8,7 @@ In memory a place's n values lie together where synapses are missing: to fetch a
 none is missing nothing need be fetched, and a sequence's P values lie together: what belongs to a synapse alone then stays in the cache.
 """
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -129,12 +130,12 @@ class _Some:
         self.spread: Array | None = None
         self.sigma = [a[:, None] for a in self.by_source.parted(self.by_source.at_places(sigma))]
 
-    def room(self, name: str, places: int, *shape: int) -> Array:
-        """Memory for values, (..., P, n) with this `shape` (..., n)."""
-        return self.scratch(name, *shape[:-1], places, shape[-1])
+    def laid_out(self, memory: Array, *shape: int) -> Array:
+        """(N,) -> (..., P, n), a view with this `shape` (..., n)."""
+        return memory.reshape(*shape[:-1], -1, shape[-1])
 
     def rows(self, a: Array) -> Array:
-        """(N, ..., n) with as many rows together as `room` allows: a view of what lies in it."""
+        """(N, ..., n) with as many rows together as the layout allows."""
         return a
 
     def constants(self, of_places: Array, n: int) -> Array:
@@ -173,9 +174,9 @@ class _All:
         self.shape, self.scratch = (synapses.units, synapses.inputs), scratch
         self.sigma = sigma.reshape(self.shape)
 
-    def room(self, name: str, places: int, *shape: int) -> Array:
+    def laid_out(self, memory: Array, *shape: int) -> Array:
         """As that of _Some."""
-        return self.scratch(name, *shape, places).swapaxes(-1, -2)
+        return memory.reshape(*shape, -1).swapaxes(-1, -2)
 
     def rows(self, a: Array) -> Array:
         """As that of _Some; (1, ..., N n)."""
@@ -224,9 +225,13 @@ class Kind:
         parted = (self.grouping.parted(self.grouping.at_places(a)) for a in (w * tree["erev"], w))
         self.weights = [np.stack(both, axis=1) for both in zip(*parted, strict=True)]  # (owners, 2, width) for each group
 
+    def laid_out(self, memory: Array, *shape: int) -> Array:
+        """(N,) -> values (..., P, n), from their other axes (..., n)."""
+        return self.ends.laid_out(memory, *shape)
+
     def room(self, name: str, *shape: int) -> Array:
         """Memory for values (..., P, n), from their other axes (..., n)."""
-        return self.ends.room(name, self.grouping.size, *shape)
+        return self.laid_out(self.scratch(name, self.grouping.size * math.prod(shape)), *shape)
 
     def activate(self, v: Array, out: Array | None = None) -> tuple[Array, Array, Array]:
         """sigma(...) at each place, num and den (..., H, n), from the sources' values v (..., K, n); the next call overwrites them."""
@@ -246,18 +251,21 @@ class Kind:
         of_units = sums.take(rank, axis=-3, out=self.scratch("of_units", *lead, len(rank), 2, n), mode="clip")
         return active, of_units[..., 0, :], of_units[..., 1, :]
 
-    def pull(self, slope: Array, d: Array) -> Array:
+    def pull(self, active: Array, d: Array, out: Array) -> Array:
         """From the gradients of num and den to that of the sources' values (..., K, n).
 
         Args:
-            slope: (..., P, n) of each sigma by its argument; it becomes the gradient of the argument.
+            active: (..., P, n).
             d: (..., H, 2, n).
+            out: (..., P, n); it becomes the gradient of sigma's argument.
         """
-        by_owner, arriving = self._by_owner(d), self.room("arriving", *slope.shape[:-2], slope.shape[-1])
+        by_owner, arriving = self._by_owner(d), self.room("arriving", *d.shape[:-3], d.shape[-1])
         for group, weights in zip(self.grouping.groups, self.weights, strict=True):
             np.matmul(weights.swapaxes(1, 2), by_owner[..., group.owners, :, :], out=group.of(arriving))
-        slope *= arriving
-        return self.ends.to_sources(slope)
+        np.multiply(active, active, out=out)
+        np.subtract(active, out, out=out)  # sigma's slope
+        out *= arriving
+        return self.ends.to_sources(out)
 
     def accumulate(self, active: Array, by_argument: Array, v: Array, d: Array) -> None:
         """Add a block's part of the parameters' gradients.
@@ -286,9 +294,3 @@ class Kind:
         """The gradients (..., H, 2, n) of num and den, of those targets that have synapses: (..., R, 2, n)."""
         owners = self.grouping.owners
         return d.take(owners, axis=-3, out=self.scratch("by_owner", *d.shape[:-3], len(owners), *d.shape[-2:]), mode="clip")
-
-
-def slope_of(active: Array, out: Array) -> Array:
-    """sigma's slope from its value."""
-    np.multiply(active, active, out=out)
-    return np.subtract(active, out, out=out)

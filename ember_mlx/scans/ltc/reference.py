@@ -14,37 +14,38 @@ Both take the arrays of one scan as a tree (T steps, B sequences, I inputs, H un
 
 kinds.py says how the synapses of a kind are laid out. All that the solver works on lies as there: a step's arrays are (F, n), those of
 a block of S steps (S, F, n). The sensory part does not depend on the state, so it is made for a block of steps at once. The backward
-keeps nothing but the states: it recomputes a block of steps at once from them, unfold by unfold; then it runs the gradient of v back
-through the block's unfolds; then it sums up the parameters' gradients over all steps, sequences and unfolds of the block. Sequences do
-not depend on each other, so several threads share them.
+recomputes a block of steps at once from the states before them, unfold by unfold, unless the forward kept them; then it runs the gradient
+of v back through the block's unfolds; then it sums up the parameters' gradients over all steps, sequences and unfolds of the block.
+Sequences do not depend on each other, so several threads share them.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dense import Keep, Scratch, Sums, borrowed_scratch
+from ..dense import KEPT_BYTES, Scratch, Sums, borrowed_scratch, split_kept
 from ..memory import MemoryPoint, MixedMemory
 from ..packing import packed_layout
 from ..pointwise import Array
 from ..threads import parts_of, run_parts
-from .kinds import Kind, slope_of
+from .kinds import Kind
 from .spec import SOLVERS, LTCSpec
 
 Tree = dict[str, Any]
 BLOCK_FLOATS = 2**20  # activations of synapses that a block of steps holds, at most
 
 
-def ltc_forward(spec: LTCSpec, arrays: Tree, keep: Keep | None = None) -> tuple[Array, ...]:
+def ltc_forward(spec: LTCSpec, arrays: Tree, kept: Scratch | None = None) -> tuple[Array, ...]:
     """Run an LTC scan over T steps.
 
     Args:
         spec: the static part.
         arrays: the tree above, float32 or float64.
-        keep: takes nothing: the backward recomputes what it needs.
+        kept: memory for what spares the backward the recomputation of the first steps, as many as KEPT_BYTES hold; None: nothing is kept.
 
     Returns:
         (v,) of shape (T, B, H), zero past each length; with mixed memory (v, c), c the LSTM's cell, likewise.
@@ -60,14 +61,15 @@ def ltc_forward(spec: LTCSpec, arrays: Tree, keep: Keep | None = None) -> tuple[
         (5, 3, 2)
     """
     parts = _parts(spec, arrays)
+    memories = _memories(kept, len(parts))
     if len(parts) == 1:
-        return _forward(spec, arrays)
-    results = run_parts(lambda part: _forward(spec, _of_sequences(arrays, part)), parts)
+        return _forward(spec, arrays, memories[0])
+    results = run_parts(lambda part, memory: _forward(spec, _of_sequences(arrays, part), memory), parts, memories)
     return tuple(_together(parts, outputs, axis=1) for outputs in zip(*results, strict=True))
 
 
 def ltc_backward(
-    spec: LTCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...], kept: Sequence[Array] = ()
+    spec: LTCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...], kept: Scratch | None = None
 ) -> Tree:
     """Pull the outputs' gradients back through an LTC scan.
 
@@ -76,20 +78,32 @@ def ltc_backward(
         arrays: what `ltc_forward` took.
         outputs: what it returned.
         cotangents: the gradient of each output, same shapes.
-        kept: nothing.
+        kept: what `ltc_forward` was given, and nobody else since; None: it kept nothing.
 
     Returns:
         The gradient of every floating-point array, as a tree of the same structure, without `lengths`.
     """
     parts = _parts(spec, arrays)
+    memories = _memories(kept, len(parts))
     if len(parts) == 1:
-        return _backward(spec, arrays, outputs, cotangents)
+        return _backward(spec, arrays, outputs, cotangents, memories[0])
 
-    def run(part: NDArray[np.intp]) -> Tree:
+    def run(part: NDArray[np.intp], memory: _Memory) -> Tree:
         given = (tuple(a[:, part] for a in group) for group in (outputs, cotangents))
-        return _backward(spec, _of_sequences(arrays, part), *given)
+        return _backward(spec, _of_sequences(arrays, part), *given, memory)
 
-    return _joined(parts, run_parts(run, parts))
+    return _joined(parts, run_parts(run, parts, memories))
+
+
+class _Memory(NamedTuple):
+    """What a thread may keep."""
+
+    kept: Scratch | None
+    most_bytes: int
+
+
+def _memories(kept: Scratch | None, threads: int) -> list[_Memory]:
+    return [_Memory(part, KEPT_BYTES // threads) for part in split_kept(kept, threads)]
 
 
 # The axis of the sequences, in the arrays that have one.
@@ -123,7 +137,7 @@ def _joined(parts: list[NDArray[np.intp]], gradients: list[Tree]) -> Tree:
     return result
 
 
-def _forward(spec: LTCSpec, arrays: Tree) -> tuple[Array, ...]:
+def _forward(spec: LTCSpec, arrays: Tree, memory: "_Memory") -> tuple[Array, ...]:
     """`ltc_forward` in one thread."""
     with borrowed_scratch(arrays["v0"].dtype) as scratch, np.errstate(over="ignore"):
         scan = _Scan(spec, arrays, scratch)
@@ -132,13 +146,14 @@ def _forward(spec: LTCSpec, arrays: Tree) -> tuple[Array, ...]:
         v, c = layout.sort(arrays["v0"]), layout.sort(arrays["c0"]) if scan.lstm else None
         for first, last in layout.even_chunks(scan.block_rows):
             block = scan.block(first, last)
+            trace = scan.kept_trace(memory, block)
             states, *cells = (layout.room(layout.flat(a), block.rows, scratch(f"states{k}", block.N, H)) for k, a in enumerate(results))
             gates = None if scan.lstm is None else scan.lstm.project(block.x)
             for k, rows in enumerate(block.steps):
                 v = v[: rows.stop - rows.start]
                 if scan.lstm is not None and c is not None and gates is not None:
-                    v, c = scan.lstm.step(gates[:, rows], v, c[: len(v)], scan.lstm.room("gates", len(v)), out=cells[0][rows])
-                states[rows] = v = scan.step(v, block, k)
+                    v, c = scan.lstm.step(gates[:, rows], v, c[: len(v)], scratch("gates", *scan.lstm.trace_shape(len(v))), out=cells[0][rows])
+                states[rows] = v = scan.step(v, block, k, trace)
             v = scratch.copy("v", v)  # the next block overwrites the states of this one
             c = None if c is None else scratch.copy("c", c)
             for a, result in zip((states, *cells), results, strict=True):
@@ -146,7 +161,7 @@ def _forward(spec: LTCSpec, arrays: Tree) -> tuple[Array, ...]:
     return tuple(results)
 
 
-def _backward(spec: LTCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...]) -> Tree:
+def _backward(spec: LTCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...], memory: "_Memory") -> Tree:
     """`ltc_backward` in one thread."""
     with borrowed_scratch(arrays["v0"].dtype) as scratch, np.errstate(over="ignore"):
         scan = _Scan(spec, arrays, scratch)
@@ -156,23 +171,25 @@ def _backward(spec: LTCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangent
         dv, dc = np.zeros_like(v0), np.zeros_like(v0)
         for first, last in reversed(layout.even_chunks(scan.block_rows)):
             block = scan.block(first, last)
+            trace = scan.kept_trace(memory, block)
             dy, *dy_c = (layout.rows_of(a, block.rows, out=scratch(f"dy{k}", block.N, H)) for k, a in enumerate(flat_dy))
             before = layout.previous(v0, flat[0], block.rows, out=scratch("v_prev", block.N, H))
-            memory = None
+            lstm = None
             if scan.lstm is not None and c0 is not None:
                 cells = layout.rows_of(flat[1], block.rows, out=scratch("cells", block.N, H))
-                c_prev, gates = layout.previous(c0, flat[1], block.rows, scratch("c_prev", block.N, H)), scan.lstm.room("gates", block.N)
-                memory = scan.lstm.linearise(block.x, before, c_prev, cells, gates, traced=False)
-            point = scan.linearise(before if memory is None else memory.h_inner, block)
+                c_prev, gates = layout.previous(c0, flat[1], block.rows, scratch("c_prev", block.N, H)), scratch("gates", *scan.lstm.trace_shape(block.N))
+                lstm = scan.lstm.linearise(block.x, before, c_prev, cells, gates, traced=False)
+            after = layout.rows_of(flat[0], block.rows, out=scratch("v_next", block.N, H))
+            point = scan.linearise(before if lstm is None else lstm.h_inner, after, block, trace)
             for k, rows in reversed(list(enumerate(block.steps))):
                 n = rows.stop - rows.start
                 dv[:n] += dy[rows]
                 if dy_c:
                     dc[:n] += dy_c[0][rows]
                 scan.pull(point, block, k, dv[:n])
-                if scan.lstm is not None and memory is not None:
-                    scan.lstm.pull(memory, rows, dv[:n], dc[:n])
-            scan.accumulate(block, point, memory)
+                if scan.lstm is not None and lstm is not None:
+                    scan.lstm.pull(lstm, rows, dv[:n], dc[:n])
+            scan.accumulate(block, point, lstm)
         return scan.gradients(layout.unsort(dv), layout.unsort(dc))
 
 
@@ -241,15 +258,21 @@ class _Block(NamedTuple):
     den: Array  # (S, H, n)
 
 
+class _Trace(NamedTuple):
+    """A block of S steps, E evaluations of the synapses each."""
+
+    v: Array  # (E, S, H, n): where the synapses were evaluated
+    active: Array  # (E, S, P, n): sigma(...)
+    num: Array  # (E, S, H, n)
+    den: Array  # (E, S, H, n)
+
+
 class _Point(NamedTuple):
     """A block of S steps recomputed, E evaluations of the synapses each, and what the pull leaves there."""
 
-    v: Array  # (E, S, H, n): where the synapses were evaluated
+    trace: _Trace
     minus_value: Array  # (E, S, H, n): minus what multiplies den in the equation that the evaluation serves
-    num: Array  # (E, S, H, n)
-    den: Array  # (E, S, H, n)
-    active: Array  # (E, S, P, n): sigma(...)
-    slope: Array  # (E, S, P, n): of each; the pull makes of it the gradient of the argument
+    by_argument: Array  # (E, S, P, n): the gradient of each sigma's argument
     h: Array  # (E, S, H, n): see Pull
     d: Array  # (E, S, H, 2, n): the gradients of num and den
 
@@ -288,42 +311,75 @@ class _Scan:
         n, F = len(rows) // steps, rows.shape[1]
         return self.scratch.copy(f"{name} by step", rows.reshape(steps, n, F).swapaxes(1, 2))
 
-    def step(self, v: Array, block: _Block, k: int) -> Array:
-        """Step k of a block: v (n, H) -> (n, H)."""
+    def kept_trace(self, memory: _Memory, block: _Block) -> _Trace | None:
+        """Where a block's trace is kept, always the same; None where nothing is, or those up to this block are too large together."""
+        size = self.trace_size(self.spec.evaluations)
+        most_rows = memory.most_bytes // (self.cm.itemsize * size)
+        if memory.kept is None or block.rows.stop > most_rows:
+            return None
+        traces = memory.kept("traces", min(most_rows, self.layout.total) * size)
+        return self.trace(traces[block.rows.start * size : block.rows.stop * size], self.spec.evaluations, len(block.steps))
 
-        def evaluate(v: Array) -> tuple[Array, Array]:
-            _, num, den = self.synapses.activate(v)  # (2)
-            num = num + block.num[k]  # (3)
-            return num, den + block.den[k]  # (4)
+    def trace_size(self, evaluations: int) -> int:
+        """Floats of a row's trace."""
+        return evaluations * (3 * self.spec.units + self.synapses.grouping.size)
 
-        v = self.scratch.copy("v by unit", v.T)
-        for _ in range(self.spec.unfolds):
-            v = self.advance(evaluate, v, block.delta[k], self.cm)
-        return v.T
+    def trace(self, memory: Array, evaluations: int, steps: int) -> _Trace:
+        """(N trace_size,) -> the trace of N rows, that of so many steps."""
+        H, P = self.spec.units, self.synapses.grouping.size
+        n = len(memory) // (self.trace_size(evaluations) * steps)
+        *of_units, active = np.split(memory, np.multiply([H, 2 * H, 3 * H], evaluations * steps * n))
+        v, num, den = (a.reshape(evaluations, steps, H, n) for a in of_units)
+        return _Trace(v, self.synapses.laid_out(active, evaluations, steps, n), num, den)
 
-    def linearise(self, v: Array, block: _Block) -> _Point:
-        """Recompute a block of steps at once from the states before them, v (N, H)."""
-        v = self.by_step("v", v, len(block.steps))
-        shape = (self.spec.evaluations, *v.shape)
-        points, minus_value, nums, dens, h = (self.scratch(name, *shape) for name in ("points", "minus_value", "num", "den", "h"))
-        active, slope = (self.synapses.room(name, *shape[:2], shape[3]) for name in ("all_active", "all_slopes"))
-        evaluations = iter(range(self.spec.evaluations))
+    def step(self, v: Array, block: _Block, k: int, trace: _Trace | None) -> Array:
+        """Step k of a block: v (n, H) -> (n, H). It leaves its part of the trace, if there is one."""
+        if trace is None:
+            trace, at = self.trace(self.scratch("step", len(v) * self.trace_size(1)), 1, 1), 0
+        else:
+            at = k
+        of_step = _Trace(*(a[:, at] for a in trace))
+        return self.unfold(self.scratch.copy("v by unit", v.T), block.num[k], block.den[k], block.delta[k], of_step).T
+
+    def unfold(self, v: Array, num: Array, den: Array, delta: Array, trace: _Trace) -> Array:
+        """A step's unfolds, or those of a block of steps at once: v (..., H, n) -> the same.
+
+        Args:
+            v: the state before.
+            num: (..., H, n), what num gets beside the synapses' part.
+            den: (..., H, n), likewise.
+            delta: (..., 1, n).
+            trace: it gets every evaluation, or, where there is room for one alone, each in turn.
+        """
+        evaluations = cycle(range(len(trace.v)))
 
         def evaluate(v: Array) -> tuple[Array, Array]:
             e = next(evaluations)
-            _, num, den = self.synapses.activate(v, out=active[e])  # (2)
-            slope_of(active[e], out=slope[e])
-            points[e] = v
-            np.add(num, block.num, out=nums[e])  # (3)
-            return nums[e], np.add(den, block.den, out=dens[e])  # (4)
+            trace.v[e] = v
+            _, of_synapses, den_of_synapses = self.synapses.activate(v, out=trace.active[e])  # (2)
+            np.add(of_synapses, num, out=trace.num[e])  # (3)
+            np.add(den_of_synapses, den, out=trace.den[e])  # (4)
+            return trace.num[e], trace.den[e]
 
         for _ in range(self.spec.unfolds):
-            v = self.advance(evaluate, v, block.delta, self.cm)
-        np.negative(points, out=minus_value)
+            v = self.advance(evaluate, v, delta, self.cm)
+        return v
+
+    def linearise(self, before: Array, after: Array, block: _Block, trace: _Trace | None) -> _Point:
+        """A block of steps at once, from the states before and after them (N, H) and their trace, which is made where there is none."""
+        steps = len(block.steps)
+        if trace is None:
+            evaluations = self.spec.evaluations
+            trace = self.trace(self.scratch("trace", block.N * self.trace_size(evaluations)), evaluations, steps)
+            self.unfold(self.by_step("v", before, steps), block.num, block.den, block.delta, trace)
+        shape = trace.v.shape
+        minus_value, h = (self.scratch(name, *shape) for name in ("minus_value", "h"))
+        np.negative(trace.v, out=minus_value)
         if self.spec.solver == "semi_implicit":
-            minus_value[:-1], minus_value[-1] = minus_value[1:], -v
-        d = self.scratch("d_sums", *shape[:3], 2, shape[3])
-        return _Point(points, minus_value, nums, dens, active, slope, h, d)
+            minus_value[:-1] = minus_value[1:]
+            np.negative(self.by_step("v", after, steps), out=minus_value[-1])
+        by_argument = self.synapses.room("by_argument", *shape[:2], shape[3])
+        return _Point(trace, minus_value, by_argument, h, self.scratch("d_sums", *shape[:3], 2, shape[3]))
 
     def pull(self, point: _Point, block: _Block, k: int, dv: Array) -> None:
         """From the gradient (n, H) of the state after step k of a block to that of the state before it, in place."""
@@ -334,27 +390,27 @@ class _Scan:
             d = point.d[e, k]
             by_num = np.multiply(delta, h, out=d[:, 0])
             np.multiply(by_num, minus_value[e], out=d[:, 1])
-            return self.synapses.pull(point.slope[e, k], d)
+            return self.synapses.pull(point.trace.active[e, k], d, out=point.by_argument[e, k])
 
         result = self.scratch.copy("dv by unit", dv.T)
         for first in reversed(range(0, self.spec.evaluations, SOLVERS[self.spec.solver])):
-            result = self.pull_unfold(pull, first, point.den[:, k], result, delta, self.cm)
+            result = self.pull_unfold(pull, first, point.trace.den[:, k], result, delta, self.cm)
         dv[...] = result.T
 
     def accumulate(self, block: _Block, point: _Point, memory: MemoryPoint | None) -> None:
         """Add a block's part of the parameters' gradients, and store those of the inputs and the elapsed times."""
-        rest = point.num + point.den * point.minus_value
+        rest = point.trace.num + point.trace.den * point.minus_value
         semi_implicit = self.spec.solver == "semi_implicit"
-        by_cm = point.h * (point.v + point.minus_value) if semi_implicit else point.d[..., 0, :] * rest / -self.cm
+        by_cm = point.h * (point.trace.v + point.minus_value) if semi_implicit else point.d[..., 0, :] * rest / -self.cm
         self.sums.add("cm", _by_unit(by_cm))
-        self.synapses.accumulate(*(_evaluations_together(a) for a in (point.active, point.slope, point.v, point.d)))
+        self.synapses.accumulate(*(_evaluations_together(a) for a in (point.trace.active, point.by_argument, point.trace.v, point.d)))
         d = point.d.sum(0)
         by_num, by_den = (_by_unit(d[:, :, k]) for k in range(2))
         self.sums.add("vleak", self.gleak[:, 0] * by_num)
         self.sums.add("gleak", self.vleak[:, 0] * by_num + by_den)
-        slope = slope_of(block.active, out=self.sensory.room("slope", len(block.steps), block.u.shape[2]))
-        d_rows = {"u": _by_row(self.sensory.pull(slope, d))}
-        self.sensory.accumulate(block.active, slope, block.u, d)
+        by_argument = self.sensory.room("by_argument", len(block.steps), block.u.shape[2])
+        d_rows = {"u": _by_row(self.sensory.pull(block.active, d, out=by_argument))}
+        self.sensory.accumulate(block.active, by_argument, block.u, d)
         d_rows["dt"] = (point.h * rest).sum((0, 2)).reshape(-1, 1) / self.spec.unfolds
         if self.lstm is not None and memory is not None:
             self.lstm.accumulate(memory)

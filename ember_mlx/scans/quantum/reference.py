@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dense import Keep, Product, Scratch, Sums, borrowed_scratch
+from ..dense import Product, Scratch, Sums, borrowed_scratch
 from ..packing import packed_layout
 from ..pointwise import Array
 from ..products import multiply
@@ -34,13 +34,13 @@ Pair = tuple[Array, Array]  # real and imaginary part
 BLOCK_ROWS = 800  # rows (step and sequence) recomputed at a time: enough for products on two threads, few enough to bound the memory
 
 
-def quantum_forward(spec: QuantumSpec, arrays: Tree, keep: Keep | None = None) -> tuple[Array, Array]:
+def quantum_forward(spec: QuantumSpec, arrays: Tree, kept: Scratch | None = None) -> tuple[Array, Array]:
     """Run an LQNet or CTRQNet scan over T steps.
 
     Args:
         spec: the static part.
         arrays: the tree above, float32 or float64.
-        keep: unused: the backward recomputes all it needs.
+        kept: unused: the backward recomputes all it needs.
 
     Returns:
         (h_c, h_s) of shape (T, B, H) each, zero past each length.
@@ -74,7 +74,7 @@ def quantum_forward(spec: QuantumSpec, arrays: Tree, keep: Keep | None = None) -
 
 
 def quantum_backward(
-    spec: QuantumSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...], kept: Sequence[Array] = ()
+    spec: QuantumSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...], kept: Scratch | None = None
 ) -> Tree:
     """Pull the outputs' gradients back through an LQNet or CTRQNet scan.
 
