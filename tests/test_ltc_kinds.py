@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ember_mlx.scans.dense import Scratch
-from ember_mlx.scans.ltc.kinds import Kind, _cuts, grouping, slope_of
+from ember_mlx.scans.ltc.kinds import Kind, _cuts, grouping
 from ember_mlx.scans.ltc.synapses import Synapses
 
 from .tolerances import FINITE_DIFFERENCE, FORWARD
@@ -75,12 +75,12 @@ def test_sums_and_their_gradients(matrix, n):
         return float(sum((a * b).sum() for a, b in zip(d.swapaxes(0, 1), sums_one_by_one(synapses, tree, v), strict=True)))
 
     kind = kind_of(synapses, tree)
-    active, num, den = kind.activate(v)
-    for ours, expected in zip((num, den), sums_one_by_one(synapses, tree, v), strict=True):
+    active, by_argument, sums = kind.room("active", n), kind.room("by_argument", n), np.empty((synapses.units, 2, n))
+    kind.activate(v, active, out=sums)
+    for ours, expected in zip(sums.swapaxes(0, 1), sums_one_by_one(synapses, tree, v), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=0, atol=FORWARD["float64"])
-    slope = slope_of(active, out=np.empty_like(active))
-    gradients = {"v": kind.pull(slope, d).copy()}
-    kind.accumulate(active[None], slope[None], v[None], d[None])
+    gradients = {"v": kind.pull(active, d, out=by_argument).copy()}
+    kind.accumulate(active[None], by_argument[None], v[None], d[None])
     gradients |= kind.gradients()
     for name, a in {"v": v, **tree}.items():
         assert gradients[name].shape == a.shape

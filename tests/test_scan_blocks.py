@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from ember_mlx.scans.dense import Scratch
 from ember_mlx.scans.ltc import reference as ltc_reference
 from ember_mlx.scans.ltc.problems import ltc_problem
 from ember_mlx.scans.packing import PackedLayout
@@ -37,21 +38,26 @@ def test_blocks_of_any_size(monkeypatch, name, variant, lengths):
             np.testing.assert_allclose(blocks[path], expected, rtol=1e-10, atol=1e-10, err_msg=f"{path}, blocks of {rows} rows")
 
 
-@pytest.mark.parametrize(("name", "variant"), [("cfc", "mixed_memory"), ("lstm", "lstm")])
+@pytest.mark.parametrize(("name", "variant"), [("cfc", "mixed_memory"), ("lstm", "lstm"), ("ltc", "sparse")])
 def test_nothing_is_kept_beyond_the_bound(monkeypatch, name, variant):
-    recurrence, kept = RECURRENCES[name], []
+    recurrence, kept = RECURRENCES[name], Scratch(np.dtype(np.float64))
     spec, arrays = recurrence.problem(variant, 9, 4, 6)
-    recurrence.forward(spec, arrays, keep=lambda a: kept.append(a.copy()))
-    assert kept
-    monkeypatch.setattr(inspect.getmodule(recurrence.forward), "KEPT_BYTES", sum(a.nbytes for a in kept) - 1)
-    kept.clear()
-    recurrence.forward(spec, arrays, keep=lambda a: kept.append(a.copy()))
-    assert not kept
+    recurrence.forward(spec, arrays, kept)
+    assert kept.nbytes() > 0
+    monkeypatch.setattr(inspect.getmodule(recurrence.forward), "KEPT_BYTES", kept.nbytes() - 1)
+    kept = Scratch(np.dtype(np.float64))
+    outputs = recurrence.forward(spec, arrays, kept)
+    assert kept.nbytes() == 0
+    dy = tuple(np.cos(a) for a in outputs)
+    without = dict(tree_flatten(recurrence.backward(spec, arrays, outputs, dy)))
+    for path, gradient in tree_flatten(recurrence.backward(spec, arrays, outputs, dy, kept)):
+        np.testing.assert_array_equal(gradient, without[path], err_msg=path)
 
 
 def ltc_outputs_and_gradients(spec, arrays):
-    outputs = ltc_reference.ltc_forward(spec, arrays)
-    return dict(tree_flatten([list(outputs), ltc_reference.ltc_backward(spec, arrays, outputs, tuple(np.cos(a) for a in outputs))]))
+    kept = Scratch(np.dtype(np.float64))
+    outputs = ltc_reference.ltc_forward(spec, arrays, kept)
+    return dict(tree_flatten([list(outputs), ltc_reference.ltc_backward(spec, arrays, outputs, tuple(np.cos(a) for a in outputs), kept)]))
 
 
 @pytest.mark.parametrize("lengths", [False, True], ids=["full", "lengths"])

@@ -18,7 +18,6 @@ from the forward, or, where that would be too large, computes it anew for all st
 runs dh -> dq -> dz -> dh; and forms the weights' gradients as products over the block.
 """
 
-from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice, pairwise
 from typing import Any, NamedTuple

@@ -130,9 +130,9 @@ class _Some:
         self.spread: Array | None = None
         self.sigma = [a[:, None] for a in self.by_source.parted(self.by_source.at_places(sigma))]
 
-    def laid_out(self, memory: Array, *shape: int) -> Array:
+    def laid_out(self, memory: Array, places: int, *shape: int) -> Array:
         """(N,) -> (..., P, n), a view with this `shape` (..., n)."""
-        return memory.reshape(*shape[:-1], -1, shape[-1])
+        return memory.reshape(*shape[:-1], places, shape[-1])
 
     def rows(self, a: Array) -> Array:
         """(N, ..., n) with as many rows together as the layout allows."""
@@ -174,9 +174,9 @@ class _All:
         self.shape, self.scratch = (synapses.units, synapses.inputs), scratch
         self.sigma = sigma.reshape(self.shape)
 
-    def laid_out(self, memory: Array, *shape: int) -> Array:
+    def laid_out(self, memory: Array, places: int, *shape: int) -> Array:
         """As that of _Some."""
-        return memory.reshape(*shape, -1).swapaxes(-1, -2)
+        return memory.reshape(*shape, places).swapaxes(-1, -2)
 
     def rows(self, a: Array) -> Array:
         """As that of _Some; (1, ..., N n)."""
@@ -221,35 +221,34 @@ class Kind:
         self.tree, self.scratch, self.sums = tree, scratch, Sums(scratch.part("sums"))
         self.ends = (_All if synapses.is_full else _Some)(synapses, tree["sigma"], scratch)
         self.grouping, w = grouping(synapses, by_target=True), tree["w"]
+        self.in_order = np.array_equal(self.grouping.rank, np.arange(len(self.grouping.owners)))  # each target is its own owner
         self.constants = np.stack([self.grouping.at_places(a) for a in (tree["sigma"], tree["sigma"] * tree["mu"])])
         parted = (self.grouping.parted(self.grouping.at_places(a)) for a in (w * tree["erev"], w))
         self.weights = [np.stack(both, axis=1) for both in zip(*parted, strict=True)]  # (owners, 2, width) for each group
 
     def laid_out(self, memory: Array, *shape: int) -> Array:
         """(N,) -> values (..., P, n), from their other axes (..., n)."""
-        return self.ends.laid_out(memory, *shape)
+        return self.ends.laid_out(memory, self.grouping.size, *shape)
 
     def room(self, name: str, *shape: int) -> Array:
         """Memory for values (..., P, n), from their other axes (..., n)."""
         return self.laid_out(self.scratch(name, self.grouping.size * math.prod(shape)), *shape)
 
-    def activate(self, v: Array, out: Array | None = None) -> tuple[Array, Array, Array]:
-        """sigma(...) at each place, num and den (..., H, n), from the sources' values v (..., K, n); the next call overwrites them."""
+    def activate(self, v: Array, active: Array, out: Array) -> None:
+        """From the sources' values v (..., K, n) to sigma(...) at each place (..., P, n), and num and den (..., H, 2, n), in `out`."""
         *lead, _, n = v.shape
-        active = self.room("active", *lead, n) if out is None else out
         sigma, offset = self.ends.constants(self.constants, n)
         self.ends.scaled(v, sigma, out=active)
         np.subtract(offset, active, out=active)
         np.exp(active, out=active)
         active += active.dtype.type(1)
         np.reciprocal(active, out=active)  # sigma(...) = 1 / (1 + exp(...))
-        owners, rank = self.grouping.owners, self.grouping.rank
-        sums = self.scratch("both", *lead, len(owners) + 1, 2, n)
-        sums[..., -1, :, :] = 0
+        sums = out if self.in_order else self.scratch("sums", *lead, len(self.grouping.owners) + 1, 2, n)
         for group, weights in zip(self.grouping.groups, self.weights, strict=True):
             np.matmul(weights, group.of(active), out=sums[..., group.owners, :, :])
-        of_units = sums.take(rank, axis=-3, out=self.scratch("of_units", *lead, len(rank), 2, n), mode="clip")
-        return active, of_units[..., 0, :], of_units[..., 1, :]
+        if not self.in_order:
+            sums[..., -1, :, :] = 0
+            sums.take(self.grouping.rank, axis=-3, out=out, mode="clip")
 
     def pull(self, active: Array, d: Array, out: Array) -> Array:
         """From the gradients of num and den to that of the sources' values (..., K, n).
@@ -292,5 +291,7 @@ class Kind:
 
     def _by_owner(self, d: Array) -> Array:
         """The gradients (..., H, 2, n) of num and den, of those targets that have synapses: (..., R, 2, n)."""
+        if self.in_order:
+            return d
         owners = self.grouping.owners
         return d.take(owners, axis=-3, out=self.scratch("by_owner", *d.shape[:-3], len(owners), *d.shape[-2:]), mode="clip")

@@ -19,9 +19,8 @@ of v back through the block's unfolds; then it sums up the parameters' gradients
 Sequences do not depend on each other, so several threads share them.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from itertools import cycle, pairwise
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +32,7 @@ from ..packing import packed_layout
 from ..pointwise import Array
 from ..threads import parts_of, run_parts
 from .kinds import Kind
+from .solvers import STEPS
 from .spec import SOLVERS, LTCSpec
 
 Tree = dict[str, Any]
@@ -45,7 +45,7 @@ def ltc_forward(spec: LTCSpec, arrays: Tree, kept: Scratch | None = None) -> tup
     Args:
         spec: the static part.
         arrays: the tree above, float32 or float64.
-        kept: memory for what spares the backward the recomputation of the first steps, as many as KEPT_BYTES hold; None: nothing is kept.
+        kept: memory for what spares the backward a recomputation, used unless it is too large; None: nothing is kept.
 
     Returns:
         (v,) of shape (T, B, H), zero past each length; with mixed memory (v, c), c the LSTM's cell, likewise.
@@ -152,7 +152,9 @@ def _forward(spec: LTCSpec, arrays: Tree, memory: "_Memory") -> tuple[Array, ...
             for k, rows in enumerate(block.steps):
                 v = v[: rows.stop - rows.start]
                 if scan.lstm is not None and c is not None and gates is not None:
-                    v, c = scan.lstm.step(gates[:, rows], v, c[: len(v)], scratch("gates", *scan.lstm.trace_shape(len(v))), out=cells[0][rows])
+                    v, c = scan.lstm.step(
+                        gates[:, rows], v, c[: len(v)], scratch("gates", *scan.lstm.trace_shape(len(v))), out=cells[0][rows]
+                    )
                 states[rows] = v = scan.step(v, block, k, trace)
             v = scratch.copy("v", v)  # the next block overwrites the states of this one
             c = None if c is None else scratch.copy("c", c)
@@ -177,71 +179,22 @@ def _backward(spec: LTCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangent
             lstm = None
             if scan.lstm is not None and c0 is not None:
                 cells = layout.rows_of(flat[1], block.rows, out=scratch("cells", block.N, H))
-                c_prev, gates = layout.previous(c0, flat[1], block.rows, scratch("c_prev", block.N, H)), scratch("gates", *scan.lstm.trace_shape(block.N))
+                c_prev, gates = (
+                    layout.previous(c0, flat[1], block.rows, scratch("c_prev", block.N, H)),
+                    scratch("gates", *scan.lstm.trace_shape(block.N)),
+                )
                 lstm = scan.lstm.linearise(block.x, before, c_prev, cells, gates, traced=False)
-            after = layout.rows_of(flat[0], block.rows, out=scratch("v_next", block.N, H))
-            point = scan.linearise(before if lstm is None else lstm.h_inner, after, block, trace)
+            point = scan.linearise(before if lstm is None else lstm.h_inner, block, trace)
             for k, rows in reversed(list(enumerate(block.steps))):
                 n = rows.stop - rows.start
                 dv[:n] += dy[rows]
                 if dy_c:
                     dc[:n] += dy_c[0][rows]
-                scan.pull(point, block, k, dv[:n])
+                scan.pull(point, k, dv[:n])
                 if scan.lstm is not None and lstm is not None:
                     scan.lstm.pull(lstm, rows, dv[:n], dc[:n])
             scan.accumulate(block, point, lstm)
         return scan.gradients(layout.unsort(dv), layout.unsort(dc))
-
-
-def _semi_implicit(evaluate: Callable[[Array], tuple[Array, Array]], v: Array, delta: Array, cm: Array) -> Array:
-    """One unfold: v (..., H, n) -> the same; delta is (..., 1, n), cm (H, 1)."""
-    num, den = evaluate(v)
-    return (cm * v + delta * num) / (cm + delta * den)  # (5)
-
-
-def _explicit(evaluate: Callable[[Array], tuple[Array, Array]], v: Array, delta: Array, cm: Array) -> Array:
-    return v + delta * _rate(evaluate, v, cm)
-
-
-def _rk4(evaluate: Callable[[Array], tuple[Array, Array]], v: Array, delta: Array, cm: Array) -> Array:
-    first = _rate(evaluate, v, cm)
-    second = _rate(evaluate, v + delta / 2 * first, cm)
-    third = _rate(evaluate, v + delta / 2 * second, cm)
-    fourth = _rate(evaluate, v + delta * third, cm)
-    return v + delta / 6 * (first + 2 * second + 2 * third + fourth)
-
-
-def _rate(evaluate: Callable[[Array], tuple[Array, Array]], v: Array, cm: Array) -> Array:
-    """dv/dt."""
-    num, den = evaluate(v)
-    return (num - den * v) / cm
-
-
-# The same backwards: from the gradient of v after an unfold to that before it. `pull(e, h)` notes h, of which the gradients of evaluation
-# e are delta h for num and -delta h value for den, and returns the part of the gradient that comes through the synapses.
-Pull = Callable[[int, Array], Array]
-
-
-def _semi_implicit_back(pull: Pull, e: int, den: Array, dv: Array, delta: Array, cm: Array) -> Array:
-    h = dv / (cm + delta * den[e])
-    return cm * h + pull(e, h)
-
-
-def _explicit_back(pull: Pull, e: int, den: Array, dv: Array, delta: Array, cm: Array) -> Array:
-    h = dv / cm
-    return dv - delta * den[e] * h + pull(e, h)
-
-
-def _rk4_back(pull: Pull, e: int, den: Array, dv: Array, delta: Array, cm: Array) -> Array:
-    result, arriving = dv.copy(), np.zeros_like(dv)
-    for stage, weight, reach in ((3, 6, 0), (2, 3, 1), (1, 3, 0.5), (0, 6, 0.5)):
-        h = (dv / weight + reach * arriving) / cm
-        arriving = pull(e + stage, h) - delta * den[e + stage] * h
-        result += arriving
-    return result
-
-
-STEPS = {"semi_implicit": (_semi_implicit, _semi_implicit_back), "explicit": (_explicit, _explicit_back), "rk4": (_rk4, _rk4_back)}
 
 
 class _Block(NamedTuple):
@@ -252,28 +205,29 @@ class _Block(NamedTuple):
     steps: list[slice]  # the rows of each, counted from the block's first
     x: Array  # (N, I) with mixed memory, else (N, 0)
     u: Array  # (S, I, n)
-    delta: Array  # (S, 1, n)
+    r: Array  # (S, H, 1, n): delta / cm
     active: Array  # (S, P, n): sigma(...) of the sensory synapses
-    num: Array  # (S, H, n): what num gets beside the synapses' part
-    den: Array  # (S, H, n)
+    drive: Array  # (S, H, 2, n): what num and den get beside the synapses' part
+    rest: Array  # (S, H, 2, n): r times that, for the semi-implicit solver 1 + r times den's
 
 
 class _Trace(NamedTuple):
     """A block of S steps, E evaluations of the synapses each."""
 
-    v: Array  # (E, S, H, n): where the synapses were evaluated
+    v: Array  # (E + 1, S, H, n): where the synapses were evaluated, and the state after
+    sums: Array  # (E, S, H, 2, n): the synapses' part of num and den
     active: Array  # (E, S, P, n): sigma(...)
-    num: Array  # (E, S, H, n)
-    den: Array  # (E, S, H, n)
 
 
 class _Point(NamedTuple):
     """A block of S steps recomputed, E evaluations of the synapses each, and what the pull leaves there."""
 
     trace: _Trace
+    den: Array  # (E, S, H, n): r den, for the semi-implicit solver 1 + r den
     minus_value: Array  # (E, S, H, n): minus what multiplies den in the equation that the evaluation serves
+    factors: Array  # (E, S, H, 2, n): from h to the gradients of num and den
     by_argument: Array  # (E, S, P, n): the gradient of each sigma's argument
-    h: Array  # (E, S, H, n): see Pull
+    h: Array  # (E, S, H, n): see solvers.py
     d: Array  # (E, S, H, 2, n): the gradients of num and den
 
 
@@ -292,6 +246,7 @@ class _Scan:
         self.lstm = MixedMemory(arrays["lstm"], batch, scratch.part("lstm")) if spec.mixed_memory else None
         self.sums = Sums(scratch.part("sums"))
         self.block_rows = BLOCK_FLOATS // (spec.evaluations * max(1, spec.synapses.count)) + 1
+        self.semi_implicit = spec.solver == "semi_implicit"
         self.advance, self.pull_unfold = STEPS[spec.solver]
 
     def block(self, first: int, last: int) -> _Block:
@@ -300,11 +255,19 @@ class _Scan:
         rows, n = slice(starts[0], starts[-1]), starts[-1] - starts[0]
         part = {name: self.layout.rows_of(a, rows, out=self.scratch(name, n, a.shape[1])) for name, a in self.flat.items()}
         u, dt = (self.by_step(name, part[name], last - first) for name in ("u", "dt"))
-        active, num, den = self.sensory.activate(u)  # (1)
-        num = num + (self.gleak * self.vleak)
-        den = den + (self.gleak + den.dtype.type(self.spec.epsilon if self.spec.solver == "semi_implicit" else 0))
+        S, H, (n, _) = last - first, self.spec.units, part["u"].shape
+        n //= S
+        active, drive = self.sensory.room("active", S, n), self.scratch("drive", S, H, 2, n)
+        self.sensory.activate(u, active, out=drive)  # (1)
+        drive[:, :, 0] += self.gleak * self.vleak
+        drive[:, :, 1] += self.gleak + dt.dtype.type(self.spec.epsilon if self.semi_implicit else 0)
+        r = self.scratch("r", S, H, 1, n)
+        np.divide(dt[:, :, None], self.cm[:, None] * dt.dtype.type(self.spec.unfolds), out=r)
+        rest = np.multiply(drive, r, out=self.scratch("rest", *drive.shape))
+        if self.semi_implicit:
+            rest[:, :, 1] += 1
         steps = [slice(a - starts[0], b - starts[0]) for a, b in pairwise(starts)]
-        return _Block(rows, n, steps, part.get("x", part["u"]), u, dt / self.spec.unfolds, active, num, den)
+        return _Block(rows, S * n, steps, part.get("x", part["u"]), u, r, active, drive, rest)
 
     def by_step(self, name: str, rows: Array, steps: int) -> Array:
         """(S n, F) -> (S, F, n), in memory of that name."""
@@ -312,98 +275,102 @@ class _Scan:
         return self.scratch.copy(f"{name} by step", rows.reshape(steps, n, F).swapaxes(1, 2))
 
     def kept_trace(self, memory: _Memory, block: _Block) -> _Trace | None:
-        """Where a block's trace is kept, always the same; None where nothing is, or those up to this block are too large together."""
+        """Where a block's trace is kept, always the same; None where nothing is, or where those of all blocks are too large."""
         size = self.trace_size(self.spec.evaluations)
-        most_rows = memory.most_bytes // (self.cm.itemsize * size)
-        if memory.kept is None or block.rows.stop > most_rows:
+        if memory.kept is None or self.layout.total * size * self.cm.itemsize > memory.most_bytes:
             return None
-        traces = memory.kept("traces", min(most_rows, self.layout.total) * size)
-        return self.trace(traces[block.rows.start * size : block.rows.stop * size], self.spec.evaluations, len(block.steps))
+        traces = memory.kept("traces", self.layout.total * size)
+        return self.trace(traces[block.rows.start * size : block.rows.stop * size], len(block.steps))
 
     def trace_size(self, evaluations: int) -> int:
         """Floats of a row's trace."""
-        return evaluations * (3 * self.spec.units + self.synapses.grouping.size)
+        return (evaluations + 1) * self.spec.units + evaluations * (2 * self.spec.units + self.synapses.grouping.size)
 
-    def trace(self, memory: Array, evaluations: int, steps: int) -> _Trace:
+    def trace(self, memory: Array, steps: int) -> _Trace:
         """(N trace_size,) -> the trace of N rows, that of so many steps."""
-        H, P = self.spec.units, self.synapses.grouping.size
-        n = len(memory) // (self.trace_size(evaluations) * steps)
-        *of_units, active = np.split(memory, np.multiply([H, 2 * H, 3 * H], evaluations * steps * n))
-        v, num, den = (a.reshape(evaluations, steps, H, n) for a in of_units)
-        return _Trace(v, self.synapses.laid_out(active, evaluations, steps, n), num, den)
+        E, H = self.spec.evaluations, self.spec.units
+        n = len(memory) // (self.trace_size(E) * steps)
+        v, sums, active = np.split(memory, np.cumsum([(E + 1) * steps * H * n, 2 * E * steps * H * n]))
+        active = self.synapses.laid_out(active, E, steps, n)
+        return _Trace(v.reshape(E + 1, steps, H, n), sums.reshape(E, steps, H, 2, n), active)
 
     def step(self, v: Array, block: _Block, k: int, trace: _Trace | None) -> Array:
         """Step k of a block: v (n, H) -> (n, H). It leaves its part of the trace, if there is one."""
+        E, H, n = self.spec.evaluations, self.spec.units, len(v)
         if trace is None:
-            trace, at = self.trace(self.scratch("step", len(v) * self.trace_size(1)), 1, 1), 0
+            points, sums = self.scratch("points", E + 1, H, n), [self.scratch("sums", H, 2, n)] * E
+            active = [self.synapses.room("active", n)] * E
         else:
-            at = k
-        of_step = _Trace(*(a[:, at] for a in trace))
-        return self.unfold(self.scratch.copy("v by unit", v.T), block.num[k], block.den[k], block.delta[k], of_step).T
+            points, sums, active = trace.v[:, k], list(trace.sums[:, k]), list(trace.active[:, k])
+        points[0] = v.T
+        self.unfold(list(points), sums, active, block.r[k], block.rest[k])
+        return points[-1].T
 
-    def unfold(self, v: Array, num: Array, den: Array, delta: Array, trace: _Trace) -> Array:
-        """A step's unfolds, or those of a block of steps at once: v (..., H, n) -> the same.
+    def unfold(self, points: list[Array], sums: list[Array], active: list[Array], r: Array, rest: Array) -> None:
+        """A step's unfolds, or those of a block of steps at once.
 
         Args:
-            v: the state before.
-            num: (..., H, n), what num gets beside the synapses' part.
-            den: (..., H, n), likewise.
-            delta: (..., 1, n).
-            trace: it gets every evaluation, or, where there is room for one alone, each in turn.
+            points: E + 1 of (..., H, n): the state before, then room for where the synapses are evaluated next, and for the state after.
+            sums: E of (..., H, 2, n), room for the synapses' part of num and den.
+            active: E of (..., P, n), room for sigma(...).
+            r: (..., H, 1, n).
+            rest: (..., H, 2, n).
         """
-        evaluations = cycle(range(len(trace.v)))
+        evaluations = iter(range(len(sums)))
 
-        def evaluate(v: Array) -> tuple[Array, Array]:
+        def evaluate(v: Array) -> Array:
             e = next(evaluations)
-            trace.v[e] = v
-            _, of_synapses, den_of_synapses = self.synapses.activate(v, out=trace.active[e])  # (2)
-            np.add(of_synapses, num, out=trace.num[e])  # (3)
-            np.add(den_of_synapses, den, out=trace.den[e])  # (4)
-            return trace.num[e], trace.den[e]
+            if v is not points[e]:
+                points[e][...] = v
+            self.synapses.activate(points[e], active[e], out=sums[e])  # (2)
+            both = np.multiply(sums[e], r, out=self.scratch("both", *sums[e].shape))
+            both += rest  # (3), (4)
+            return both
 
-        for _ in range(self.spec.unfolds):
-            v = self.advance(evaluate, v, delta, self.cm)
-        return v
+        for v, after in pairwise(points[:: SOLVERS[self.spec.solver]]):
+            self.advance(evaluate, v, out=after)
 
-    def linearise(self, before: Array, after: Array, block: _Block, trace: _Trace | None) -> _Point:
-        """A block of steps at once, from the states before and after them (N, H) and their trace, which is made where there is none."""
-        steps = len(block.steps)
+    def linearise(self, before: Array, block: _Block, trace: _Trace | None) -> _Point:
+        """A block of steps at once, from the states before them (N, H) and their trace, which is made where there is none."""
         if trace is None:
-            evaluations = self.spec.evaluations
-            trace = self.trace(self.scratch("trace", block.N * self.trace_size(evaluations)), evaluations, steps)
-            self.unfold(self.by_step("v", before, steps), block.num, block.den, block.delta, trace)
-        shape = trace.v.shape
-        minus_value, h = (self.scratch(name, *shape) for name in ("minus_value", "h"))
-        np.negative(trace.v, out=minus_value)
-        if self.spec.solver == "semi_implicit":
-            minus_value[:-1] = minus_value[1:]
-            np.negative(self.by_step("v", after, steps), out=minus_value[-1])
-        by_argument = self.synapses.room("by_argument", *shape[:2], shape[3])
-        return _Point(trace, minus_value, by_argument, h, self.scratch("d_sums", *shape[:3], 2, shape[3]))
+            trace = self.trace(self.scratch("trace", block.N * self.trace_size(self.spec.evaluations)), len(block.steps))
+            S, n = trace.v.shape[1], trace.v.shape[3]
+            trace.v[0] = before.reshape(S, n, -1).swapaxes(1, 2)
+            self.unfold(list(trace.v), list(trace.sums), list(trace.active), block.r, block.rest)
+        shape = trace.sums.shape
+        den, minus_value, h = (self.scratch(name, *shape[:3], shape[4]) for name in ("den", "minus_value", "h"))
+        np.multiply(trace.sums[..., 1, :], block.r[..., 0, :], out=den)
+        den += block.rest[..., 1, :]
+        np.negative(trace.v[1:] if self.semi_implicit else trace.v[:-1], out=minus_value)
+        factors, d = (self.scratch(name, *shape) for name in ("factors", "d_sums"))
+        factors[..., 0, :] = block.r[..., 0, :]
+        np.multiply(block.r[..., 0, :], minus_value, out=factors[..., 1, :])
+        return _Point(trace, den, minus_value, factors, self.synapses.room("by_argument", *shape[:2], shape[4]), h, d)
 
-    def pull(self, point: _Point, block: _Block, k: int, dv: Array) -> None:
+    def pull(self, point: _Point, k: int, dv: Array) -> None:
         """From the gradient (n, H) of the state after step k of a block to that of the state before it, in place."""
-        delta, minus_value = block.delta[k], point.minus_value[:, k]
+        h = point.h[:, k]
 
-        def pull(e: int, h: Array) -> Array:
-            point.h[e, k] = h
-            d = point.d[e, k]
-            by_num = np.multiply(delta, h, out=d[:, 0])
-            np.multiply(by_num, minus_value[e], out=d[:, 1])
+        def pull(e: int) -> Array:
+            d = np.multiply(h[e][:, None], point.factors[e, k], out=point.d[e, k])
             return self.synapses.pull(point.trace.active[e, k], d, out=point.by_argument[e, k])
 
         result = self.scratch.copy("dv by unit", dv.T)
         for first in reversed(range(0, self.spec.evaluations, SOLVERS[self.spec.solver])):
-            result = self.pull_unfold(pull, first, point.trace.den[:, k], result, delta, self.cm)
+            result = self.pull_unfold(pull, first, point.den[:, k], h, result)
         dv[...] = result.T
 
     def accumulate(self, block: _Block, point: _Point, memory: MemoryPoint | None) -> None:
         """Add a block's part of the parameters' gradients, and store those of the inputs and the elapsed times."""
-        rest = point.trace.num + point.trace.den * point.minus_value
-        semi_implicit = self.spec.solver == "semi_implicit"
-        by_cm = point.h * (point.trace.v + point.minus_value) if semi_implicit else point.d[..., 0, :] * rest / -self.cm
-        self.sums.add("cm", _by_unit(by_cm))
-        self.synapses.accumulate(*(_evaluations_together(a) for a in (point.trace.active, point.by_argument, point.trace.v, point.d)))
+        v, sums = point.trace.v[:-1], point.trace.sums
+        by_r = sums[..., 1, :] + block.drive[..., 1, :]
+        by_r *= point.minus_value
+        by_r += sums[..., 0, :]
+        by_r += block.drive[..., 0, :]
+        by_r *= point.h
+        by_cm = point.h * (v + point.minus_value) if self.semi_implicit else by_r * -block.r[..., 0, :]
+        self.sums.add("cm", _by_unit(by_cm) / self.cm[:, 0])
+        self.synapses.accumulate(*(_evaluations_together(a) for a in (point.trace.active, point.by_argument, v, point.d)))
         d = point.d.sum(0)
         by_num, by_den = (_by_unit(d[:, :, k]) for k in range(2))
         self.sums.add("vleak", self.gleak[:, 0] * by_num)
@@ -411,7 +378,7 @@ class _Scan:
         by_argument = self.sensory.room("by_argument", len(block.steps), block.u.shape[2])
         d_rows = {"u": _by_row(self.sensory.pull(block.active, d, out=by_argument))}
         self.sensory.accumulate(block.active, by_argument, block.u, d)
-        d_rows["dt"] = (point.h * rest).sum((0, 2)).reshape(-1, 1) / self.spec.unfolds
+        d_rows["dt"] = (by_r.sum(0) / (self.cm * by_r.dtype.type(self.spec.unfolds))).sum(1).reshape(-1, 1)
         if self.lstm is not None and memory is not None:
             self.lstm.accumulate(memory)
             d_rows["x"] = memory.d_gates @ self.lstm.w_x

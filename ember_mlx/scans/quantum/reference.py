@@ -17,7 +17,6 @@ a block of steps at a time, then runs dh -> dr -> dtheta -> dh, then forms the w
 """
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
