@@ -36,7 +36,7 @@ from .solvers import STEPS
 from .spec import SOLVERS, LTCSpec
 
 Tree = dict[str, Any]
-BLOCK_FLOATS = 2**20  # activations of synapses that a block of steps holds, at most
+BLOCK_FLOATS = 2**21  # activations of synapses that a block of steps holds, at most
 
 
 def ltc_forward(spec: LTCSpec, arrays: Tree, kept: Scratch | None = None) -> tuple[Array, ...]:
