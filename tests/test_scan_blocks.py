@@ -43,11 +43,11 @@ def test_nothing_is_kept_beyond_the_bound(monkeypatch, name, variant):
     recurrence, kept = RECURRENCES[name], Scratch(np.dtype(np.float64))
     spec, arrays = recurrence.problem(variant, 9, 4, 6)
     recurrence.forward(spec, arrays, kept)
-    assert kept.nbytes() > 0
-    monkeypatch.setattr(inspect.getmodule(recurrence.forward), "KEPT_BYTES", kept.nbytes() - 1)
+    assert kept.nbytes > 0
+    monkeypatch.setattr(inspect.getmodule(recurrence.forward), "KEPT_BYTES", kept.nbytes - 1)
     kept = Scratch(np.dtype(np.float64))
     outputs = recurrence.forward(spec, arrays, kept)
-    assert kept.nbytes() == 0
+    assert kept.nbytes == 0
     dy = tuple(np.cos(a) for a in outputs)
     without = dict(tree_flatten(recurrence.backward(spec, arrays, outputs, dy)))
     for path, gradient in tree_flatten(recurrence.backward(spec, arrays, outputs, dy, kept)):

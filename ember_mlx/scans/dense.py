@@ -28,11 +28,13 @@ class Scratch:
         (2, 3)
     """
 
-    def __init__(self, dtype: np.dtype[Any]):
+    def __init__(self, dtype: np.dtype[Any], whole: "Scratch | None" = None):
         self.dtype = dtype
         self.memory: dict[str, Array] = {}
         self.last: dict[str, Array] = {}
         self.parts: dict[str, Scratch] = {}
+        self.whole = whole or self
+        self.nbytes = 0  # of the whole, with all its parts
 
     def __call__(self, name: str, *shape: int) -> Array:
         """An array of this shape; the next call with the same name overwrites it."""
@@ -41,6 +43,7 @@ class Scratch:
             return last
         size, memory = math.prod(shape), self.memory.get(name)
         if memory is None or memory.size < size:
+            self.whole.nbytes += size * self.dtype.itemsize - (0 if memory is None else memory.nbytes)
             self.memory[name] = memory = np.empty(size, self.dtype)
         self.last[name] = array = memory[:size].reshape(shape)
         return array
@@ -54,12 +57,8 @@ class Scratch:
     def part(self, name: str) -> "Scratch":
         """A part with names of its own."""
         if name not in self.parts:
-            self.parts[name] = Scratch(self.dtype)
+            self.parts[name] = Scratch(self.dtype, self.whole)
         return self.parts[name]
-
-    def nbytes(self) -> int:
-        """The bytes of all parts."""
-        return sum(a.nbytes for a in self.memory.values()) + sum(part.nbytes() for part in self.parts.values())
 
 
 def split_kept(kept: Scratch | None, count: int) -> list[Scratch | None]:
@@ -82,7 +81,7 @@ def borrowed_scratch(dtype: np.dtype[Any]) -> Iterator[Scratch]:
     try:
         yield scratch
     finally:
-        if scratch.nbytes() <= SPARE_BYTES:
+        if scratch.nbytes <= SPARE_BYTES:
             spare.append(scratch)
 
 
@@ -102,7 +101,7 @@ class Kept:
             self.spare.remove(self.memory)
 
     def __del__(self) -> None:
-        if sum(scratch.nbytes() for scratch in [self.memory, *self.spare]) <= SPARE_BYTES:
+        if sum(scratch.nbytes for scratch in [self.memory, *self.spare]) <= SPARE_BYTES:
             self.spare.append(self.memory)
 
 

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_map
 
 from ..backend import KERNEL_BACKENDS, current_backend, gpu_kind
 from ..kernels.first_use import complaint
 from ..kernels.loader import Launches, is_available
 from ..kernels.tiles import Tile
 from .dense import Kept
+from .trees import leaves_like, leaves_of, with_leaves
 
 Tree = dict[str, Any]
 
@@ -73,15 +74,15 @@ def scan(recurrence: Recurrence, spec: Hashable, arrays: Tree, keep: bool = True
 
     With `keep` the NumPy form spends some memory on what spares its backward a recomputation.
     """
-    arrays = arrays if recurrence.fused.half else widened(arrays)
-    form = _choose(recurrence, spec, arrays, [leaf for _, leaf in tree_flatten(arrays)])
+    leaves = leaves_of(arrays)
+    if not recurrence.fused.half:
+        leaves = widened(leaves)
+    form = _choose(recurrence, spec, arrays, leaves)
     if form not in KERNEL_BACKENDS:
-        arrays = widened(arrays)
-    flat = tree_flatten(arrays)
-    leaves = [leaf for _, leaf in flat]
+        leaves = widened(leaves)
     if form == "ops":
-        return recurrence.ops(spec, arrays)
-    return _function(recurrence, form, spec, [path for path, _ in flat], keep)(*leaves)
+        return recurrence.ops(spec, with_leaves(arrays, leaves))
+    return _function(recurrence, form, spec, arrays, keep)(*leaves)
 
 
 def _choose(recurrence: Recurrence, spec: Hashable, arrays: Tree, leaves: list[mx.array]) -> str:
@@ -91,23 +92,25 @@ def _choose(recurrence: Recurrence, spec: Hashable, arrays: Tree, leaves: list[m
         kind = gpu_kind()
         if kind is None:
             return "numpy" if can_evaluate(leaves) else "ops"
+        arrays = with_leaves(arrays, leaves)
         usable = recurrence.fused.refusal(kind, spec, arrays) is None and complaint(kind, recurrence, spec, arrays) is None
         return kind if usable else "ops"
     reason = None
     if name == "numpy" and not can_evaluate(leaves):
         reason = "arrays have no values inside mx.compile, mx.vmap and export"
     elif name in KERNEL_BACKENDS:
+        arrays = with_leaves(arrays, leaves)
         reason = recurrence.fused.refusal(name, spec, arrays) if is_available(name) else f"there is no {name} device here"
     if reason is not None:
         raise RuntimeError(f"[{recurrence.name}] backend {name!r} cannot run: {reason}; use 'auto' or 'ops'.")
     return name
 
 
-def widened(arrays: Tree) -> Tree:
-    """The arrays in the precision of sums: float64 where any of them has it, else float32. Kernels do this inside."""
-    floating = [a.dtype for _, a in tree_flatten(arrays) if mx.issubdtype(a.dtype, mx.floating)]
-    dtype = mx.float64 if mx.float64 in floating else mx.float32
-    return tree_map(lambda a: a.astype(dtype) if mx.issubdtype(a.dtype, mx.floating) else a, arrays)
+def widened(leaves: Sequence[mx.array]) -> list[mx.array]:
+    """Arrays in the precision of sums: float64 where any of them has it, else float32. Kernels do this inside."""
+    floating = [mx.issubdtype(a.dtype, mx.floating) for a in leaves]
+    dtype = mx.float64 if mx.float64 in [a.dtype for a in leaves] else mx.float32
+    return [a.astype(dtype) if real and a.dtype != dtype else a for a, real in zip(leaves, floating, strict=True)]
 
 
 def can_evaluate(arrays: list[mx.array]) -> bool:
@@ -133,33 +136,27 @@ def as_mlx(array: np.ndarray) -> mx.array:
     return mx.array(array, mx.float64) if array.dtype == np.float64 else mx.array(array)
 
 
-def _function(recurrence: Recurrence, form: str, spec: Hashable, paths: list[str], keep: bool) -> Callable[..., list[mx.array]]:
-    """The recurrence in one form as a function of its leaves, with the gradient of that form, for one call.
+def _function(recurrence: Recurrence, form: str, spec: Hashable, like: Tree, keep: bool) -> Callable[..., list[mx.array]]:
+    """The recurrence in one form as a function of the leaves of a tree like this one, with the gradient of that form, for one call.
 
     What its forward keeps lives as long as MLX may still ask for a gradient of this call.
     """
-    run, run_back = _numpy_forms(recurrence, keep) if form == "numpy" else _kernel_forms(recurrence, form)
-
-    def tree(leaves: Any) -> Tree:
-        return tree_unflatten(list(zip(paths, leaves, strict=True)))
+    run, run_back = _numpy_forms(recurrence, spec, like, keep) if form == "numpy" else _kernel_forms(recurrence, form, spec, like)
 
     def ops(*leaves: mx.array) -> list[mx.array]:
-        return recurrence.ops(spec, widened(tree(leaves)))
+        return recurrence.ops(spec, with_leaves(like, widened(leaves)))
 
     def ops_backward(leaves: list[mx.array], cotangents: list[mx.array]) -> list[mx.array]:
         return mx.vjp(ops, leaves, cotangents)[1]
 
     @mx.custom_function
     def forward(*leaves: mx.array) -> list[mx.array]:
-        return run(spec, tree(leaves))
+        return run(leaves)
 
     @mx.custom_function
     def backward(leaves: list[mx.array], outputs: list[mx.array], cotangents: list[mx.array]) -> list[mx.array]:
-        gradients = dict(tree_flatten(run_back(spec, tree(leaves), outputs, cotangents)))
-        return [
-            gradients[path].astype(leaf.dtype) if path in gradients else mx.zeros_like(leaf)
-            for path, leaf in zip(paths, leaves, strict=True)
-        ]
+        gradients = leaves_like(run_back(leaves, outputs, cotangents), like)
+        return [mx.zeros_like(leaf) if d is None else d.astype(leaf.dtype) for d, leaf in zip(gradients, leaves, strict=True)]
 
     @forward.vjp
     def forward_vjp(leaves: Any, cotangents: Any, outputs: Any) -> list[mx.array]:
@@ -186,33 +183,39 @@ def _function(recurrence: Recurrence, form: str, spec: Hashable, paths: list[str
     return cast(Callable[..., list[mx.array]], forward)
 
 
-def _numpy_forms(recurrence: Recurrence, keep: bool) -> tuple[Callable[..., list[mx.array]], Callable[..., Tree]]:
+Run = Callable[[Sequence[mx.array]], list[mx.array]]  # leaves -> outputs
+RunBack = Callable[[Sequence[mx.array], list[mx.array], list[mx.array]], Tree]  # leaves, outputs, cotangents -> gradients
+
+
+def _numpy_forms(recurrence: Recurrence, spec: Hashable, like: Tree, keep: bool) -> tuple[Run, RunBack]:
     """The NumPy form, over MLX arrays."""
     kept: Kept | None = None
 
-    def run(spec: Hashable, arrays: Tree) -> list[mx.array]:
+    def run(leaves: Sequence[mx.array]) -> list[mx.array]:
         nonlocal kept
-        given = tree_map(as_numpy, arrays)
+        given = [as_numpy(a) for a in leaves]
         if keep:
-            kept = Kept(np.result_type(*(a.dtype for _, a in tree_flatten(given) if a.dtype.kind == "f")))
-        return [as_mlx(a) for a in recurrence.forward(spec, given, None if kept is None else kept.memory)]
+            kept = Kept(next(a.dtype for a in given if a.dtype.kind == "f"))
+        return [as_mlx(a) for a in recurrence.forward(spec, with_leaves(like, given), None if kept is None else kept.memory)]
 
-    def run_back(spec: Hashable, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
-        mx.eval(arrays, outputs, cotangents)
+    def run_back(leaves: Sequence[mx.array], outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
+        mx.eval(leaves, outputs, cotangents)
         y, dy = (tuple(map(as_numpy, given)) for given in (outputs, cotangents))
-        return tree_map(as_mlx, recurrence.backward(spec, tree_map(as_numpy, arrays), y, dy, None if kept is None else kept.memory))
+        arrays = with_leaves(like, [as_numpy(a) for a in leaves])
+        gradients = recurrence.backward(spec, arrays, y, dy, None if kept is None else kept.memory)
+        return cast(Tree, with_leaves(gradients, map(as_mlx, leaves_of(gradients))))
 
     return run, run_back
 
 
-def _kernel_forms(recurrence: Recurrence, kind: str) -> tuple[Callable[..., list[mx.array]], Callable[..., Tree]]:
+def _kernel_forms(recurrence: Recurrence, kind: str, spec: Hashable, like: Tree) -> tuple[Run, RunBack]:
     """The fused form: its backward recomputes what it needs."""
 
-    def run(spec: Hashable, arrays: Tree) -> list[mx.array]:
-        return recurrence.fused.forward(kind, spec, arrays)
+    def run(leaves: Sequence[mx.array]) -> list[mx.array]:
+        return recurrence.fused.forward(kind, spec, with_leaves(like, leaves))
 
-    def run_back(spec: Hashable, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
-        return recurrence.fused.backward(kind, spec, arrays, outputs, cotangents)
+    def run_back(leaves: Sequence[mx.array], outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
+        return recurrence.fused.backward(kind, spec, with_leaves(like, leaves), outputs, cotangents)
 
     return run, run_back
 

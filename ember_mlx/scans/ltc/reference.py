@@ -89,8 +89,8 @@ def ltc_backward(
         return _backward(spec, arrays, outputs, cotangents, memories[0])
 
     def run(part: NDArray[np.intp], memory: _Memory) -> Tree:
-        given = (tuple(a[:, part] for a in group) for group in (outputs, cotangents))
-        return _backward(spec, _of_sequences(arrays, part), *given, memory)
+        y, dy = (tuple(a[:, part] for a in group) for group in (outputs, cotangents))
+        return _backward(spec, _of_sequences(arrays, part), y, dy, memory)
 
     return _joined(parts, run_parts(run, parts, memories))
 
@@ -335,7 +335,7 @@ class _Scan:
         if trace is None:
             trace = self.trace(self.scratch("trace", block.N * self.trace_size(self.spec.evaluations)), len(block.steps))
             S, n = trace.v.shape[1], trace.v.shape[3]
-            trace.v[0] = before.reshape(S, n, -1).swapaxes(1, 2)
+            trace.v[0] = before.reshape(S, n, self.spec.units).swapaxes(1, 2)
             self.unfold(list(trace.v), list(trace.sums), list(trace.active), block.r, block.rest)
         shape = trace.sums.shape
         den, minus_value, h = (self.scratch(name, *shape[:3], shape[4]) for name in ("den", "minus_value", "h"))
