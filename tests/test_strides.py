@@ -249,6 +249,18 @@ def test_message(name):
     assert str(caught.value) == message
 
 
+def test_a_stream_may_go_on_for_ever():
+    layer, x = made("rnn", return_state=True, return_sequences=True), mx.random.normal((1, 7, I))
+    _, state = layer(x)
+    turn = 2**30 // 60 * 60  # a multiple of all strides
+    results = []
+    for steps in (60 - 3, turn - 3):
+        y, [*_, [after, _]] = layer(x, [*state[:-1], [mx.array([[steps]], mx.int32), state[-1][1]]])
+        results.append((y, after.item()))
+    assert_close(results[1][0], results[0][0], 0, "y")
+    assert [after for _, after in results] == [64, 4]
+
+
 def test_a_layer_that_runs_backwards_is_refused():
     for layer, why in ((LTC(4, 3, go_backwards=True), "LTC with go_backwards"), (GRU(3, 4, bidirectional=True), "GRU with bidirectional")):
         with pytest.raises(ValueError, match=rf"\[StrideAware\] layer must run forwards, got {why}=True\."):

@@ -1,5 +1,6 @@
 """Layers that look at a sequence at several strides."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from .ltc import LTC
 
 # for mx.repeat, whose gradient takes MLX 0.32.4 10 ms on the CPU where steps (3200 x 64 numbers) come twice; that of a stack takes 0.1
 FEWEST_REPEATED = 8
+MOST_STEPS = 2**30  # that the clock counts
 
 
 class OwnSteps(NamedTuple):
@@ -57,7 +59,8 @@ class StrideAware(RecurrentLayer):
 
         x: (B, T, I), or (T, I) without batch; floating point.
         initial_state: a list of each stride's state, as its layer returns it, or None, and last the clock [steps, elapsed]: steps (B, 1)
-            int32, the steps so far, and elapsed (B, strides), the time since each stride's last own step. All of it may be None.
+            int32, the steps so far (from 2^30 on less a common multiple of the strides, so that a stream may go on for ever), and
+            elapsed (B, strides), the time since each stride's last own step. All of it may be None.
         time_deltas: elapsed time before each step, (B, T) or (B, T, 1), its axes in the order of x's, or a scalar; 1 if None. Not for
             layers that know no time.
         lengths: (B,) integers in 1..T; steps past them change no state, and y is 0 there.
@@ -150,10 +153,15 @@ class StrideAware(RecurrentLayer):
         outputs, finals, since = zip(*run_scans(runs, keep=self.training), strict=True)
         T, B, _ = steps.x.shape
         passed = mx.full((B,), T, mx.int32) if steps.lengths is None else steps.lengths
-        after = passed if taken is None else passed + taken[:, 0]
+        after = self._wrapped(passed if taken is None else passed + taken[:, 0])
         y = mx.concatenate(list(outputs), axis=2)
         y = y if steps.valid is None else mx.where(steps.valid[:, :, None], y, 0)
         return y, [*(a for final in finals for a in final), after[:, None], mx.stack(list(since), axis=1)]
+
+    def _wrapped(self, taken: mx.array) -> mx.array:
+        """The steps so far, less a common multiple of the strides before int32 is full."""
+        turn = MOST_STEPS // math.lcm(*self.stride_lengths) * math.lcm(*self.stride_lengths)
+        return mx.where(taken >= turn, taken - turn, taken) if turn else taken
 
     def state_to_caller(self, state: list[mx.array]) -> Any:
         """Each stride's state as its layer gives it, then [steps, elapsed]."""

@@ -18,6 +18,9 @@ KEPT_BYTES = 2**26  # of what a forward scan keeps for the backward, at most; be
 SPARE_BYTES = 2**27  # of a Scratch that a later scan may use again
 
 
+_counting = threading.Lock()  # threads may work on parts of one Scratch
+
+
 class Scratch:
     """Memory that one block of steps leaves to the next: fresh memory costs a page fault for every page that is first touched.
 
@@ -43,7 +46,8 @@ class Scratch:
             return last
         size, memory = math.prod(shape), self.memory.get(name)
         if memory is None or memory.size < size:
-            self.whole.nbytes += size * self.dtype.itemsize - (0 if memory is None else memory.nbytes)
+            with _counting:
+                self.whole.nbytes += size * self.dtype.itemsize - (0 if memory is None else memory.nbytes)
             self.memory[name] = memory = np.empty(size, self.dtype)
         self.last[name] = array = memory[:size].reshape(shape)
         return array
@@ -92,17 +96,17 @@ class Kept:
         dtype: of what lies there.
     """
 
-    spare: ClassVar[list[Scratch]] = []
+    spare: ClassVar[dict[str, list[Scratch]]] = {}  # by dtype
 
     def __init__(self, dtype: np.dtype[Any]):
-        fitting = [scratch for scratch in self.spare if scratch.dtype == dtype]
-        self.memory = fitting[-1] if fitting else Scratch(dtype)
-        if fitting:
-            self.spare.remove(self.memory)
+        try:
+            self.memory = self.spare[dtype.str].pop()  # at one go: other threads may want it too
+        except (KeyError, IndexError):
+            self.memory = Scratch(dtype)
 
     def __del__(self) -> None:
-        if sum(scratch.nbytes for scratch in [self.memory, *self.spare]) <= SPARE_BYTES:
-            self.spare.append(self.memory)
+        if sum(scratch.nbytes for spare in [[self.memory], *list(self.spare.values())] for scratch in spare) <= SPARE_BYTES:
+            self.spare.setdefault(self.memory.dtype.str, []).append(self.memory)
 
 
 class Product:
