@@ -202,7 +202,11 @@ class Worker:
     def __init__(self, kind, name, T):
         command = [sys.executable, __file__, "--layers", kind, "--worker", name, "--steps", str(T)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._answer()  # it is ready
+        try:
+            self._answer()  # it is ready
+        except BaseException:
+            self.close()
+            raise
 
     def times(self, run, seconds):
         """Milliseconds of each run of a kind within some seconds."""
@@ -298,6 +302,7 @@ def main():
     if arguments.worker:
         work(arguments.layers[0], arguments.worker, arguments.steps[0])
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that the contenders' processes end too
     result = {"sizes": {"B": B, "I": I, "H": H, "backbone": Z}, "ms": {}, "peak": {}}
     for kind in arguments.layers:
         result["ms"][kind] = {T: compare(kind, T, arguments.seconds, arguments.rounds) for T in arguments.steps}
