@@ -148,13 +148,12 @@ def _forward(spec: LTCSpec, arrays: Tree, memory: "_Memory") -> tuple[Array, ...
             block = scan.block(first, last)
             trace = scan.kept_trace(memory, block)
             states, *cells = (layout.room(layout.flat(a), block.rows, scratch(f"states{k}", block.N, H)) for k, a in enumerate(results))
-            gates = None if scan.lstm is None else scan.lstm.project(block.x)
+            projected = None if scan.lstm is None else scan.lstm.project(block.x)
             for k, rows in enumerate(block.steps):
                 v = v[: rows.stop - rows.start]
-                if scan.lstm is not None and c is not None and gates is not None:
-                    v, c = scan.lstm.step(
-                        gates[:, rows], v, c[: len(v)], scratch("gates", *scan.lstm.trace_shape(len(v))), out=cells[0][rows]
-                    )
+                if scan.lstm is not None and c is not None and projected is not None:
+                    gates = scratch("gates", *scan.lstm.trace_shape(len(v)))
+                    v, c = scan.lstm.step(projected[:, rows], v, c[: len(v)], gates, out=cells[0][rows])
                 states[rows] = v = scan.step(v, block, k, trace)
             v = scratch.copy("v", v)  # the next block overwrites the states of this one
             c = None if c is None else scratch.copy("c", c)
@@ -179,10 +178,8 @@ def _backward(spec: LTCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangent
             lstm = None
             if scan.lstm is not None and c0 is not None:
                 cells = layout.rows_of(flat[1], block.rows, out=scratch("cells", block.N, H))
-                c_prev, gates = (
-                    layout.previous(c0, flat[1], block.rows, scratch("c_prev", block.N, H)),
-                    scratch("gates", *scan.lstm.trace_shape(block.N)),
-                )
+                c_prev = layout.previous(c0, flat[1], block.rows, out=scratch("c_prev", block.N, H))
+                gates = scratch("gates", *scan.lstm.trace_shape(block.N))
                 lstm = scan.lstm.linearise(block.x, before, c_prev, cells, gates, traced=False)
             point = scan.linearise(before if lstm is None else lstm.h_inner, block, trace)
             for k, rows in reversed(list(enumerate(block.steps))):
@@ -246,6 +243,7 @@ class _Scan:
         self.lstm = MixedMemory(arrays["lstm"], batch, scratch.part("lstm")) if spec.mixed_memory else None
         self.sums = Sums(scratch.part("sums"))
         self.block_rows = BLOCK_FLOATS // (spec.evaluations * max(1, spec.synapses.count)) + 1
+        self.trace_size = spec.evaluations * (3 * spec.units + self.synapses.grouping.size) + spec.units  # floats of a row's trace
         self.semi_implicit = spec.solver == "semi_implicit"
         self.advance, self.pull_unfold = STEPS[spec.solver]
 
@@ -276,20 +274,15 @@ class _Scan:
 
     def kept_trace(self, memory: _Memory, block: _Block) -> _Trace | None:
         """Where a block's trace is kept, always the same; None where nothing is, or where those of all blocks are too large."""
-        size = self.trace_size(self.spec.evaluations)
-        if memory.kept is None or self.layout.total * size * self.cm.itemsize > memory.most_bytes:
+        if memory.kept is None or self.layout.total * self.trace_size * self.cm.itemsize > memory.most_bytes:
             return None
-        traces = memory.kept("traces", self.layout.total * size)
-        return self.trace(traces[block.rows.start * size : block.rows.stop * size], len(block.steps))
-
-    def trace_size(self, evaluations: int) -> int:
-        """Floats of a row's trace."""
-        return (evaluations + 1) * self.spec.units + evaluations * (2 * self.spec.units + self.synapses.grouping.size)
+        traces = memory.kept("traces", self.layout.total * self.trace_size)
+        return self.trace(traces[block.rows.start * self.trace_size : block.rows.stop * self.trace_size], len(block.steps))
 
     def trace(self, memory: Array, steps: int) -> _Trace:
         """(N trace_size,) -> the trace of N rows, that of so many steps."""
         E, H = self.spec.evaluations, self.spec.units
-        n = len(memory) // (self.trace_size(E) * steps)
+        n = len(memory) // (self.trace_size * steps)
         v, sums, active = np.split(memory, np.cumsum([(E + 1) * steps * H * n, 2 * E * steps * H * n]))
         active = self.synapses.laid_out(active, E, steps, n)
         return _Trace(v.reshape(E + 1, steps, H, n), sums.reshape(E, steps, H, 2, n), active)
@@ -333,7 +326,7 @@ class _Scan:
     def linearise(self, before: Array, block: _Block, trace: _Trace | None) -> _Point:
         """A block of steps at once, from the states before them (N, H) and their trace, which is made where there is none."""
         if trace is None:
-            trace = self.trace(self.scratch("trace", block.N * self.trace_size(self.spec.evaluations)), len(block.steps))
+            trace = self.trace(self.scratch("trace", block.N * self.trace_size), len(block.steps))
             S, n = trace.v.shape[1], trace.v.shape[3]
             trace.v[0] = before.reshape(S, n, self.spec.units).swapaxes(1, 2)
             self.unfold(list(trace.v), list(trace.sums), list(trace.active), block.r, block.rest)
