@@ -14,7 +14,7 @@ from ..errors import bad_argument
 from ..layers import GRU, LSTM, RNN
 from ..layers.arguments import type_name
 from ..layers.gated import GatedDirection, GatedLayer
-from .weights import DTYPES, array_of
+from .weights import DTYPES, array_of, numpy_of
 
 Array = NDArray[Any]
 Tree = dict[str, Array]
@@ -177,7 +177,7 @@ def _from_torch(values: Tree, units: int) -> Tree:
 
 def _to_torch(direction: GatedDirection, units: int) -> Tree:
     """Our biases as torch's two."""
-    values = {name: np.array(a.astype(mx.float32) if a.dtype == mx.bfloat16 else a) for name, a in direction.parameters().items()}
+    values = {name: numpy_of(a) for name, a in direction.parameters().items()}
     if "bias" in values:
         values["bias_h"] = np.zeros_like(values["bias"])
         if "bhn" in values:

@@ -13,13 +13,11 @@ from ..layers import LTC, CfC
 from ..layers.arguments import type_name
 from ..wiring import NeuronMap
 from .ncps_ltc import ltc_from_ncps
-from .tensors import OWNER, copy_lstm, dtype_of, polarity, put, put_linear
+from .tensors import HEADS, OWNER, copy_lstm, dtype_of, polarity, put, put_linear
 from .weights import array_of
 
 ACTIVATIONS = {"LeCun": "lecun_tanh", "Tanh": "tanh", "ReLU": "relu", "SiLU": "silu", "GELU": "gelu"}
 """Class of a backbone's activation in ncps -> its name here."""
-HEADS = {"pure": ("ff1",), "default": ("ff1", "ff2", "time_a", "time_b"), "no_gate": ("ff1", "ff2", "time_a", "time_b")}
-"""Mode -> ncps's names of the heads f, g, t_a, t_b."""
 
 
 def from_ncps(module: Any) -> CfC | LTC:

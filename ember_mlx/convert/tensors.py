@@ -12,6 +12,8 @@ from .weights import DTYPES, array_of
 Array = NDArray[Any]
 
 OWNER = "from_ncps"
+HEADS = {"pure": ("ff1",), "default": ("ff1", "ff2", "time_a", "time_b"), "no_gate": ("ff1", "ff2", "time_a", "time_b")}
+"""Mode -> ncps's names of the heads f, g, t_a, t_b."""
 
 
 def polarity(matrix: Any) -> NDArray[np.int8]:

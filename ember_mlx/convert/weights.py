@@ -1,4 +1,4 @@
-"""Values of other packages' tensors; torch is not imported here."""
+"""Values of other packages' tensors and of our own; torch is not imported here."""
 
 from typing import Any
 
@@ -14,3 +14,8 @@ def array_of(tensor: Any) -> NDArray[Any]:
     tensor = tensor.detach().cpu()
     values = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
     return np.asarray(values.numpy())
+
+
+def numpy_of(array: mx.array) -> NDArray[Any]:
+    """A copy of an MLX array's values; float32 for bfloat16, which NumPy lacks."""
+    return np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)

@@ -133,7 +133,7 @@ class CfC(RecurrentLayer):
 
     def _make_parameters(self) -> None:
         """Create the stages, the LSTM of the mixed memory and the output projection."""
-        H, ranges = self.units, self._ranges()
+        H, ranges = self.units, self.stage_units
         masks = stage_masks(type(self).__name__, self.neuron_map)
         inputs = [self.input_size, *(stop - start for start, stop in ranges[:-1])]
         width, depth = self.backbone_units or 0, self.backbone_layers
@@ -157,8 +157,9 @@ class CfC(RecurrentLayer):
         """The states in order: h, with mixed memory c, and t."""
         return ("h", "c", "t") if self.mixed_memory else ("h", "t")
 
-    def _ranges(self) -> tuple[tuple[int, int], ...]:
-        """The units [start, stop) of each stage."""
+    @property
+    def stage_units(self) -> tuple[tuple[int, int], ...]:
+        """The units [start, stop) of each layer of the map, in the order of the step; one for a map without layers."""
         return layer_ranges(type(self).__name__, self.neuron_map) or ((0, self.units),)
 
     def _head_mask(self, mask: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
@@ -176,7 +177,7 @@ class CfC(RecurrentLayer):
         """
         if self.backbone_layers:
             raise bad_argument(type(self).__name__, "backbone_layers", "be 0 for weights between units", self.backbone_layers)
-        ranges = self._ranges()
+        ranges = self.stage_units
         columns: dict[int, mx.array] = {}
         for k, ((start, _), stage) in enumerate(zip(ranges, self.stages, strict=True)):
             weight = stage.masked_heads()  # (heads, H_s, inputs + H_s)
@@ -191,7 +192,7 @@ class CfC(RecurrentLayer):
         dtype, shape = compute_dtype(steps.x, self.dtype), (steps.x.shape[1], self.units)
         initial = dict(zip(self.state_names, (mx.zeros(shape, dtype) if a is None else a.astype(dtype) for a in state), strict=True))
         dt = steps.dt.astype(dtype) * mx.array(self.time_scale_factor, dtype)
-        spec = CfCSpec(self._ranges(), self.mode, self.activation, self.mixed_memory)
+        spec = CfCSpec(self.stage_units, self.mode, self.activation, self.mixed_memory)
         outputs = yield Scan(CFC, spec, self._arrays(steps, initial, dt))
         elapsed = dt if steps.valid is None else mx.where(steps.valid, dt, 0)
         clock = initial["t"] + elapsed.sum(axis=0)[:, None]

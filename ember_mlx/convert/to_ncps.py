@@ -1,0 +1,127 @@
+"""CfC and LTC layers as state dicts of the PyTorch models of the package ncps; see ncps.py."""
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import bad_argument
+from ..layers import LTC, CfC
+from ..layers.arguments import type_name
+from ..layers.cfc import CfCStage
+from .tensors import HEADS
+from .weights import numpy_of
+
+OWNER = "to_ncps_state_dict"
+Array = NDArray[Any]
+
+
+def to_ncps_state_dict(layer: CfC | LTC) -> dict[str, Array]:
+    """A layer's parameters as a state dict of the ncps.torch.CfC or ncps.torch.LTC with the same options and the same synapses.
+
+    A CfC on a fully connected map without layers is a dense module, ``CfC(input_size, units, ...)``; on any other map a wired one,
+    ``CfC(input_size, wiring, ...)``, whose wiring has a layer for each of the map's, or one, with as many neurons. There the weights of
+    synapses that do not exist are 0, since ncps has masks for what comes from outside a layer alone. An LTC goes with any wiring of as
+    many units: the masks are in the state dict. States are ordered as :func:`from_ncps` says.
+
+    ncps knows no time scale: a CfC's ``time_scale_factor`` goes into the weights of its time heads. What it has no options for, as
+    ``go_backwards``, must be done outside.
+
+    Args:
+        layer: a CfC or an LTC of this package.
+
+    Returns:
+        NumPy arrays by ncps's names, rnn_cell.ff1.weight, ..., with all masks, in the layer's dtype (float32 for bfloat16, which NumPy
+        lacks).
+
+    Raises:
+        TypeError: another object.
+        ValueError: a layer that computes what no module of ncps does: a CfC in pure mode with a time scale; a projection of all units of
+            a map that is not fully connected; an LTC with another solver than the semi-implicit one.
+
+    Example:
+        >>> from ember_mlx import CfC
+        >>> from ember_mlx.convert import to_ncps_state_dict
+        >>> state = to_ncps_state_dict(CfC(4, 3, mode="pure"))
+        >>> {name: a.shape for name, a in state.items()}  # doctest: +NORMALIZE_WHITESPACE
+        {'rnn_cell.backbone.0.weight': (128, 7), 'rnn_cell.backbone.0.bias': (128,), 'rnn_cell.ff1.weight': (4, 128),
+         'rnn_cell.ff1.bias': (4,), 'rnn_cell.w_tau': (1, 4), 'rnn_cell.A': (1, 4)}
+        >>> module = ncps.torch.CfC(3, 4, mode="pure")  # doctest: +SKIP
+        >>> module.load_state_dict({name: torch.tensor(a) for name, a in state.items()})  # doctest: +SKIP
+
+    Source: Lechner and Hasani, ncps, https://github.com/mlech26l/ncps.
+    """
+    if isinstance(layer, LTC):
+        state = _ltc(layer)
+    elif isinstance(layer, CfC):
+        state = _cfc(layer)
+    else:
+        raise bad_argument(OWNER, "layer", "be a CfC or an LTC of ember_mlx", type_name(layer), TypeError)
+    return {name: np.ascontiguousarray(a) for name, a in state.items()}
+
+
+def _cfc(layer: CfC) -> dict[str, Array]:
+    wired = layer.neuron_map.layers is not None or not layer.neuron_map.is_fully_connected
+    if layer.mode == "pure" and layer.time_scale_factor != 1:
+        raise bad_argument(OWNER, "layer.time_scale_factor", "be 1 in the mode 'pure'", layer.time_scale_factor)
+    if wired and layer.proj_size is not None and layer.output != "motor":
+        expected = "be 'motor' where a map that is not fully connected has a projection"
+        raise bad_argument(OWNER, "layer.output", expected, repr(layer.output))
+    state: dict[str, Array] = {}
+    for k, stage in enumerate(layer.stages):
+        place = f"rnn_cell.layer_{k}" if wired else "rnn_cell"
+        state |= {f"{place}.{name}": a for name, a in _stage(layer, stage, wired).items()}
+    if layer.mixed_memory:
+        state |= _lstm(layer.lstm, np.concatenate([np.arange(*units) for units in layer.stage_units]))
+    if layer.proj_size is not None:
+        state |= {f"fc.{name}": numpy_of(a) for name, a in layer.proj.items()}
+    return state
+
+
+def _stage(layer: CfC, stage: CfCStage, wired: bool) -> dict[str, Array]:
+    """The parameters of one CfCCell."""
+    state: dict[str, Array] = {}
+    for n, dense in enumerate(stage.get("backbone", [])):
+        # Linear, activation, and from the second on a Dropout where anything is dropped
+        place = 2 * n + (max(0, n - 1) if layer.backbone_dropout > 0 else 0)
+        state |= {f"backbone.{place}.{name}": numpy_of(a) for name, a in dense.items()}
+    heads = HEADS[layer.mode]
+    weights = numpy_of(stage.heads["weight"] if layer.backbone_layers else stage.masked_heads())
+    weights, biases = weights.reshape(len(heads), -1, weights.shape[-1]), numpy_of(stage.heads["bias"]).reshape(len(heads), -1)
+    if wired:
+        mask = np.ones(weights.shape[1:], np.float32) if stage.mask is None else stage.mask[: weights.shape[1]].copy()
+        mask[:, stage.inputs :] = 1
+        state["sparsity_mask"] = mask
+    for name, weight, bias in zip(heads, weights, biases, strict=True):
+        factor = weight.dtype.type(layer.time_scale_factor if name == "time_a" else 1)
+        state |= {f"{name}.weight": weight * factor, f"{name}.bias": bias * factor}
+    return state | {name: numpy_of(stage[name])[None] for name in ("w_tau", "A") if name in stage}
+
+
+def _ltc(layer: LTC) -> dict[str, Array]:
+    if layer.solver != "semi_implicit":
+        raise bad_argument(OWNER, "layer.solver", "be 'semi_implicit'", repr(layer.solver))
+    state: dict[str, Array] = {}
+    for name, a in layer.items():
+        if isinstance(a, mx.array):
+            value = numpy_of(a)
+            kind = "sensory_" if name.startswith("sensory_") else ""
+            if name.removeprefix("sensory_") in ("w", "sigma", "mu", "erev"):
+                synapses = layer._sensory if kind else layer._synapses
+                whole = np.zeros((2, synapses.inputs, synapses.units), value.dtype)
+                whole[0][synapses.sources, synapses.targets] = value
+                whole[1][synapses.sources, synapses.targets] = 1
+                value, state[f"rnn_cell.{kind}sparsity_mask"] = whole
+            state[f"rnn_cell.{name}"] = value
+    return state | (_lstm(layer.lstm, np.arange(layer.units)) if layer.mixed_memory else {})
+
+
+def _lstm(lstm: dict[str, mx.array], order: Array) -> dict[str, Array]:
+    """The mixed memory, the gates a, i, f, o in both packages; `order` holds the place here of each unit there."""
+    w_x, w_h, bias, H = *(numpy_of(lstm[name]) for name in ("Wx", "Wh", "bias")), len(order)
+    return {
+        "lstm.input_map.weight": w_x.reshape(4, H, -1)[:, order].reshape(4 * H, -1),
+        "lstm.input_map.bias": bias.reshape(4, H)[:, order].reshape(4 * H),
+        "lstm.recurrent_map.weight": w_h.reshape(4, H, H)[:, order][:, :, order].reshape(4 * H, H),
+    }
