@@ -6,6 +6,7 @@ derivatives that the other forms do not have (jvp, second and higher ones).
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
@@ -82,7 +83,8 @@ def scan(recurrence: Recurrence, spec: Hashable, arrays: Tree, keep: bool = True
         leaves = widened(leaves)
     if form == "ops":
         return recurrence.ops(spec, with_leaves(arrays, leaves))
-    return _function(recurrence, form, spec, arrays, keep)(*leaves)
+    skeleton = with_leaves(arrays, repeat(None))  # MLX may hold the function longer than its arrays
+    return _function(recurrence, form, spec, skeleton, keep)(*leaves)
 
 
 def _choose(recurrence: Recurrence, spec: Hashable, arrays: Tree, leaves: list[mx.array]) -> str:
