@@ -10,6 +10,7 @@ from ..errors import bad_argument
 from ..layers import LTC, CfC
 from ..layers.arguments import type_name
 from ..layers.cfc import CfCStage
+from ..layers.ltc import PARAMETERS
 from .tensors import HEADS
 from .weights import numpy_of
 
@@ -102,18 +103,14 @@ def _stage(layer: CfC, stage: CfCStage, wired: bool) -> dict[str, Array]:
 def _ltc(layer: LTC) -> dict[str, Array]:
     if layer.solver != "semi_implicit":
         raise bad_argument(OWNER, "layer.solver", "be 'semi_implicit'", repr(layer.solver))
-    state: dict[str, Array] = {}
-    for name, a in layer.items():
-        if isinstance(a, mx.array):
-            value = numpy_of(a)
-            kind = "sensory_" if name.startswith("sensory_") else ""
-            if name.removeprefix("sensory_") in ("w", "sigma", "mu", "erev"):
-                synapses = layer._sensory if kind else layer._synapses
-                whole = np.zeros((2, synapses.inputs, synapses.units), value.dtype)
-                whole[0][synapses.sources, synapses.targets] = value
-                whole[1][synapses.sources, synapses.targets] = 1
-                value, state[f"rnn_cell.{kind}sparsity_mask"] = whole
-            state[f"rnn_cell.{name}"] = value
+    values = {name: numpy_of(a) for name, a in layer.items() if isinstance(a, mx.array)}
+    for kind, synapses in (("", layer._synapses), ("sensory_", layer._sensory)):
+        values[f"{kind}sparsity_mask"] = np.ones(synapses.count, values["gleak"].dtype)
+        for name in (*PARAMETERS, "sparsity_mask"):  # of the synapses -> of all pairs, 0 where there is none
+            whole = np.zeros((synapses.inputs, synapses.units), values["gleak"].dtype)
+            whole[synapses.sources, synapses.targets] = values[kind + name]
+            values[kind + name] = whole
+    state = {f"rnn_cell.{name}": value for name, value in values.items()}
     return state | (_lstm(layer.lstm, np.arange(layer.units)) if layer.mixed_memory else {})
 
 

@@ -32,7 +32,7 @@ def _subclasses(cls: type["RecurrentLayer"]) -> list[type["RecurrentLayer"]]:
 
 
 def _add_dtypes(parameters: Any, found: set[mx.Dtype]) -> None:
-    """Those of all parameters of a module, or of a part of them; nn.Module.parameters takes ten times as long, in every call of a layer."""
+    """Those of all parameters of a module, or of a part of them; in every call of a layer nn.Module.parameters would take too long."""
     parts = parameters.items() if isinstance(parameters, dict) else enumerate(parameters)
     for name, part in parts:
         if isinstance(part, mx.array):

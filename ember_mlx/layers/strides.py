@@ -17,7 +17,7 @@ from .base import RecurrentLayer, layer_from_config, layer_to_config
 from .cfc import CfC
 from .ltc import LTC
 
-# for mx.repeat, whose gradient takes MLX 0.32.4 10 ms on the CPU where steps (3200 x 64 numbers) come twice; that of a stack takes 0.1
+# for mx.repeat, whose gradient is slow on MLX 0.32.4's CPU where steps come a few times and what comes back is not contiguous
 FEWEST_REPEATED = 8
 MOST_STEPS = 2**30  # that the clock counts
 
@@ -160,7 +160,7 @@ class StrideAware(RecurrentLayer):
 
     def _wrapped(self, taken: mx.array) -> mx.array:
         """The steps so far, less a common multiple of the strides before int32 is full."""
-        turn = MOST_STEPS // math.lcm(*self.stride_lengths) * math.lcm(*self.stride_lengths)
+        turn = MOST_STEPS - MOST_STEPS % math.lcm(*self.stride_lengths)
         return mx.where(taken >= turn, taken - turn, taken) if turn else taken
 
     def state_to_caller(self, state: list[mx.array]) -> Any:

@@ -40,6 +40,7 @@ def run_parts(function: Callable[..., Result], *parts: Sequence[Any]) -> list[Re
     return list(map(function, *parts)) if len(parts[0]) == 1 else list(_pool().map(function, *parts))
 
 
+@lru_cache(maxsize=1)  # always the same: a backward must part its sequences as the forward did, which kept something for each part
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
