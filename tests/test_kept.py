@@ -1,5 +1,7 @@
-"""What a forward scan keeps for its backward: for training alone, apart from every other scan's, and in memory that is used again."""
+"""What a forward scan keeps for its backward: for training alone, apart from every other scan's, and no longer than that may come."""
 
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
@@ -11,7 +13,7 @@ from mlx.utils import tree_flatten
 import ember_mlx
 from ember_mlx import GRU, LTC, CfC, NCPMap, StrideAwareCfC
 from ember_mlx.scans import dispatch
-from ember_mlx.scans.dense import Kept
+from ember_mlx.scans.dense import Scratch
 
 from .comparisons import assert_close
 from .tolerances import GRADIENT
@@ -37,13 +39,11 @@ def memories(monkeypatch):
     """The memory of every scan that keeps something."""
     found = []
 
-    class Counted(Kept):
-        def __init__(self, dtype):
-            super().__init__(dtype)
-            found.append(self.memory)
+    def counted(dtype):
+        found.append(Scratch(dtype))
+        return found[-1]
 
-    monkeypatch.setattr(Kept, "spare", {})
-    monkeypatch.setattr(dispatch, "Kept", Counted)
+    monkeypatch.setattr(dispatch, "Scratch", counted)
     return found
 
 
@@ -80,19 +80,15 @@ def test_scans_that_wait_for_their_backward_keep_apart(memories):
         assert_close(np.array(gradient), expected, GRADIENT["float32"], path)
 
 
-def test_memory_is_used_again(memories):
-    layer = CfC(6, 4, return_sequences=True)
-    for T in (5, 7, 3):
-        mx.eval(training_step(layer, mx.random.normal((2, T, 4))))
-    assert len({id(memory) for memory in memories}) == 1
-    assert Kept.spare == {"<f4": memories[:1]}
-
-
-def test_too_much_memory_is_not_held(memories, monkeypatch):
-    monkeypatch.setattr("ember_mlx.scans.dense.SPARE_BYTES", 0)
-    mx.eval(training_step(CfC(6, 4), mx.random.normal((2, 5, 4))))
-    assert memories
-    assert not Kept.spare
+@every_layer
+def test_memory_is_freed_with_the_step(make, memories):
+    layer, x = make(), mx.random.normal((2, 5, 4))
+    mx.eval(training_step(layer, x))
+    found = [weakref.ref(memory) for memory in memories]
+    memories.clear()
+    gc.collect()
+    assert found
+    assert not [ref for ref in found if ref() is not None]
 
 
 def test_threads_that_train_at_once():

@@ -1,10 +1,8 @@
 """Weights in the order in which the threads of a group read them (metal/product.metal says how they share a product)."""
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import mlx.core as mx
-import numpy as np
 
 
 class ProductShape(NamedTuple):
@@ -53,24 +51,22 @@ def outputs_for(results: int, groups: int) -> int:
     return by_group if by_group < 3 else 4
 
 
-@lru_cache(maxsize=128)
-def packing_index(shape: ProductShape) -> mx.array:
-    """For each packed float the index into the flat (results, inputs) weight, or results * inputs for padding."""
-    axes = [np.arange(n) for n in (shape.blocks, shape.outputs, shape.share // 4, shape.threads, 4)]
-    block, output, k, lane, component = np.meshgrid(*axes, indexing="ij", sparse=True)
-    unit = block * (shape.threads // shape.split) + lane // shape.split
+def pack(weight: mx.array, shape: ProductShape) -> mx.array:
+    """(results, inputs) -> flat, in the order of the kernel's reads: block, output, four inputs, group, lane of the group, and zeros.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from ember_mlx.kernels.packing import ProductShape, pack
+        >>> pack(mx.array([[1, 2, 3], [4, 5, 6]]), ProductShape(3, 2, 1, 2, 1)).tolist()
+        [1, 2, 3, 0, 4, 5, 6, 0]
+    """
+    groups, quarters, rest = shape.threads // shape.split, shape.share // 4, shape.split * shape.share - shape.inputs
+    rows = (shape.blocks, groups)
     if shape.by_unit:
         units = shape.results // shape.outputs
-        row, exists = output * units + unit, unit < units
+        weight = mx.pad(weight.reshape(shape.outputs, units, -1), [(0, 0), (0, shape.blocks * groups - units), (0, rest)])
+        axes = weight.reshape(shape.outputs, *rows, quarters, shape.split, 4).transpose(1, 0, 3, 2, 4, 5)
     else:
-        row = unit * shape.outputs + output
-        exists = row < shape.results
-    column = (k * shape.split + lane % shape.split) * 4 + component
-    index = np.where(exists & (column < shape.inputs), row * shape.inputs + column, shape.results * shape.inputs)
-    return mx.array(index.reshape(-1).astype(np.int32))
-
-
-def pack(weight: mx.array, shape: ProductShape) -> mx.array:
-    """(results, inputs) -> flat, in the order of the kernel's reads."""
-    flat = mx.concatenate([weight.reshape(-1), mx.zeros((1,), weight.dtype)])
-    return mx.take(flat, packing_index(shape))
+        weight = mx.pad(weight, [(0, shape.blocks * groups * shape.outputs - shape.results), (0, rest)])
+        axes = weight.reshape(*rows, shape.outputs, quarters, shape.split, 4).transpose(0, 2, 3, 1, 4, 5)
+    return axes.reshape(-1)

@@ -1,5 +1,6 @@
 """Recurrent layers as mlx.nn modules."""
 
+from ..forks import survive_forks
 from .bidirectional import Bidirectional
 from .cfc import CfC
 from .gated import GRU, LSTM, RNN
@@ -22,3 +23,5 @@ __all__ = [
     "StrideAwareLTC",
     "spatial_regularization",
 ]
+
+survive_forks()

@@ -1,11 +1,8 @@
 """The dense layers of the NumPy forms: products for a step or a block of steps, in memory that is used again, and their gradients' sums."""
 
 import math
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -15,14 +12,12 @@ from .products import FEWEST_ROWS, LARGE, PIECE, cut, cut_columns, multiply, mul
 Tree = dict[str, Any]
 FEWEST_COLUMNS = 16  # of a piece of a StepProduct
 KEPT_BYTES = 2**26  # of what a forward scan keeps for the backward, at most; beyond it the backward recomputes
-SPARE_BYTES = 2**27  # of a Scratch that a later scan may use again
-
-
-_counting = threading.Lock()  # threads may work on parts of one Scratch
 
 
 class Scratch:
-    """Memory that one block of steps leaves to the next: fresh memory costs a page fault for every page that is first touched.
+    """Memory of one call: what one block of steps leaves to the next, or a forward scan to its backward.
+
+    It belongs to that call alone and is never handed on: whatever an interrupted call or one of its threads still writes harms nobody.
 
     Example:
         >>> import numpy as np
@@ -31,13 +26,11 @@ class Scratch:
         (2, 3)
     """
 
-    def __init__(self, dtype: np.dtype[Any], whole: "Scratch | None" = None):
+    def __init__(self, dtype: np.dtype[Any]):
         self.dtype = dtype
         self.memory: dict[str, Array] = {}
         self.last: dict[str, Array] = {}
         self.parts: dict[str, Scratch] = {}
-        self.whole = whole or self
-        self.nbytes = 0  # of the whole, with all its parts
 
     def __call__(self, name: str, *shape: int) -> Array:
         """An array of this shape; the next call with the same name overwrites it."""
@@ -46,11 +39,14 @@ class Scratch:
             return last
         size, memory = math.prod(shape), self.memory.get(name)
         if memory is None or memory.size < size:
-            with _counting:
-                self.whole.nbytes += size * self.dtype.itemsize - (0 if memory is None else memory.nbytes)
             self.memory[name] = memory = np.empty(size, self.dtype)
         self.last[name] = array = memory[:size].reshape(shape)
         return array
+
+    @property
+    def nbytes(self) -> int:
+        """Of the memory here and in all parts."""
+        return sum(a.nbytes for a in self.memory.values()) + sum(part.nbytes for part in self.parts.values())
 
     def copy(self, name: str, a: Array) -> Array:
         """A copy of the array that lies here."""
@@ -61,52 +57,13 @@ class Scratch:
     def part(self, name: str) -> "Scratch":
         """A part with names of its own."""
         if name not in self.parts:
-            self.parts[name] = Scratch(self.dtype, self.whole)
+            self.parts[name] = Scratch(self.dtype)
         return self.parts[name]
 
 
 def split_kept(kept: Scratch | None, count: int) -> list[Scratch | None]:
     """Of the memory that a scan keeps, parts for as many scans that it consists of."""
     return [None if kept is None else kept.part(str(k)) for k in range(count)]
-
-
-_spare = threading.local()  # .scratches: of this thread, by dtype, those that no scan uses now
-
-
-@contextmanager
-def borrowed_scratch(dtype: np.dtype[Any]) -> Iterator[Scratch]:
-    """A Scratch that the next scan of this thread gets too, unless it has grown above SPARE_BYTES.
-
-    What lies in it must not outlive the scan.
-    """
-    by_dtype: dict[str, list[Scratch]] = _spare.__dict__.setdefault("scratches", {})
-    spare = by_dtype.setdefault(dtype.str, [])
-    scratch = spare.pop() if spare else Scratch(dtype)
-    try:
-        yield scratch
-    finally:
-        if scratch.nbytes <= SPARE_BYTES:
-            spare.append(scratch)
-
-
-class Kept:
-    """Memory where a forward scan leaves what helps its backward. Once nobody has it any more, a later scan may use it again.
-
-    Args:
-        dtype: of what lies there.
-    """
-
-    spare: ClassVar[dict[str, list[Scratch]]] = {}  # by dtype
-
-    def __init__(self, dtype: np.dtype[Any]):
-        try:
-            self.memory = self.spare[dtype.str].pop()  # at one go: other threads may want it too
-        except (KeyError, IndexError):
-            self.memory = Scratch(dtype)
-
-    def __del__(self) -> None:
-        if sum(scratch.nbytes for spare in [[self.memory], *list(self.spare.values())] for scratch in spare) <= SPARE_BYTES:
-            self.spare.setdefault(self.memory.dtype.str, []).append(self.memory)
 
 
 class Product:

@@ -17,7 +17,7 @@ from ..backend import KERNEL_BACKENDS, current_backend, gpu_kind
 from ..kernels.first_use import complaint
 from ..kernels.loader import Launches, is_available
 from ..kernels.tiles import Tile
-from .dense import Kept
+from .dense import Scratch
 from .trees import leaves_like, leaves_of, with_leaves
 
 Tree = dict[str, Any]
@@ -191,20 +191,20 @@ RunBack = Callable[[Sequence[mx.array], list[mx.array], list[mx.array]], Tree]  
 
 def _numpy_forms(recurrence: Recurrence, spec: Hashable, like: Tree, keep: bool) -> tuple[Run, RunBack]:
     """The NumPy form, over MLX arrays."""
-    kept: Kept | None = None
+    kept: Scratch | None = None
 
     def run(leaves: Sequence[mx.array]) -> list[mx.array]:
         nonlocal kept
         given = [as_numpy(a) for a in leaves]
         if keep:
-            kept = Kept(next(a.dtype for a in given if a.dtype.kind == "f"))
-        return [as_mlx(a) for a in recurrence.forward(spec, with_leaves(like, given), None if kept is None else kept.memory)]
+            kept = Scratch(next(a.dtype for a in given if a.dtype.kind == "f"))
+        return [as_mlx(a) for a in recurrence.forward(spec, with_leaves(like, given), kept)]
 
     def run_back(leaves: Sequence[mx.array], outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
         mx.eval(leaves, outputs, cotangents)
         y, dy = (tuple(map(as_numpy, given)) for given in (outputs, cotangents))
         arrays = with_leaves(like, [as_numpy(a) for a in leaves])
-        gradients = recurrence.backward(spec, arrays, y, dy, None if kept is None else kept.memory)
+        gradients = recurrence.backward(spec, arrays, y, dy, kept)
         return cast(Tree, with_leaves(gradients, map(as_mlx, leaves_of(gradients))))
 
     return run, run_back

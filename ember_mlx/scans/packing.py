@@ -1,6 +1,5 @@
 """Sequences of different lengths, stored without their padding."""
 
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -125,13 +124,3 @@ class PackedLayout:
                 at_once = max(1, rows // n)
                 result += [(t, min(t + at_once, last)) for t in range(first, last, at_once)]
         return result
-
-
-def packed_layout(steps: int, batch: int, lengths: NDArray[np.integer] | None = None) -> PackedLayout:
-    """A PackedLayout, the same one for the same lengths: a forward scan and its backward share it."""
-    return _layout(steps, batch, None if lengths is None else lengths.astype(np.int64).tobytes())
-
-
-@lru_cache(maxsize=64)
-def _layout(steps: int, batch: int, lengths: bytes | None) -> PackedLayout:
-    return PackedLayout(steps, batch, None if lengths is None else np.frombuffer(lengths, np.int64))

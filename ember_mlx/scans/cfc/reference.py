@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dense import KEPT_BYTES, Product, Scratch, StateProduct, Sums, borrowed_scratch
+from ..dense import KEPT_BYTES, Product, Scratch, StateProduct, Sums
 from ..memory import MemoryPoint, MixedMemory
-from ..packing import packed_layout
+from ..packing import PackedLayout
 from ..pointwise import ACTIVATIONS, HALF, Array
 from ..products import multiply
 from .spec import CfCSpec
@@ -55,32 +55,32 @@ def cfc_forward(spec: CfCSpec, arrays: Tree, kept: Scratch | None = None) -> tup
         >>> h.shape
         (5, 2, 3)
     """
-    with borrowed_scratch(arrays["h0"].dtype) as scratch:
-        scan = _Scan(spec, arrays, scratch)
-        layout, H, dtype = scan.layout, arrays["h0"].shape[1], arrays["h0"].dtype
-        results = [layout.result(H, dtype) for _ in range(2 if scan.lstm else 1)]
-        h, c = layout.sort(arrays["h0"]), layout.sort(arrays["c0"]) if scan.lstm else None
-        traces = scan.room_to_keep(kept)
-        for first, last in layout.chunks(BLOCK_ROWS):
-            block = scan.block(first, last, traces)
-            states, *cells = (layout.room(layout.flat(a), block.rows, scratch(f"states{k}", block.n, H)) for k, a in enumerate(results))
-            projected, projected_gates = scan.project(block)
-            stages = [(stage, _Rows(stage, block, trace)) for stage, trace in zip(scan.stages, block.traces, strict=True)]
-            for rows in block.steps:
-                h = h[: rows.stop - rows.start]
-                if scan.lstm is not None and c is not None and projected_gates is not None and block.gates is not None:
-                    h, c = scan.lstm.step(projected_gates[:, rows], h, c[: len(h)], block.gates[:, rows], out=cells[0][rows])
-                below, after = None, states[rows]
-                for stage, at in stages:
-                    inputs = projected[..., rows, :] if below is None else stage.project(below)
-                    at.run(rows, inputs, h[:, stage.units])
-                    below = after[:, stage.units]
-                    at.heads.next(rows, out=below)
-                h = after
-            h = scratch.copy("h", h)  # the next block overwrites the states of this one
-            c = None if c is None else scratch.copy("c", c)
-            for a, result in zip((states, *cells), results, strict=True):
-                layout.store(a, layout.flat(result), block.rows)
+    scratch = Scratch(arrays["h0"].dtype)
+    scan = _Scan(spec, arrays, scratch)
+    layout, H, dtype = scan.layout, arrays["h0"].shape[1], arrays["h0"].dtype
+    results = [layout.result(H, dtype) for _ in range(2 if scan.lstm else 1)]
+    h, c = layout.sort(arrays["h0"]), layout.sort(arrays["c0"]) if scan.lstm else None
+    traces = scan.room_to_keep(kept)
+    for first, last in layout.chunks(BLOCK_ROWS):
+        block = scan.block(first, last, traces)
+        states, *cells = (layout.room(layout.flat(a), block.rows, scratch(f"states{k}", block.n, H)) for k, a in enumerate(results))
+        projected, projected_gates = scan.project(block)
+        stages = [(stage, _Rows(stage, block, trace)) for stage, trace in zip(scan.stages, block.traces, strict=True)]
+        for rows in block.steps:
+            h = h[: rows.stop - rows.start]
+            if scan.lstm is not None and c is not None and projected_gates is not None and block.gates is not None:
+                h, c = scan.lstm.step(projected_gates[:, rows], h, c[: len(h)], block.gates[:, rows], out=cells[0][rows])
+            below, after = None, states[rows]
+            for stage, at in stages:
+                inputs = projected[..., rows, :] if below is None else stage.project(below)
+                at.run(rows, inputs, h[:, stage.units])
+                below = after[:, stage.units]
+                at.heads.next(rows, out=below)
+            h = after
+        h = scratch.copy("h", h)  # the next block overwrites the states of this one
+        c = None if c is None else scratch.copy("c", c)
+        for a, result in zip((states, *cells), results, strict=True):
+            layout.store(a, layout.flat(result), block.rows)
     return tuple(results)
 
 
@@ -99,30 +99,30 @@ def cfc_backward(
     Returns:
         The gradient of every floating-point array, as a tree of the same structure, without `lengths` and `dropout`.
     """
-    with borrowed_scratch(arrays["h0"].dtype) as scratch:
-        scan = _Scan(spec, arrays, scratch)
-        layout, H = scan.layout, arrays["h0"].shape[1]
-        h0, c0 = layout.sort(arrays["h0"]), layout.sort(arrays["c0"]) if scan.lstm else None
-        flat, flat_dy = [layout.flat(a) for a in outputs], [layout.flat(a) for a in cotangents]
-        dh, dc = np.zeros_like(h0), np.zeros_like(h0)
-        traces = scan.room_to_keep(kept)
-        for first, last in reversed(layout.chunks(BLOCK_ROWS)):
-            block = scan.block(first, last, traces)
-            states, *cells = (layout.rows_of(a, block.rows, out=scratch(f"states{k}", block.n, H)) for k, a in enumerate(flat))
-            dy, *dy_c = (layout.rows_of(a, block.rows, out=scratch(f"dy{k}", block.n, H)) for k, a in enumerate(flat_dy))
-            h_prev = layout.previous(h0, flat[0], block.rows, out=scratch("h_prev", block.n, H))
-            memory = None
-            if c0 is not None:
-                memory = (layout.previous(c0, flat[1], block.rows, out=scratch("c_prev", block.n, H)), cells[0])
-            points = scan.linearise(block, h_prev, states, memory, traced=traces is not None)
-            for rows in reversed(block.steps):
-                n = rows.stop - rows.start
-                np.add(dh[:n], dy[rows], out=points.dh[rows])
-                if dy_c:
-                    dc[:n] += dy_c[0][rows]
-                scan.pull(points, rows, dh[:n], dc[:n])
-            scan.accumulate(block, points)
-        return scan.gradients(layout.unsort(dh), layout.unsort(dc))
+    scratch = Scratch(arrays["h0"].dtype)
+    scan = _Scan(spec, arrays, scratch)
+    layout, H = scan.layout, arrays["h0"].shape[1]
+    h0, c0 = layout.sort(arrays["h0"]), layout.sort(arrays["c0"]) if scan.lstm else None
+    flat, flat_dy = [layout.flat(a) for a in outputs], [layout.flat(a) for a in cotangents]
+    dh, dc = np.zeros_like(h0), np.zeros_like(h0)
+    traces = scan.room_to_keep(kept)
+    for first, last in reversed(layout.chunks(BLOCK_ROWS)):
+        block = scan.block(first, last, traces)
+        states, *cells = (layout.rows_of(a, block.rows, out=scratch(f"states{k}", block.n, H)) for k, a in enumerate(flat))
+        dy, *dy_c = (layout.rows_of(a, block.rows, out=scratch(f"dy{k}", block.n, H)) for k, a in enumerate(flat_dy))
+        h_prev = layout.previous(h0, flat[0], block.rows, out=scratch("h_prev", block.n, H))
+        memory = None
+        if c0 is not None:
+            memory = (layout.previous(c0, flat[1], block.rows, out=scratch("c_prev", block.n, H)), cells[0])
+        points = scan.linearise(block, h_prev, states, memory, traced=traces is not None)
+        for rows in reversed(block.steps):
+            n = rows.stop - rows.start
+            np.add(dh[:n], dy[rows], out=points.dh[rows])
+            if dy_c:
+                dc[:n] += dy_c[0][rows]
+            scan.pull(points, rows, dh[:n], dc[:n])
+        scan.accumulate(block, points)
+    return scan.gradients(layout.unsort(dh), layout.unsort(dc))
 
 
 class _Slopes(NamedTuple):
@@ -418,7 +418,7 @@ class _Scan:
 
     def __init__(self, spec: CfCSpec, arrays: Tree, scratch: Scratch):
         steps, batch = arrays["dt"].shape
-        self.layout, self.scratch = packed_layout(steps, batch, arrays.get("lengths")), scratch
+        self.layout, self.scratch = PackedLayout(steps, batch, arrays.get("lengths")), scratch
         self.x, self.dt = self.layout.flat(arrays["x"]), self.layout.flat(arrays["dt"][:, :, None])
         self.dropout = [self.layout.flat(mask) for mask in arrays.get("dropout", [])]
         self.stages = [_Stage(spec, k, tree, batch, scratch.part(f"stage{k}")) for k, tree in enumerate(arrays["stages"])]

@@ -30,8 +30,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dense import KEPT_BYTES, Scratch, StepProduct, Sums, borrowed_scratch
-from ..packing import packed_layout
+from ..dense import KEPT_BYTES, Scratch, StepProduct, Sums
+from ..packing import PackedLayout
 from ..pointwise import Array, sigmoid_of_negative
 from ..products import multiply, multiply_over_rows
 from .spec import GatedSpec
@@ -60,7 +60,8 @@ def gated_forward(spec: GatedSpec, arrays: Tree, kept: Scratch | None = None) ->
         >>> h.shape, float(c[0, 0, 0, 0])
         ((1, 5, 2, 3), 0.5)
     """
-    with borrowed_scratch(arrays["h0"].dtype) as scratch, np.errstate(over="ignore"):  # 1 / (1 + exp(-a)) is right there too
+    scratch = Scratch(arrays["h0"].dtype)
+    with np.errstate(over="ignore"):  # 1 / (1 + exp(-a)) is right there too
         scan = _Scan(spec, arrays, scratch)
         results = scan.results()
         all_gates = scan.room_to_keep(kept)
@@ -98,7 +99,8 @@ def gated_backward(
     Returns:
         The gradient of every floating-point array, as a tree of the same structure, without `lengths`.
     """
-    with borrowed_scratch(arrays["h0"].dtype) as scratch, np.errstate(over="ignore"):  # 1 / (1 + exp(-a)) is right there too
+    scratch = Scratch(arrays["h0"].dtype)
+    with np.errstate(over="ignore"):  # 1 / (1 + exp(-a)) is right there too
         scan = _Scan(spec, arrays, scratch)
         initial = scan.initial()
         outputs, cotangents = (tuple(np.ascontiguousarray(a) for a in given) for given in (outputs, cotangents))
@@ -362,7 +364,7 @@ class _Scan:
         self.H = arrays["b"].shape[1] // spec.gates
         self.arrays, self.scratch = arrays, scratch
         self.x = np.ascontiguousarray(arrays["x"])
-        self.layout = packed_layout(T, B, arrays.get("lengths"))
+        self.layout = PackedLayout(T, B, arrays.get("lengths"))
         self.cell = cell = CELLS[spec.cell](arrays, scratch.part("cell"))
         self.factors = np.repeat(cell.factors, self.H).astype(arrays["b"].dtype)
         self.G, self.b = spec.gates, gate_blocks(arrays["b"] * self.factors, cell.x_order)[:, :, None]

@@ -7,7 +7,6 @@ steps, sequences and evaluations, in a fixed order.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -17,6 +16,7 @@ from ...kernels.inputs import dims, lengths_of, nothing, too_many
 from ...kernels.loader import KernelText, Launch, Launches, launch, run_launches
 from ...kernels.parallel import launch_parallel
 from ...kernels.tiles import THREADGROUP_BYTES, Family, Tile, current_family, forced_tile, layouts_for, rows_for, split_for
+from ..held import held_by_first
 from ..memory_fused import memory_slopes
 from ..ops import project
 from .problems import random_arrays
@@ -293,7 +293,7 @@ class ParallelLists(NamedTuple):
     target: mx.array
 
 
-@lru_cache(maxsize=64)
+@held_by_first
 def parallel_lists(synapses: Synapses) -> ParallelLists:
     """Neighbouring threads, of neighbouring units, read neighbouring synapses; widths are even, and at least 2."""
 

@@ -9,13 +9,13 @@ none is missing nothing need be fetched, and a sequence's P values lie together:
 """
 
 import math
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..dense import Scratch, Sums
+from ..held import held_by_first
 from ..pointwise import Array
 from .synapses import Synapses, parameter_gradients
 
@@ -75,7 +75,7 @@ class Grouping(NamedTuple):
         return [a[group.places].reshape(-1, group.width, *a.shape[1:]) for group in self.groups]
 
 
-@lru_cache(maxsize=64)
+@held_by_first
 def grouping(synapses: Synapses, by_target: bool) -> Grouping:
     """The synapses by target or by source."""
     table, S = synapses.padded(by_target), synapses.count

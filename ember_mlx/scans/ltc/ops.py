@@ -4,12 +4,12 @@ The arrays are those of the NumPy form (reference.py); MLX differentiates it.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from ..held import held_by_first
 from ..ops import by_step, lstm_step, project
 from .spec import LTCSpec
 from .synapses import Synapses
@@ -76,7 +76,7 @@ def _over_targets(synapses: Synapses, s: mx.array) -> mx.array:
     return mx.take(with_zero, mx.array(synapses.padded(by_target=True)), axis=-1).sum(axis=-1)
 
 
-@lru_cache(maxsize=32)
+@held_by_first
 def _ones(synapses: Synapses, of_sources: bool) -> mx.array:
     """(K, S), 1 where the synapse comes from the source; or (S, H), 1 where it reaches the target."""
     if of_sources:

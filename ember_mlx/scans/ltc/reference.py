@@ -26,11 +26,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dense import KEPT_BYTES, Scratch, Sums, borrowed_scratch, split_kept
+from ..dense import KEPT_BYTES, Scratch, Sums, split_kept
 from ..memory import MemoryPoint, MixedMemory
-from ..packing import packed_layout
+from ..packing import PackedLayout
 from ..pointwise import Array
-from ..threads import parts_of, run_parts
+from ..threads import Going, parts_of, run_parts
 from .kinds import Kind
 from .solvers import STEPS
 from .spec import SOLVERS, LTCSpec
@@ -63,8 +63,8 @@ def ltc_forward(spec: LTCSpec, arrays: Tree, kept: Scratch | None = None) -> tup
     parts = _parts(spec, arrays)
     memories = _memories(kept, len(parts))
     if len(parts) == 1:
-        return _forward(spec, arrays, memories[0])
-    results = run_parts(lambda part, memory: _forward(spec, _of_sequences(arrays, part), memory), parts, memories)
+        return _forward(spec, arrays, memories[0], Going())
+    results = run_parts(lambda part, memory, going: _forward(spec, _of_sequences(arrays, part), memory, going), parts, memories)
     return tuple(_together(parts, outputs, axis=1) for outputs in zip(*results, strict=True))
 
 
@@ -86,11 +86,11 @@ def ltc_backward(
     parts = _parts(spec, arrays)
     memories = _memories(kept, len(parts))
     if len(parts) == 1:
-        return _backward(spec, arrays, outputs, cotangents, memories[0])
+        return _backward(spec, arrays, outputs, cotangents, memories[0], Going())
 
-    def run(part: NDArray[np.intp], memory: _Memory) -> Tree:
+    def run(part: NDArray[np.intp], memory: _Memory, going: Going) -> Tree:
         y, dy = (tuple(a[:, part] for a in group) for group in (outputs, cotangents))
-        return _backward(spec, _of_sequences(arrays, part), y, dy, memory)
+        return _backward(spec, _of_sequences(arrays, part), y, dy, memory, going)
 
     return _joined(parts, run_parts(run, parts, memories))
 
@@ -137,14 +137,16 @@ def _joined(parts: list[NDArray[np.intp]], gradients: list[Tree]) -> Tree:
     return result
 
 
-def _forward(spec: LTCSpec, arrays: Tree, memory: "_Memory") -> tuple[Array, ...]:
+def _forward(spec: LTCSpec, arrays: Tree, memory: "_Memory", going: Going) -> tuple[Array, ...]:
     """`ltc_forward` in one thread."""
-    with borrowed_scratch(arrays["v0"].dtype) as scratch, np.errstate(over="ignore"):
+    scratch = Scratch(arrays["v0"].dtype)
+    with np.errstate(over="ignore"):
         scan = _Scan(spec, arrays, scratch)
         layout, H, dtype = scan.layout, spec.units, arrays["v0"].dtype
         results = [layout.result(H, dtype) for _ in range(2 if scan.lstm else 1)]
         v, c = layout.sort(arrays["v0"]), layout.sort(arrays["c0"]) if scan.lstm else None
         for first, last in layout.even_chunks(scan.block_rows):
+            going.on()
             block = scan.block(first, last)
             trace = scan.kept_trace(memory, block)
             states, *cells = (layout.room(layout.flat(a), block.rows, scratch(f"states{k}", block.N, H)) for k, a in enumerate(results))
@@ -162,15 +164,19 @@ def _forward(spec: LTCSpec, arrays: Tree, memory: "_Memory") -> tuple[Array, ...
     return tuple(results)
 
 
-def _backward(spec: LTCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...], memory: "_Memory") -> Tree:
+def _backward(
+    spec: LTCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...], memory: "_Memory", going: Going
+) -> Tree:
     """`ltc_backward` in one thread."""
-    with borrowed_scratch(arrays["v0"].dtype) as scratch, np.errstate(over="ignore"):
+    scratch = Scratch(arrays["v0"].dtype)
+    with np.errstate(over="ignore"):
         scan = _Scan(spec, arrays, scratch)
         layout, H = scan.layout, spec.units
         v0, c0 = layout.sort(arrays["v0"]), layout.sort(arrays["c0"]) if scan.lstm else None
         flat, flat_dy = [layout.flat(a) for a in outputs], [layout.flat(a) for a in cotangents]
         dv, dc = np.zeros_like(v0), np.zeros_like(v0)
         for first, last in reversed(layout.even_chunks(scan.block_rows)):
+            going.on()
             block = scan.block(first, last)
             trace = scan.kept_trace(memory, block)
             dy, *dy_c = (layout.rows_of(a, block.rows, out=scratch(f"dy{k}", block.N, H)) for k, a in enumerate(flat_dy))
@@ -234,7 +240,7 @@ class _Scan:
     def __init__(self, spec: LTCSpec, arrays: Tree, scratch: Scratch):
         steps, batch = arrays["dt"].shape
         self.spec, self.scratch = spec, scratch
-        self.layout = packed_layout(steps, batch, arrays.get("lengths"))
+        self.layout = PackedLayout(steps, batch, arrays.get("lengths"))
         self.flat = {name: self.layout.flat(a) for name, a in _over_time(arrays).items()}
         self.d = {name: self.layout.flat(self.layout.result(a.shape[1], a.dtype)) for name, a in self.flat.items()}
         self.gleak, self.vleak, self.cm = (arrays[name][:, None] for name in ("gleak", "vleak", "cm"))

@@ -38,6 +38,12 @@ class Synapses:
     def __hash__(self) -> int:
         return self._hash
 
+    def __deepcopy__(self, memo: Any) -> "Synapses":
+        return self  # it never changes
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_held"}
+
     def __repr__(self) -> str:
         return f"Synapses({self.count} of {self.inputs} x {self.units})"
 

@@ -1,6 +1,5 @@
 """How an LTC scan is laid out on a threadgroup: its synapses, its LSTM's products, its memory, as the kernels read them."""
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -8,6 +7,7 @@ import numpy as np
 
 from ...kernels.packing import ProductShape, pack
 from ...kernels.tiles import Tile
+from ..held import held_by_first
 from .spec import SOLVERS, LTCSpec
 from .synapses import Indices, Synapses
 
@@ -30,7 +30,7 @@ class Lists(NamedTuple):
     entries: int
 
 
-@lru_cache(maxsize=64)
+@held_by_first
 def lists_of(synapses: Synapses, by_target: bool, tile: Tile) -> Lists:
     """The lists of a tile; units with many synapses come first, so that the lanes of a block have about the same work."""
     H, S, groups, near = synapses.units, synapses.count, tile.threads // tile.split, near_of(synapses, tile.resident)

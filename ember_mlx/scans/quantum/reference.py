@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dense import Product, Scratch, Sums, borrowed_scratch
-from ..packing import packed_layout
+from ..dense import Product, Scratch, Sums
+from ..packing import PackedLayout
 from ..pointwise import Array
 from ..products import multiply
 from .spec import QuantumSpec
@@ -53,22 +53,22 @@ def quantum_forward(spec: QuantumSpec, arrays: Tree, kept: Scratch | None = None
         >>> h_c.shape, bool((np.hypot(h_c, h_s) < np.sqrt(2)).all())
         ((5, 2, 3), True)
     """
-    with borrowed_scratch(arrays["h_c0"].dtype) as scratch:
-        scan = _Scan(spec, arrays, scratch)
-        layout, H, dtype = scan.layout, arrays["h_c0"].shape[1], arrays["h_c0"].dtype
-        results = layout.result(H, dtype), layout.result(H, dtype)
-        h_c, h_s = layout.sort(arrays["h_c0"]), layout.sort(arrays["h_s0"])
-        for first, last in layout.chunks(BLOCK_ROWS):
-            block = scan.block(first, last)
-            states = [layout.room(layout.flat(a), block.rows, scratch(f"states{k}", block.n, H)) for k, a in enumerate(results)]
-            u = scan.drive.project(block)
-            for rows in block.steps:
-                n = rows.stop - rows.start
-                h_c, h_s = scan.step.run((h_c[:n], h_s[:n]), u[rows], block.dt[rows], None if block.noise is None else block.noise[rows])
-                for a, part in zip(states, (h_c, h_s), strict=True):
-                    a[rows] = part
-            for a, result in zip(states, results, strict=True):
-                layout.store(a, layout.flat(result), block.rows)
+    scratch = Scratch(arrays["h_c0"].dtype)
+    scan = _Scan(spec, arrays, scratch)
+    layout, H, dtype = scan.layout, arrays["h_c0"].shape[1], arrays["h_c0"].dtype
+    results = layout.result(H, dtype), layout.result(H, dtype)
+    h_c, h_s = layout.sort(arrays["h_c0"]), layout.sort(arrays["h_s0"])
+    for first, last in layout.chunks(BLOCK_ROWS):
+        block = scan.block(first, last)
+        states = [layout.room(layout.flat(a), block.rows, scratch(f"states{k}", block.n, H)) for k, a in enumerate(results)]
+        u = scan.drive.project(block)
+        for rows in block.steps:
+            n = rows.stop - rows.start
+            h_c, h_s = scan.step.run((h_c[:n], h_s[:n]), u[rows], block.dt[rows], None if block.noise is None else block.noise[rows])
+            for a, part in zip(states, (h_c, h_s), strict=True):
+                a[rows] = part
+        for a, result in zip(states, results, strict=True):
+            layout.store(a, layout.flat(result), block.rows)
     return results
 
 
@@ -88,24 +88,24 @@ def quantum_backward(
         The gradient of every array but `lengths` and `xi`, as a tree of the same structure. sqrt(dt), which the noise has, is given
         the slope 0 at dt = 0.
     """
-    with borrowed_scratch(arrays["h_c0"].dtype) as scratch:
-        scan = _Scan(spec, arrays, scratch)
-        layout, H = scan.layout, arrays["h_c0"].shape[1]
-        initial = layout.sort(arrays["h_c0"]), layout.sort(arrays["h_s0"])
-        flat, flat_dy = [layout.flat(a) for a in outputs], [layout.flat(a) for a in cotangents]
-        dh = np.zeros((2, *arrays["h_c0"].shape), arrays["h_c0"].dtype)
-        for first, last in reversed(layout.chunks(BLOCK_ROWS)):
-            block = scan.block(first, last)
-            dy = [layout.rows_of(a, block.rows, out=scratch(f"dy{k}", block.n, H)) for k, a in enumerate(flat_dy)]
-            h_c, h_s = (layout.previous(initial[k], flat[k], block.rows, out=scratch(f"h{k}", block.n, H)) for k in range(2))
-            point = scan.step.linearise((h_c, h_s), scan.drive.project(block), block)
-            for rows in reversed(block.steps):
-                n = rows.stop - rows.start
-                for k in range(2):
-                    np.add(dh[k, :n], dy[k][rows], out=point.dh[k, rows])
-                scan.step.pull(point, rows, dh[:, :n])
-            scan.accumulate(block, point)
-        return scan.gradients(*(layout.unsort(part) for part in dh))
+    scratch = Scratch(arrays["h_c0"].dtype)
+    scan = _Scan(spec, arrays, scratch)
+    layout, H = scan.layout, arrays["h_c0"].shape[1]
+    initial = layout.sort(arrays["h_c0"]), layout.sort(arrays["h_s0"])
+    flat, flat_dy = [layout.flat(a) for a in outputs], [layout.flat(a) for a in cotangents]
+    dh = np.zeros((2, *arrays["h_c0"].shape), arrays["h_c0"].dtype)
+    for first, last in reversed(layout.chunks(BLOCK_ROWS)):
+        block = scan.block(first, last)
+        dy = [layout.rows_of(a, block.rows, out=scratch(f"dy{k}", block.n, H)) for k, a in enumerate(flat_dy)]
+        h_c, h_s = (layout.previous(initial[k], flat[k], block.rows, out=scratch(f"h{k}", block.n, H)) for k in range(2))
+        point = scan.step.linearise((h_c, h_s), scan.drive.project(block), block)
+        for rows in reversed(block.steps):
+            n = rows.stop - rows.start
+            for k in range(2):
+                np.add(dh[k, :n], dy[k][rows], out=point.dh[k, rows])
+            scan.step.pull(point, rows, dh[:, :n])
+        scan.accumulate(block, point)
+    return scan.gradients(*(layout.unsort(part) for part in dh))
 
 
 class _Block(NamedTuple):
@@ -324,7 +324,7 @@ class _Scan:
 
     def __init__(self, spec: QuantumSpec, arrays: Tree, scratch: Scratch):
         steps, batch = arrays["dt"].shape
-        self.arrays, self.layout, self.scratch = arrays, packed_layout(steps, batch, arrays.get("lengths")), scratch
+        self.arrays, self.layout, self.scratch = arrays, PackedLayout(steps, batch, arrays.get("lengths")), scratch
         given = {"x": arrays["x"], "dt": arrays["dt"][:, :, None]}
         given |= {"t": arrays["t"][:, :, None]} if spec.harmonic else {}
         self.by_step = {name: self.layout.flat(a) for name, a in given.items()}
