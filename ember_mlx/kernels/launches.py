@@ -193,9 +193,6 @@ def _time(family: Family, one: Launch, T: int, B: int, scans: int) -> float:
 
 def _in_pieces(kind: str, launches: list[Launch]) -> list[list[mx.array]]:
     """The outputs of launches that differ in their arrays alone."""
-    together = len(launches) > 1 and sum(max(a.size for a in one.arrays) for one in launches) < MOST_TOGETHER
-    if len(launches) > 1 and not together:
-        return [launch(kind, one) for one in launches]
     steps, sequences = pieces_of(kind, max(launches, key=lambda one: one.T), len(launches))
     B = launches[0].B
     if sequences >= B:
@@ -231,7 +228,7 @@ def _part(one: Launch, axis: str, start: int, count: int) -> Launch:
             return (*[slice(None)] * place, slice(start, stop))
         return () if units is None else (*[slice(None)] * units, slice(start // one.unit, -(-stop // one.unit)))
 
-    inputs = {name: a[cut(name, a.shape)] for name, a in one.inputs.items()}
+    inputs = {name: a[index] if (index := cut(name, a.shape)) else a for name, a in one.inputs.items()}
     if axis == "t" and "lengths" in inputs:
         inputs["lengths"] = mx.clip(inputs["lengths"] - start // one.unit, 0, -(-(stop - start) // one.unit))
     shapes = []
@@ -278,7 +275,9 @@ def _make(kind: str, launches: list[Launch]) -> list[list[mx.array]]:
         time = _time(current_family(), longest, longest.T, longest.B, len(launches))
         planned.append(Planned(first.text.name, time / 1e3, longest.T, longest.B))
         return [[mx.zeros(shape) for shape in one.shapes] for one in launches]
-    return [_launch_alone(kind, first)] if len(launches) == 1 else _launch_together(kind, launches)
+    if len(launches) == 1 or sum(max(a.size for a in one.arrays) for one in launches) >= MOST_TOGETHER:
+        return [_launch_alone(kind, one) for one in launches]
+    return _launch_together(kind, launches)
 
 
 def _launch_alone(kind: str, one: Launch) -> list[mx.array]:

@@ -40,7 +40,7 @@ Tree = dict[str, Any]
 BLOCK_VALUES = 2**19  # evaluations of units that are in memory at a time, at least: with all that comes of them some 15 MB
 SUM_THREADS = 2**18  # of a sum over rows: enough to fill a large GPU
 SUMS_ROWS = 4  # of a thread of ltc_sums
-LEAST_ROWS = 16  # of one thread's part of such a sum
+LEAST_ROWS, MOST_EVALUATIONS = 16, 2**27  # of one thread's part of such a sum; of all threads' that are not launched apart
 SPLITS = (32, 16, 8, 4)  # lanes that share the synapses of a unit
 LOG2_E = 1.4426950408889634
 GROUPS_A_CORE = 8  # that share the steps to recompute
@@ -409,7 +409,7 @@ def _synapse_sums(kind: str, synapses: Synapses, floats: mx.array, v: mx.array, 
     if S == 0:
         return mx.zeros((4, 0))
     R = v.size // K
-    rows = -(-R // max(1, min(SUM_THREADS // S, R // LEAST_ROWS)))
+    rows = min(-(-R // max(1, min(SUM_THREADS // S, R // LEAST_ROWS))), max(LEAST_ROWS, MOST_EVALUATIONS // S))
     (sums,) = launch_parallel(
         kind,
         GRADIENTS,
