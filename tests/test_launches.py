@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -12,11 +13,12 @@ import pytest
 from mlx.utils import tree_flatten
 
 import ember_mlx
+from ember_mlx import StrideAwareLTC
 from ember_mlx.kernels import launches
 from ember_mlx.kernels.budget import DEFAULT, VARIABLE, launch_budget, launch_ms
 from ember_mlx.kernels.launches import estimated_ms, launches_planned
 from ember_mlx.kernels.loader import kernels_made_by
-from ember_mlx.kernels.tiles import FAMILIES, Tile, family_of
+from ember_mlx.kernels.tiles import FAMILIES, Tile, family_of, forced_tile
 from ember_mlx.scans.cfc.problems import random_arrays as cfc_arrays
 from ember_mlx.scans.ltc.problems import random_arrays as ltc_arrays
 from ember_mlx.scans.ltc.spec import LTCSpec
@@ -24,7 +26,8 @@ from ember_mlx.scans.ltc.synapses import Synapses
 from ember_mlx.scans.registry import RECURRENCES
 
 from .comparisons import to_mlx
-from .test_kernels import CASES, counting, kernels_on, on_host
+from .metal_host import metal_kernel
+from .test_kernels import CASES, PRESENT, compare, counting, kernels_on, on_host
 from .test_kernels_of_other_cells import STRIDED
 
 SMALLEST_MS = 1e-9  # a step of a group of sequences takes longer
@@ -51,15 +54,24 @@ def on_family(monkeypatch):
     return choose
 
 
-def both_ways(recurrence, spec, arrays, calls, ms):
-    """Outputs and gradients as NumPy arrays, and the names of the kernels, with launches of at most so many milliseconds."""
+def both_ways(recurrence, spec, arrays, ms):
+    """Outputs and gradients as NumPy arrays, with launches of at most so many milliseconds."""
     rng = np.random.default_rng(1)
-    with budget(ms), kernels_made_by("metal", counting(calls)):
+    with budget(ms):
         outputs = recurrence.fused.forward("metal", spec, arrays)
         dy = [mx.array(rng.standard_normal(a.shape).astype(np.float32)) for a in outputs]
         gradients = recurrence.fused.backward("metal", spec, arrays, outputs, dy)
         mx.eval(outputs, gradients)
     return {path: np.array(a) for path, a in tree_flatten({"outputs": outputs, "gradients": gradients})}
+
+
+def planned_both_ways(recurrence, spec, arrays, ms, kind="metal"):
+    """The launches of a forward scan, and those of its backward."""
+    with budget(ms), launches_planned() as planned:
+        outputs = recurrence.fused.forward(kind, spec, arrays)
+        forward = len(planned)
+        recurrence.fused.backward(kind, spec, arrays, outputs, outputs)
+    return planned[:forward], planned[forward:]
 
 
 def assert_same_bits(got, expected):
@@ -68,33 +80,36 @@ def assert_same_bits(got, expected):
         np.testing.assert_array_equal(got[path].view(np.int32), a.view(np.int32), err_msg=path)
 
 
-def scan_ms(recurrence, spec, arrays):
-    """The longest scan's milliseconds, uncut."""
-    with budget(0), launches_planned() as planned:
-        outputs = recurrence.fused.forward("metal", spec, arrays)
-        recurrence.fused.backward("metal", spec, arrays, outputs, outputs)
-    return max(one.ms for one in planned)
-
-
-@on_host
+@pytest.mark.parametrize("device", [device for device in PRESENT if device != "cuda"])
 @pytest.mark.parametrize("lengths", [None, [7, 0, 3, 6, 4]], ids=["full", "lengths"])
 @pytest.mark.parametrize(("name", "variant"), CASES, ids=[f"{name}-{variant}" for name, variant in CASES])
-def test_launches_in_pieces_give_the_same_bits(name, variant, lengths):
-    """Of steps and sequences, and one for each step and group of sequences, in every kernel of the scan and its backward."""
+def test_launches_in_pieces_give_the_same_bits(device, name, variant, lengths):
+    """Of three steps of all sequences, and of one step of one group of them, in every kernel of the scan and its backward."""
     T, B = 7, 5
     recurrence = RECURRENCES[name]
     spec, arrays = recurrence.problem(variant, T, B, 31)
     arrays = to_mlx(arrays | ({} if lengths is None else {"lengths": np.array(lengths, np.int32)}))
-    with kernels_on("host", Tile(128, 2, 4, True)):
-        whole, steps, least = [], [], []
-        expected = both_ways(recurrence, spec, arrays, whole, 0)
-        # three steps of all sequences
-        assert_same_bits(both_ways(recurrence, spec, arrays, steps, 3.5 * scan_ms(recurrence, spec, arrays) / T), expected)
-        assert_same_bits(both_ways(recurrence, spec, arrays, least, SMALLEST_MS), expected)
-    scans = [kernel for kernel in whole if kernel.endswith(("_forward", "_backward"))]
-    for kernel in set(scans):
-        assert scans.count(kernel) < steps.count(kernel) < least.count(kernel)
-    assert all(least.count(kernel) >= T for kernel in set(whole) if kernel != "ltc_gradients")
+    with kernels_on(device, Tile(128, 2, 4, True), metal_kernel):
+        expected, (forward, backward) = both_ways(recurrence, spec, arrays, 0), planned_both_ways(recurrence, spec, arrays, 0)
+        longest = max(one.ms for one in [*forward, *backward])
+        counts = [Counter(one.kernel for one in [*forward, *backward])]
+        for ms in (3.5 / T * longest, SMALLEST_MS):
+            assert_same_bits(both_ways(recurrence, spec, arrays, ms), expected)
+            counts.append(Counter(one.kernel for part in planned_both_ways(recurrence, spec, arrays, ms) for one in part))
+    whole, steps, least = counts
+    for kernel in whole:
+        assert kernel == "ltc_gradients" or least[kernel] >= T
+        assert not kernel.endswith(("_forward", "_backward")) or whole[kernel] < steps[kernel] < least[kernel]
+
+
+@on_host
+@pytest.mark.parametrize("variant", ["layered", "default"])
+def test_groups_without_a_step(variant):
+    """What they write is zero, and whole: later pieces have groups whose sequences have all ended."""
+    spec, arrays = RECURRENCES["cfc"].problem(variant, 4, 5, 9)
+    arrays["lengths"] = np.array([0, 0, 4, 1, 0], np.int32)
+    with kernels_on("host", Tile(64, 2, 4, True)) as kind, budget(SMALLEST_MS):
+        compare(kind, RECURRENCES["cfc"], spec, arrays)
 
 
 @on_host
@@ -132,8 +147,34 @@ def test_blocks_of_steps_and_pieces_of_launches_are_cut_apart(monkeypatch, block
     monkeypatch.setattr(module, "block_steps", lambda variant, batch: blocks)
     spec, arrays = recurrence.problem("layered", 7, 5, 9, lengths=True)
     arrays = to_mlx(arrays)
-    with kernels_on("host", Tile(64, 2, 4, False)):
-        assert_same_bits(both_ways(recurrence, spec, arrays, [], SMALLEST_MS), both_ways(recurrence, spec, arrays, [], 0))
+    with kernels_on("host", Tile(64, 2, 4, False), metal_kernel):
+        assert_same_bits(both_ways(recurrence, spec, arrays, SMALLEST_MS), both_ways(recurrence, spec, arrays, 0))
+
+
+def stand_in(**text):
+    """A kernel whose results hang on its inputs, and cost nothing."""
+
+    def call(*, inputs, output_shapes, **_):
+        seed = sum(a.reshape(-1)[0] for a in inputs[:4] if a.dtype == mx.float32)
+        return [mx.broadcast_to(seed, shape) for shape in output_shapes]
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["lstm", "cfc"])
+def test_a_long_sequence_step_by_step_is_a_graph_that_can_be_evaluated(name):
+    """Of tens of thousands of operations one after another, both ways."""
+    T, recurrence = 5000, RECURRENCES[name]
+    spec, arrays = recurrence.problem(recurrence.variants[0], T, 1, 4)
+    token = forced_tile.set(Tile(64, 0, 8, False))
+    try:
+        with kernels_made_by("metal", stand_in):
+            outputs = recurrence.fused.forward("metal", spec, to_mlx(arrays))
+            gradients = recurrence.fused.backward("metal", spec, to_mlx(arrays), outputs, outputs)
+            mx.eval(outputs, gradients)
+    finally:
+        forced_tile.reset(token)
+    assert gradients["x"].shape == arrays["x"].shape
 
 
 # The estimates
@@ -161,13 +202,8 @@ def headline(cell, T, B, H, density=1.0):
 
 
 def plan_of(cell, T, B, H, density=1.0, ms=float(DEFAULT), kind="metal"):
-    """The launches of a forward scan and its backward, and where the backward's begin."""
-    recurrence, spec, arrays = headline(cell, T, B, H, density)
-    with budget(ms), launches_planned() as planned:
-        outputs = recurrence.fused.forward(kind, spec, arrays)
-        forward = len(planned)
-        recurrence.fused.backward(kind, spec, arrays, outputs, outputs)
-    return planned[:forward], planned[forward:]
+    """The launches of a headline layer's forward scan, and those of its backward."""
+    return planned_both_ways(*headline(cell, T, B, H, density), ms, kind)
 
 
 STEPS = [  # microseconds of a forward step on an M1
@@ -244,6 +280,23 @@ def test_no_launch_of_a_long_scan_is_longer_than_the_budget(on_family, cell, T, 
     assert len(scans) == count
     assert sum(one.steps * one.sequences for one in scans) == T * B
     assert sum(one.steps * one.sequences for one in backward if one.kernel.endswith("_backward")) == T * B
+
+
+def test_launches_of_several_scans_take_the_time_of_all(on_family):
+    """Two strides' scans in one launch: as many sequences again."""
+    on_family(M1)
+    layer, x = StrideAwareLTC(64, [1, 2], 3), mx.zeros((256, 1000, 3))
+    plans = []
+    for ms in (0, float(DEFAULT)):
+        with kernels_made_by("metal", stand_in), ember_mlx.use_backend("metal"), budget(ms), launches_planned() as planned:
+            mx.grad(lambda a: layer(a).sum())(x)
+        plans.append([one for one in planned if one.kernel == "ltc_forward" and one.sequences == 256])
+    (whole,), pieces = plans
+    assert whole.ms == pytest.approx(2 * 1000 * 0.07463, rel=0.01)
+    assert sum(one.steps for one in pieces) == 1000
+    assert max(one.ms for one in pieces) <= float(DEFAULT)
+    assert len(pieces) == 16  # of 67 steps at most: 2 x 74.63 us each
+    assert pieces[-1].ms < 0.6 * pieces[0].ms  # the longer stride's steps are over
 
 
 def test_a_step_of_one_group_is_never_cut(on_family):
