@@ -26,5 +26,6 @@ def launch_ms(text: str) -> float:
     return value
 
 
+_AT_FIRST = launch_ms(os.environ.get(VARIABLE, DEFAULT))
 # milliseconds of a launch on Metal, by the figures of tiles.py
-launch_budget: ContextVar[float] = ContextVar("launch_budget", default=launch_ms(os.environ.get(VARIABLE, DEFAULT)))  # noqa: B039
+launch_budget: ContextVar[float] = ContextVar("launch_budget", default=_AT_FIRST)
