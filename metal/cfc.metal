@@ -376,11 +376,17 @@ struct Entering {
   float dy[COUNT], slope[COUNT];
 };
 
+// A pipeline's gradients of the heads (B, HEADS, H): of the step after a launch's last, which its windows still need, and of its first.
+struct HeadEnds {
+  device const float* carry;
+  device float* first;
+};
+
 // The gradients of the states of one block of units at step t, `sums` from above it and dy: kept in dh, and made those of the heads in `windows`.
 template <typename C, typename IO>
 inline void enter_step(
     thread const float* sums, Slot slot, int part, int block, int t, threadgroup float* windows, device const IO* dy,
-    device const float* slope_q, thread Entering<C::UNIT_VALUES>& entering, device float* dh, thread const Rows<C::ROWS>& rows) {
+    device const float* slope_q, thread Entering<C::UNIT_VALUES>& entering, device float* dh, HeadEnds ends, thread const Rows<C::ROWS>& rows) {
   int head = head_of<C>(part);
 #pragma unroll
   for (int r = 0; r < C::ROWS; r++) {
@@ -390,8 +396,11 @@ inline void enter_step(
     if (C::RESIDENT) entering.dy[i] = gradient_at<C>(dy, slot, t - 1, r, rows);
     if (C::RESIDENT) entering.slope[i] = slope_at<C>(slope_q, slot, head, t - 1, r, rows);
     if (slot.unit < 0 || rows.row0 + r >= rows.B || !writes_head<C>(part)) continue;
-    float d = valid(rows, t, r) ? sums[r] + arriving : 0.0f;
-    put_heads<C>(windows, slot, head, r, d * slope);
+    float d = valid(rows, t, r) ? sums[r] + arriving : 0.0f, dq = d * slope;
+    int end = ((rows.row0 + r) * C::HEADS + head) * C::H + slot.unit;
+    if (C::PIPELINED && t == rows.steps) dq = ends.carry[end];
+    if (C::PIPELINED && t == 0) ends.first[end] = dq;
+    put_heads<C>(windows, slot, head, r, dq);
     if (head == 0 && t >= 0 && t < rows.steps) dh[place(rows, t, r) * C::H + slot.unit] = d;
   }
 }
@@ -471,6 +480,7 @@ template <typename C, typename IO>
 inline void cfc_backward(
     device const IO* dy,                          // (T, B, H)
     device const float* carry,                    // (B, H): the gradient of the last state from beyond these steps
+    device const float* carry_q,                  // (B, HEADS, H): where PIPELINED instead, of the heads of the step after these
     device const float* slope_q,                  // (T, B, HEADS, H): slopes of the next state by the heads
     device const float* slopes,                   // (DEPTH, T, B, Z): slopes of the activations
     device const typename C::Weight* w_heads,     // packed transposes of the forward's weights
@@ -487,6 +497,7 @@ inline void cfc_backward(
     device float* dh,                             // (T, B, H): whole gradient of each state
     device float* dz,                             // (DEPTH, T, B, Z): of the backbone's products
     device float* dh0,                            // (B, H)
+    device float* dq0,                            // (B, HEADS, H): of the first step's heads where PIPELINED, else one element
     device float* d_gates_out,                    // (T, B, 4, H) and the next with MEMORY, else one element each
     device float* dc0,                            // (B, H)
     int group_index, int thread_index, threadgroup float4* scratch) {
@@ -518,13 +529,15 @@ inline void cfc_backward(
   Slots<C::SLOTS_KEPT> slots;
   load_slots<C>(slots, slot_table, first.group);
 
-  int ticks = rows.steps > 0 && C::PIPELINED ? rows.steps + LAST : rows.steps;
+  // the first tick that is entered: of a pipeline with the step after the last, of which the windows hold what was carried here
+  int entered = C::PIPELINED ? rows.steps + LAST : rows.steps - 1;
+  HeadEnds ends = {carry_q, dq0};
   Entering<C::UNIT_VALUES> entering;
   float z_waits[C::Z_VALUES_BACK];
 #pragma unroll
   for (int i = 0; i < C::UNIT_VALUES && C::RESIDENT; i++) {
     Slot slot = slots.kept[i / C::ROWS];
-    int r = i % C::ROWS, t = ticks - 1 - (C::PIPELINED ? slot.stage : 0);
+    int r = i % C::ROWS, t = entered - (C::PIPELINED ? slot.stage : 0);
     entering.dy[i] = gradient_at<C>(dy, slot, t, r, rows);
     entering.slope[i] = slope_at<C>(slope_q, slot, head_of<C>(first.part), t, r, rows);
   }
@@ -535,19 +548,19 @@ inline void cfc_backward(
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
-  // the last tick enters with what comes from beyond; each tick's last product enters the one before it
+  // the first tick is entered with what comes from beyond; each tick's last product enters the one before it
 #pragma unroll C::UNROLL
   for (int block = 0; block < C::BLOCKS; block++) {
     Slot slot = slot_of<C>(slots, first.group, block);
-    if (ticks == 0 || (COUPLED && slot.stage != LAST)) continue;
+    if (rows.steps == 0 || (COUPLED && slot.stage != LAST)) continue;
     float sums[C::ROWS];
     for (int r = 0; r < C::ROWS; r++) sums[r] = slot.unit >= 0 && rows.row0 + r < rows.B ? carry[(rows.row0 + r) * C::H + slot.unit] : 0.0f;
-    int t = ticks - 1 - (C::PIPELINED ? slot.stage : 0);
-    enter_step<C>(sums, slot, first.part, block, t, buffers + ((ticks - 1) % C::STATE_BUFFERS) * WINDOWS, dy, slope_q, entering, dh, rows);
+    int t = entered - (C::PIPELINED ? slot.stage : 0);
+    enter_step<C>(sums, slot, first.part, block, t, buffers + (entered % C::STATE_BUFFERS) * WINDOWS, dy, slope_q, entering, dh, ends, rows);
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
-  for (int tick = ticks - 1; tick >= 0; tick--) {
+  for (int tick = rows.steps > 0 ? entered : -1; tick >= 0; tick--) {
     threadgroup float* windows = buffers + (tick % C::STATE_BUFFERS) * WINDOWS;
     threadgroup float* windows_before = buffers + ((tick + 1) % C::STATE_BUFFERS) * WINDOWS;
     threadgroup float* d = windows;
@@ -567,7 +580,7 @@ inline void cfc_backward(
           if (slot.stage != stage) continue;
           thread float* arriving = sums + n * C::ROWS;
           for (int r = 0; r < C::ROWS; r++) arriving[r] += slot.unit >= 0 && rows.row0 + r < rows.B ? waiting[r * C::H + slot.unit] : 0.0f;
-          enter_step<C>(arriving, slot, above.part, from + n, tick, windows, dy, slope_q, entering, dh, rows);
+          enter_step<C>(arriving, slot, above.part, from + n, tick, windows, dy, slope_q, entering, dh, ends, rows);
         }
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -602,11 +615,8 @@ inline void cfc_backward(
           if (t == -1 && rows.row0 + r < rows.B) dh0[(rows.row0 + r) * C::H + slot.unit] = arriving[r];
           if (COUPLED && rows.row0 + r < rows.B) waiting[r * C::H + slot.unit] = arriving[r];
         }
-        for (int r = 0; r < C::ROWS && C::PIPELINED && slot.unit >= 0 && t == rows.steps - 1 && rows.row0 + r < rows.B; r++) {
-          arriving[r] += carry[(rows.row0 + r) * C::H + slot.unit];
-        }
         if (COUPLED && slot.stage != LAST) continue;
-        enter_step<C>(arriving, slot, first.part, from + n, t, windows_before, dy, slope_q, entering, dh, rows);
+        enter_step<C>(arriving, slot, first.part, from + n, t, windows_before, dy, slope_q, entering, dh, ends, rows);
       }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -617,6 +627,8 @@ inline void cfc_backward(
   }
   if (C::DEPTH == 0 && group_index == 0 && thread_index == 0) dz[0] = 0.0f;  // of one element then
   if (rows.steps == 0) clear_rows<C::THREADS>(dh0, 0, 1, int(C::H), rows, thread_index);
+  if (C::PIPELINED && rows.steps == 0) clear_rows<C::THREADS>(dq0, 0, 1, int(C::HEADS) * int(C::H), rows, thread_index);
+  if (!C::PIPELINED && group_index == 0 && thread_index == 0) dq0[0] = 0.0f;
   if (C::MEMORY) {
     clear_rows<C::THREADS>(d_gates_out, rows.steps, T, 4 * C::H, rows, thread_index);
     for (int r = 0; r < C::ROWS && rows.row0 + r < rows.B; r++) {

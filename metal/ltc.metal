@@ -323,7 +323,7 @@ inline void ltc_forward(
     device const float* w_gates,    // packed (4 H, H)
     device const float* c0,         // (B, H)
     device const int* lengths,      // (B)
-    device const int* dims,         // T, B, unfolds, steps of all sequences
+    device const int* dims,         // T, B, unfolds, with KEEP steps of all sequences
     device float* y,                // (T, B, H), one element with KEEP
     device float* points,           // (E, T, B, H) and the next two with KEEP, else one element: v at each evaluation
     device float* rests,            // num - den value there
@@ -800,14 +800,14 @@ inline void add_row(thread SynapseSums& sums, float4 synapse, float v, float ope
   sums.by_product += argument * v;
 }
 
-// A thread for each synapse and each of CHUNKS parts of the rows: sums (CHUNKS, 4, S).
+// A thread for each synapse and each of CHUNKS parts of the rows, dims[3] rows each but for the last: sums (CHUNKS, 4, S).
 template <int K, int H, int THREADS>
 inline void ltc_gradients(
     device const float* v, device const float* d_num, device const float* d_den, device const float* synapses, device const int* sources,
     device const int* targets, device const int* dims, device float* sums, int group_index, int thread_index, threadgroup float4* scratch) {
   int R = dims[0], S = dims[1], chunks = dims[2], n = group_index * THREADS + thread_index;
   if (n >= S * chunks) return;
-  int chunk = n / S, s = n % S, rows = (R + chunks - 1) / chunks, row = chunk * rows, last = row + rows < R ? row + rows : R;
+  int chunk = n / S, s = n % S, rows = dims[3], row = chunk * rows, last = row + rows < R ? row + rows : R;
   float4 synapse = ((device const float4*)synapses)[s];
   device const float* from = v + row * K + sources[s];
   device const float* to_num = d_num + row * H + targets[s];

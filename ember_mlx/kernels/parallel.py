@@ -1,18 +1,66 @@
 """Launches of kernels that have one thread for each result, beside the sequential scans."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 
-from .loader import KernelText, launch
+from .launches import Launch, launch
+from .loader import KernelText
+from .tiles import FUNCTION, Work
 
 PARALLEL_THREADS = 256  # of a group
 
 
-def launch_parallel(
+def launch_step(
     kind: str, text: KernelText, template: list[tuple[str, Any]], inputs: list[mx.array], count: int, shapes: Sequence[tuple[int, ...]]
 ) -> list[mx.array]:
-    """One thread for each of `count` values; float32 results."""
+    """One thread for each of `count` values of one step; float32 results. It is never cut: a product of the step takes longer."""
+    return launch_parallel(kind, text, template, inputs[:-1], 1, lambda _: count, lambda _: inputs[-1], shapes, FUNCTION)
+
+
+def launch_parallel(
+    kind: str,
+    text: KernelText,
+    template: list[tuple[str, Any]],
+    inputs: Sequence[mx.array],
+    rows: int,
+    threads: Callable[[int], int],
+    dims: Callable[[int], mx.array],
+    shapes: Sequence[tuple[int, ...]],
+    work: Work,
+    unit: int = 1,
+) -> list[mx.array]:
+    """One thread for each value of so many rows, float32 results; where that takes too long, some rows at a time.
+
+    Args:
+        kind: "metal" or "cuda".
+        text: the kernel.
+        template: its template arguments.
+        inputs: its input arrays, in their order, but for the last, `dims`.
+        rows: how many there are along the axes "t" of the arrays.
+        threads: rows -> threads.
+        dims: rows -> the array `dims`.
+        shapes: of the outputs.
+        work: of a thread.
+        unit: rows that stay together.
+    """
+    named = dict(zip(text.inputs, inputs, strict=False))
     template = [*template, ("THREADS", PARALLEL_THREADS), ("SCRATCH", 1)]
-    return launch(kind, text, inputs, template, -(-count // PARALLEL_THREADS), PARALLEL_THREADS, shapes, [mx.float32] * len(shapes))
+    return launch(
+        kind,
+        Launch(
+            text,
+            named,
+            template,
+            shapes,
+            PARALLEL_THREADS,
+            rows,
+            1,
+            lambda R, _: -(-threads(R) // PARALLEL_THREADS),
+            lambda R, _: dims(R),
+            work * PARALLEL_THREADS,
+            unit=unit,
+            is_scan=False,
+        ),
+    )

@@ -1,13 +1,16 @@
-"""How work is laid out on a threadgroup, by GPU family."""
+"""How work is laid out on a threadgroup, by GPU family, and how long it takes by the same figures."""
 
 from collections.abc import Sequence
 from contextvars import ContextVar
+from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
 import mlx.core as mx
 
 THREADGROUP_BYTES = 32 * 1024  # Metal's limit, kept on CUDA too
 SIMD = 32  # threads of a simdgroup, or warp
+INSTRUCTIONS = 128  # of float32, that a core issues in a cycle
+PHASE_CYCLES = 500  # of a part of a step that others wait for: read, multiply, shuffle, activate, write and barrier; see metal/README.md
 
 
 class Tile(NamedTuple):
@@ -42,6 +45,10 @@ class Family(NamedTuple):
         cores: to spread sequences over; of the smallest chip of the family.
         stream_rate: bytes of weights that one core reads in a microsecond, from the cache that all cores share.
         launch_time: microseconds that one more launch in a step takes.
+        clock: cycles of a core in a microsecond.
+        memory_rate: bytes of device memory that all cores together read or write in a microsecond.
+        exps: of base 2, that a core makes in a cycle.
+        reciprocals: likewise.
         evidence: "reasoned" from public figures, or the chip and date of a measurement.
     """
 
@@ -53,18 +60,22 @@ class Family(NamedTuple):
     cores: int
     stream_rate: float
     launch_time: float
+    clock: float
+    memory_rate: float
+    exps: float
+    reciprocals: float
     evidence: str
 
 
 FAMILIES = (
     # 208 KB of registers a core and about 96 live values a thread at 256 threads: half of them for weights; 32 bytes a cycle from L2
-    Family("applegpu_g13", 256, 48, 2, 4, 8, 41e3, 8, "reasoned"),
-    Family("applegpu_g14", 256, 48, 2, 4, 8, 45e3, 8, "reasoned"),
+    Family("applegpu_g13", 256, 48, 2, 4, 8, 32 * 1280, 8, 1280, 68e3, 32, 21, "reasoned"),
+    Family("applegpu_g14", 256, 48, 2, 4, 8, 32 * 1400, 8, 1400, 100e3, 32, 21, "reasoned"),
     # from the M3 on registers and threadgroup memory share one pool; the older limits are kept as the safe ones
-    Family("applegpu", 256, 48, 2, 4, 8, 45e3, 8, "reasoned"),
+    Family("applegpu", 256, 48, 2, 4, 8, 32 * 1400, 8, 1400, 100e3, 32, 21, "reasoned"),
     # 65,536 registers an SM: 255 a thread at 256 threads; 64 bytes a cycle from L2
-    Family("sm_90", 256, 176, 2, 4, 132, 110e3, 8, "reasoned"),
-    Family("", 256, 48, 2, 4, 8, 41e3, 8, "reasoned"),
+    Family("sm_90", 256, 176, 2, 4, 132, 110e3, 8, 1720, 3e6, 16, 16, "reasoned"),
+    Family("", 256, 48, 2, 4, 8, 32 * 1280, 8, 1280, 68e3, 32, 21, "reasoned"),
 )
 
 
@@ -121,3 +132,48 @@ def steps_apart(family: Family, batch: int, rows: int, streamed_bytes: int, laun
         return True
     waves = -(-batch // (rows * family.cores))
     return waves * streamed_bytes / family.stream_rate > launches * family.launch_time
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a threadgroup does in a step of a scan, or at all where a kernel is parallel over steps.
+
+    Args:
+        instructions: of float32, by all its threads.
+        exps: of them.
+        reciprocals: of them.
+        streamed: bytes of weights that it reads.
+        phases: parts of the step that wait for each other.
+
+    Example:
+        >>> Work(instructions=2) * 3 + Work(exps=1)
+        Work(instructions=6, exps=1, reciprocals=0, streamed=0, phases=0)
+    """
+
+    instructions: float = 0
+    exps: float = 0
+    reciprocals: float = 0
+    streamed: float = 0
+    phases: float = 0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __mul__(self, times: float) -> "Work":
+        return Work(*(a * times for a in astuple(self)))
+
+
+FUNCTION = Work(instructions=8, exps=1, reciprocals=1)  # a tanh, a sigmoid or what takes as long
+SYNAPSE = Work(instructions=8.5, exps=1, reciprocals=0.5)  # an evaluation of one in metal/ltc.metal
+
+
+def microseconds(family: Family, work: Work, groups: int) -> float:
+    """How long so many threadgroups take: a core has one after another, and what it does in a step passes beside what it reads.
+
+    Example:
+        >>> microseconds(family_of("applegpu_g13"), Work(streamed=65536), 8)
+        1.6
+    """
+    cycles = work.instructions / INSTRUCTIONS + work.exps / family.exps + work.reciprocals / family.reciprocals
+    of_core = max(work.streamed / family.stream_rate, cycles / family.clock, work.phases * PHASE_CYCLES / family.clock)
+    return -(-groups // family.cores) * of_core

@@ -15,7 +15,8 @@ from mlx.utils import tree_map
 
 from ..backend import KERNEL_BACKENDS, current_backend, gpu_kind
 from ..kernels.first_use import complaint
-from ..kernels.loader import Launches, is_available
+from ..kernels.launches import Launches
+from ..kernels.loader import is_available
 from ..kernels.tiles import Tile
 from .dense import Scratch
 from .trees import leaves_like, leaves_of, with_leaves

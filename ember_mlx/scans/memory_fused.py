@@ -5,8 +5,9 @@ from typing import Any
 import mlx.core as mx
 
 from ..kernels.inputs import dims
-from ..kernels.loader import KernelText
+from ..kernels.loader import KernelText, axes
 from ..kernels.parallel import launch_parallel
+from ..kernels.tiles import FUNCTION
 from .ops import project
 
 Tree = dict[str, Any]
@@ -16,6 +17,7 @@ GATE_SLOPES = KernelText(
     ("pointwise.metal", "product.metal", "sequences.metal", "memory.metal"),
     ("q", "c", "dims"),
     ("h_inner", "slopes"),
+    axes(th="q c h_inner", tsh="slopes"),
 )
 
 
@@ -27,4 +29,6 @@ def memory_slopes(kind: str, lstm: Tree, x: mx.array, h: mx.array, c: mx.array) 
     """
     T, B, H = h.shape
     q = (project(x, lstm["w_x"], lstm["b"]) + h @ lstm["w_h"].T).astype(mx.float32)
-    return launch_parallel(kind, GATE_SLOPES, [("H", H)], [q, c, dims(T * B)], T * B * H, [h.shape, (T, B, 6, H)])
+    inputs, shapes = [q.reshape(T * B, 4 * H), c.reshape(T * B, H)], [(T * B, H), (T * B, 6, H)]
+    h_inner, slopes = launch_parallel(kind, GATE_SLOPES, [("H", H)], inputs, T * B, lambda R: R * H, dims, shapes, FUNCTION * 5)
+    return [h_inner.reshape(T, B, H), slopes.reshape(T, B, 6, H)]

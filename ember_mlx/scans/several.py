@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ..kernels.loader import run_together
+from ..kernels.launches import run_together
 from ..turns import run_in_turns
 from .dense import Scratch, split_kept
 from .dispatch import FusedForms, Recurrence, scan

@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from ...kernels.inputs import dims
 from ...kernels.loader import KernelText
-from ...kernels.parallel import launch_parallel
+from ...kernels.parallel import launch_step
 from .slopes import FILES, Point, activate, floats, projected
 from .spec import MODES, CfCSpec
 from .variant import Weights, by_unit
@@ -30,7 +30,7 @@ def forward_by_step(kind: str, spec: CfCSpec, arrays: Tree) -> list[mx.array]:
         inner, c_out = h, c
         if spec.mixed_memory:
             inputs = [floats(mx.addmm(x_gates[t], h, w_gates)), c, lengths, dims(B, t)]
-            inner, c, c_out = launch_parallel(kind, MEMORY_NEXT, [("H", spec.units)], inputs, h.size, [h.shape] * 3)
+            inner, c, c_out = launch_step(kind, MEMORY_NEXT, [("H", spec.units)], inputs, h.size, [h.shape] * 3)
         added, dropout = x_proj[t], [mask[t] for mask in arrays.get("dropout", [])]
         results: list[list[mx.array]] = []
         for stage, (start, stop) in zip(stages, spec.stages, strict=True):
@@ -39,7 +39,7 @@ def forward_by_step(kind: str, spec: CfCSpec, arrays: Tree) -> list[mx.array]:
             q = _heads(kind, spec, stage, mx.addmm(added, inner[:, start:stop], stage["w_h"]), dropout)
             inputs = [q, arrays["dt"][t], pure[:, start:stop] if spec.mode == "pure" else pure, h[:, start:stop], lengths, dims(B, t)]
             template = [("MODE", MODES.index(spec.mode)), ("H", stop - start)]
-            results.append(launch_parallel(kind, NEXT, template, inputs, B * (stop - start), [(B, stop - start)] * 2))
+            results.append(launch_step(kind, NEXT, template, inputs, B * (stop - start), [(B, stop - start)] * 2))
         h, y = (by_unit(spec, list(parts), 1) for parts in zip(*results, strict=True))
         steps.append((y, c_out))
     return [mx.stack([step[k] for step in steps]) for k in range(1 + spec.mixed_memory)]

@@ -12,7 +12,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ...kernels.inputs import dims, lengths_of, nothing, too_many
-from ...kernels.loader import KernelText, Launch, Launches, run_launches
+from ...kernels.launches import Launch, Launches, run_launches, scan_launch
+from ...kernels.loader import KernelText, axes
 from ...kernels.tiles import Family, Tile, current_family, forced_tile, rows_for, steps_apart
 from ..ops import outer
 from .by_step import back_by_step, forward_by_step
@@ -44,16 +45,23 @@ FORWARD = KernelText(
         *("x_gates", "w_gates", "c0", "slots", "lengths", "dims"),
     ),
     ("y", "c_out"),
+    axes(tbz="x_proj x_gates y c_out", ltbz="dropout", tb="dt", bh="h0 c0", b="lengths"),
+    (("h0", "y"), ("c0", "c_out")),
 )
 BACKWARD = KernelText(
     "cfc_backward",
     SIZES,
     FILES,
     (
-        *("dy", "carry", "slope_q", "slopes", "w_heads", "w_middle", "w_first"),
+        *("dy", "carry", "carry_q", "slope_q", "slopes", "w_heads", "w_middle", "w_first"),
         *("dy_c", "carry_c", "slopes_gates", "w_gates", "w_above", "slots", "lengths", "dims"),
     ),
-    ("dh", "dz", "dh0", "d_gates", "dc0"),
+    ("dh", "dz", "dh0", "dq0", "d_gates", "dc0"),
+    axes(
+        **{"tbh": "dy dy_c dh", "tbqh": "slope_q slopes_gates d_gates", "ltbz": "slopes dz", "bh": "carry carry_c dh0 dc0"},
+        **{"bqh": "carry_q dq0", "b": "lengths"},
+    ),
+    (("carry", "dh0"), ("carry_q", "dq0"), ("carry_c", "dc0")),
 )
 
 
@@ -148,9 +156,9 @@ def forward_launches(kind: str, spec: CfCSpec, arrays: Tree) -> Launches:
         *_memory_inputs(variant, arrays),
         _slots(variant, False),
         lengths_of(arrays, T, B),
-        dims(T, B, int(bool(dropout))),
     ]
-    y, c = yield _launch(FORWARD, variant, inputs, B, [(T, B, variant.H), (T, B, variant.H) if spec.mixed_memory else (1,)])
+    shapes = [(T, B, variant.H), (T, B, variant.H) if spec.mixed_memory else (1,)]
+    y, c = yield _launch(FORWARD, variant, inputs, T, B, shapes, has_dropout=int(bool(dropout)))
     return [y, c] if spec.mixed_memory else [y]
 
 
@@ -177,6 +185,7 @@ def backward_launches(kind: str, spec: CfCSpec, arrays: Tree, outputs: list[mx.a
     before = [mx.concatenate([mx.expand_dims(a, 0), kept[:-1]]) for a, kept in zip(_initial(spec, arrays), outputs, strict=True)]
     lengths = lengths_of(arrays, T, B)
     carry, parts = [mx.zeros((B, H)) for _ in outputs], []
+    carry_q = mx.zeros((B, spec.heads, H)) if variant.is_pipelined else nothing()
     packed = _packed_back(variant, Weights.of(spec, arrays["stages"]), arrays) if variant.tile.rows else []
     steps = block_steps(variant, B)
     for start in reversed(range(0, T, steps)):
@@ -187,7 +196,7 @@ def backward_launches(kind: str, spec: CfCSpec, arrays: Tree, outputs: list[mx.a
         if variant.tile.rows == 0:
             dh, dz, d_gates, carry = back_by_step(spec, part, point, dy, carry, here)
         else:
-            dh, dz, d_gates, carry = yield from _scan_back(variant, packed, point, dy, carry, here)
+            dh, dz, d_gates, carry, carry_q = yield from _scan_back(variant, packed, point, dy, carry, carry_q, here)
         parts.append(_gradients(spec, part, states[0], point, dh, dz, d_gates))
     return _joined(parts[::-1]) | dict(zip(("h0", "c0"), carry, strict=False))
 
@@ -225,25 +234,26 @@ def _scan_back(
     point: Point,
     dy: list[mx.array],
     carry: list[mx.array],
+    carry_q: mx.array,
     lengths: mx.array,
 ) -> Launches:
     """The backward scan over a block of steps.
 
     Returns:
-        dh (T, B, H) of each state, dz (depth, T, B, Z) of the backbone's products, d_gates (T, B, 4, H) of the LSTM's, and the gradients
-        (B, H) of the states before the block.
+        dh (T, B, H) of each state, dz (depth, T, B, Z) of the backbone's products, d_gates (T, B, 4, H) of the LSTM's, the gradients
+        (B, H) of the states before the block, and (B, heads, H) those of its first step's heads, which a pipeline takes up again.
     """
     T, B, H = dy[0].shape
     none, memory = nothing(), variant.spec.mixed_memory
     slopes = mx.stack(point.slopes) if point.slopes else none
     of_memory = [dy[1], carry[1], point.slopes_gates] if memory else [none] * 3
     w_heads, w_middle, w_first, w_gates, w_above = packed
-    inputs = [dy[0], carry[0], point.slope_q, slopes, w_heads, w_middle, w_first, *of_memory, w_gates, w_above]
-    inputs += [_slots(variant, True), lengths, dims(T, B)]
+    inputs = [dy[0], carry[0], carry_q, point.slope_q, slopes, w_heads, w_middle, w_first, *of_memory, w_gates, w_above]
+    inputs += [_slots(variant, True), lengths]
     shapes = [(T, B, H), (variant.depth, T, B, variant.Z) if variant.depth else (1,), (B, H)]
-    shapes += [(T, B, 4, H), (B, H)] if memory else [(1,), (1,)]
-    dh, dz, dh0, d_gates, dc0 = yield _launch(BACKWARD, variant, inputs, B, shapes)
-    return dh, dz, d_gates, [dh0, dc0] if memory else [dh0]
+    shapes += [(B, variant.spec.heads, H) if variant.is_pipelined else (1,), *([(T, B, 4, H), (B, H)] if memory else [(1,), (1,)])]
+    dh, dz, dh0, dq0, d_gates, dc0 = yield _launch(BACKWARD, variant, inputs, T, B, shapes)
+    return dh, dz, d_gates, [dh0, dc0] if memory else [dh0], dq0
 
 
 def _gradients(spec: CfCSpec, arrays: Tree, h_prev: mx.array, point: Point, dh: mx.array, dz: mx.array, d_gates: mx.array) -> Tree:
@@ -290,7 +300,9 @@ def _steps(arrays: Tree, block: slice) -> Tree:
     return part | ({"dropout": [mask[block] for mask in arrays["dropout"]]} if "dropout" in arrays else {})
 
 
-def _launch(text: KernelText, variant: Variant, inputs: list[mx.array], B: int, shapes: Sequence[tuple[int, ...]]) -> Launch:
-    tile = variant.tile
-    groups = -(-B // tile.rows)
-    return Launch(text, inputs, variant.template(text is BACKWARD), groups, tile.threads, shapes, [mx.float32] * len(shapes))
+def _launch(
+    text: KernelText, variant: Variant, inputs: list[mx.array], T: int, B: int, shapes: Sequence[tuple[int, ...]], has_dropout: int = 0
+) -> Launch:
+    backward = text is BACKWARD
+    template, tile, work = variant.template(backward), variant.tile, variant.work
+    return scan_launch(text, inputs, template, shapes, tile, T, B, lambda T, B: dims(T, B, has_dropout), work, is_backward=backward)

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from ...kernels.inputs import dims, nothing
-from ...kernels.loader import KernelText
+from ...kernels.loader import KernelText, axes
 from ...kernels.parallel import launch_parallel
+from ...kernels.tiles import FUNCTION
 from ..memory_fused import memory_slopes
 from ..ops import project
 from ..pointwise import ACTIVATIONS
@@ -15,8 +16,15 @@ from .variant import Weights, by_unit
 
 Tree = dict[str, Any]
 FILES = ("pointwise.metal", "cfc_pointwise.metal")
-ACTIVATE = KernelText("cfc_activate", "ACTIVATION, THREADS", FILES, ("a", "dropout", "dims"), ("z", "slope"))
-SLOPES = KernelText("cfc_slopes", "MODE, H, THREADS", FILES, ("q", "dt", "pure", "dims"), ("by_q", "by_dt", "by_w_tau", "by_A"))
+ACTIVATE = KernelText("cfc_activate", "ACTIVATION, THREADS", FILES, ("a", "dropout", "dims"), ("z", "slope"), axes(tz="a dropout z slope"))
+SLOPES = KernelText(
+    "cfc_slopes",
+    "MODE, H, THREADS",
+    FILES,
+    ("q", "dt", "pure", "dims"),
+    ("by_q", "by_dt", "by_w_tau", "by_A"),
+    axes(th="q by_dt by_w_tau by_A", t="dt", tqh="by_q"),
+)
 
 
 def floats(a: mx.array) -> mx.array:
@@ -64,24 +72,23 @@ def linearise(kind: str, spec: CfCSpec, arrays: Tree, states: list[mx.array], h_
 def activate(kind: str, spec: CfCSpec, a: mx.array, dropout: mx.array | None) -> list[mx.array]:
     """One backbone layer's z, and its slope."""
     template = [("ACTIVATION", list(ACTIVATIONS).index(spec.activation))]  # (1)
-    inputs = [floats(a), nothing() if dropout is None else floats(dropout), dims(a.size, int(dropout is not None))]
-    return launch_parallel(kind, ACTIVATE, template, inputs, a.size, [a.shape] * 2)
+    Z, R, has_dropout = a.shape[-1], a.size // a.shape[-1], int(dropout is not None)
+    inputs = [floats(a).reshape(R, Z), nothing() if dropout is None else floats(dropout).reshape(R, Z)]
+    results = launch_parallel(
+        kind, ACTIVATE, template, inputs, R, lambda R: R * Z, lambda R: dims(R * Z, has_dropout), [(R, Z)] * 2, FUNCTION * 2
+    )
+    return [result.reshape(a.shape) for result in results]
 
 
 def _head_slopes(kind: str, spec: CfCSpec, q: mx.array, dt: mx.array, pure: mx.array) -> tuple[mx.array, mx.array, dict[str, mx.array]]:
     """Point's slope_q, slope_dt and pure."""
-    T, B = dt.shape
-    shape = (T, B, spec.units)
-    by_pure = shape if spec.mode == "pure" else (1,)
-    template = [("MODE", MODES.index(spec.mode)), ("H", spec.units)]
+    (T, B), H = dt.shape, spec.units
+    R, is_pure = T * B, spec.mode == "pure"
+    inputs, by_pure = [floats(q).reshape(R, -1), dt.reshape(R), floats(pure)], (R, H) if is_pure else (1,)
+    shapes = [(R, spec.heads, H), (R, H), by_pure, by_pure]
+    template = [("MODE", MODES.index(spec.mode)), ("H", H)]
     # (2)
     # (3)
-    by_q, by_dt, by_w_tau, by_A = launch_parallel(
-        kind,
-        SLOPES,
-        template,
-        [floats(q), dt, floats(pure), dims(T * B)],
-        T * B * spec.units,
-        [(T, B, spec.heads, spec.units), shape, by_pure, by_pure],
-    )
-    return by_q, by_dt, {"w_tau": by_w_tau, "A": by_A} if spec.mode == "pure" else {}
+    by_q, by_dt, *by = launch_parallel(kind, SLOPES, template, inputs, R, lambda R: R * H, dims, shapes, FUNCTION * 4)
+    named = dict(zip(("w_tau", "A"), by, strict=True)) if is_pure else {}
+    return by_q.reshape(T, B, -1, H), by_dt.reshape(T, B, H), {name: a.reshape(T, B, H) for name, a in named.items()}

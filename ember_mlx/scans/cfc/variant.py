@@ -8,7 +8,7 @@ import numpy as np
 
 from ...kernels.inputs import nothing
 from ...kernels.packing import ProductShape, outputs_for, pack
-from ...kernels.tiles import SIMD, Tile
+from ...kernels.tiles import FUNCTION, SIMD, Tile, Work
 from ..pointwise import ACTIVATIONS
 from .spec import MODES, CfCSpec
 
@@ -43,6 +43,11 @@ class Variant(NamedTuple):
     def sizes(self) -> tuple[int, ...]:
         """Units of each stage."""
         return tuple(stop - start for start, stop in self.spec.stages)
+
+    @property
+    def is_pipelined(self) -> bool:
+        """Whether stages work on different steps at the same time."""
+        return len(self.sizes) > 1 and not self.spec.mixed_memory
 
     def window(self, backward: bool) -> int:
         """Units whose values a stage reads: its own, and the neighbour's that feeds it."""
@@ -114,6 +119,16 @@ class Variant(NamedTuple):
         """Weights that a threadgroup reads in a step."""
         streamed = (0 if resident else self.step_weights) + (0 if resident and gates_resident else self.gate_weights)
         return self.tile.threads * (streamed + max(self.depth - 1, 0) * self.middle.floats)
+
+    @property
+    def work(self) -> Work:
+        """Of a threadgroup in a step, in the greedier direction."""
+        tile, H, memory, stages = self.tile, self.H, self.spec.mixed_memory, len(self.sizes)
+        weights = tile.threads * (self.step_weights + self.gate_weights + max(self.depth - 1, 0) * self.middle.floats)
+        functions = FUNCTION * (tile.rows * (self.spec.heads * H + self.depth * self.Z + (5 * H if memory else 0)))
+        phases = self.depth + 1 + (stages if memory else 0)
+        streamed = self.weight.size * self.streamed_weights(tile.resident, tile.gates_resident)
+        return functions + Work(tile.rows * weights, streamed=streamed, phases=phases)
 
     @property
     def threadgroup_bytes(self) -> int:

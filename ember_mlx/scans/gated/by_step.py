@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from ...kernels.inputs import dims, nothing
 from ...kernels.loader import SMALLEST, KernelText
-from ...kernels.parallel import launch_parallel
+from ...kernels.parallel import launch_step
 from .ops import project_inputs
 from .spec import GatedSpec
 from .variant import pointwise_template
@@ -34,7 +34,7 @@ def forward_by_step(kind: str, spec: GatedSpec, arrays: Tree) -> list[mx.array]:
     h, c, steps = arrays["h0"], arrays.get("c0", none), []
     for t in range(T):
         inputs = [h @ w_h, x_proj, b_hn, c if spec.has_cell_state else h, dims(D, T, B, t)]
-        h, c = launch_parallel(kind, NEXT, template, inputs, D * B * H, shapes)
+        h, c = launch_step(kind, NEXT, template, inputs, D * B * H, shapes)
         h = h if w_hr is None else h @ w_hr
         steps.append((h, c))
     outputs = [mx.stack(list(kept), axis=1) for kept in list(zip(*steps, strict=True))[: 1 + spec.has_cell_state]]
@@ -66,7 +66,7 @@ def back_by_step(
     steps: list[tuple[mx.array, mx.array]] = []
     for t in reversed(range(T)):
         inputs = [dh if w_hr is None else dh @ w_hr, dy_h, slopes, dy_c, kept, padded, dims(D, T, B, t)]
-        d, kept_next = launch_parallel(kind, PREVIOUS, template, inputs, D * B * H, shapes)
+        d, kept_next = launch_step(kind, PREVIOUS, template, inputs, D * B * H, shapes)
         kept = kept_next if spec.gates > 1 else kept
         steps.append((d, dh))
         of_h = d.reshape(D, B, -1)[..., : spec.gates * H]

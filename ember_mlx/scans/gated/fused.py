@@ -10,10 +10,11 @@ from typing import Any
 import mlx.core as mx
 
 from ...kernels.inputs import dims, lengths_of, nothing, too_many
-from ...kernels.loader import KernelText, launch
+from ...kernels.launches import launch, scan_launch
+from ...kernels.loader import KernelText, axes
 from ...kernels.packing import ProductShape, pack
 from ...kernels.parallel import launch_parallel
-from ...kernels.tiles import Family, Tile, current_family, forced_tile, layouts_for, rows_for, split_for, steps_apart
+from ...kernels.tiles import FUNCTION, Family, Tile, current_family, forced_tile, layouts_for, rows_for, split_for, steps_apart
 from .by_step import FILES as POINTWISE_FILES
 from .by_step import back_by_step, forward_by_step
 from .ops import project_inputs
@@ -27,16 +28,31 @@ BLOCK_BYTES = 2**28  # of their slopes and gradients
 SPLITS = (8, 4)  # lanes of a unit
 FILES = ("pointwise.metal", "product.metal", "sequences.metal", "gated_pointwise.metal", "gated.metal")
 SIZES = "Gated<CELL, H, P, THREADS, ROWS, SPLIT, RESIDENT>"
-FORWARD = KernelText("gated_forward", SIZES, FILES, ("x_proj", "w_h", "w_hr", "b_hn", "h0", "c0", "lengths", "dims"), ("y", "c_out"))
+FORWARD = KernelText(
+    "gated_forward",
+    SIZES,
+    FILES,
+    ("x_proj", "w_h", "w_hr", "b_hn", "h0", "c0", "lengths", "dims"),
+    ("y", "c_out"),
+    axes(dtbh="x_proj y c_out", dbh="h0 c0", b="lengths"),
+    (("h0", "y"), ("c0", "c_out")),
+)
 BACKWARD = KernelText(
     "gated_backward",
     SIZES,
     FILES,
     ("dy", "carry", "slopes", "w_h", "w_hr", "dy_c", "carry_c", "lengths", "dims"),
     ("d", "dh", "dh0", "dc0"),
+    axes(dtbh="dy dy_c dh", dtbsh="slopes d", dbh="carry carry_c dh0 dc0", b="lengths"),
+    (("carry", "dh0"), ("carry_c", "dc0")),
 )
 SLOPES = KernelText(
-    "gated_slopes", "CELL, H, PROJECTED, THREADS", POINTWISE_FILES, ("q", "x_proj", "b_hn", "before", "dims"), ("slopes", "m")
+    "gated_slopes",
+    "CELL, H, PROJECTED, THREADS",
+    POINTWISE_FILES,
+    ("q", "x_proj", "b_hn", "before", "dims"),
+    ("slopes", "m"),
+    axes(dth="q x_proj before m", dtsh="slopes"),
 )
 
 
@@ -102,10 +118,9 @@ def gated_fused_forward(kind: str, spec: GatedSpec, arrays: Tree) -> list[mx.arr
         arrays["h0"],
         arrays.get("c0", none),
         lengths_of(arrays, T, B),
-        dims(T, B),
     ]
     shapes = [(D, T, B, layout.features), (D, T, B, variant.H) if spec.has_cell_state else (1,)]
-    y, c = _launch(kind, FORWARD, variant, inputs, D, B, shapes)
+    y, c = _launch(kind, FORWARD, variant, inputs, D, T, B, shapes)
     return [y, c] if spec.has_cell_state else [y]
 
 
@@ -145,11 +160,14 @@ def slopes(kind: str, spec: GatedSpec, arrays: Tree, states: list[mx.array]) -> 
     q = states[0].reshape(D, T * B, P) @ arrays["w_h"].swapaxes(1, 2)
     H, projected = q.shape[2] // spec.gates, "w_hr" in arrays
     template = [*pointwise_template(spec, H), ("PROJECTED", projected)]
-    inputs = [q, project_inputs(arrays), arrays.get("b_hn", none), states[-1], dims(D * T * B, T * B)]
+    before = states[-1].reshape(D, T * B, H) if not projected or spec.has_cell_state else none
+    inputs = [q, project_inputs(arrays).reshape(q.shape), arrays.get("b_hn", none), before]
     count = {"lstm": 6, "gru": 5}.get(spec.cell, 1)
-    shapes = [(D, T, B, count, H), (D, T, B, H) if projected else (1,)]
-    by_state, m = launch_parallel(kind, SLOPES, template, inputs, D * T * B * H, shapes)
-    return by_state, m
+    shapes = [(D, T * B, count, H), (D, T * B, H) if projected else (1,)]
+    by_state, m = launch_parallel(
+        kind, SLOPES, template, inputs, T * B, lambda R: D * R * H, lambda R: dims(D * R, R), shapes, FUNCTION * (spec.gates + 1)
+    )
+    return by_state.reshape(D, T, B, count, H), m.reshape(D, T, B, H) if projected else m
 
 
 def _packed_back(variant: Variant, arrays: Tree) -> list[mx.array]:
@@ -171,9 +189,9 @@ def _scan_back(
     """The backward scan over a block of steps; see `back_by_step`."""
     D, T, B, P = dy[0].shape
     none, memory, H = nothing(), variant.spec.has_cell_state, variant.H
-    inputs = [dy[0], carry[0], by_state, *packed, *([dy[1], carry[1]] if memory else [none] * 2), lengths, dims(T, B)]
+    inputs = [dy[0], carry[0], by_state, *packed, *([dy[1], carry[1]] if memory else [none] * 2), lengths]
     shapes = [(D, T, B, variant.spec.blocks, H), (D, T, B, P) if variant.P else (1,), (D, B, P), (D, B, H) if memory else (1,)]
-    d, dh, dh0, dc0 = _launch(kind, BACKWARD, variant, inputs, D, B, shapes)
+    d, dh, dh0, dc0 = _launch(kind, BACKWARD, variant, inputs, D, T, B, shapes)
     return d, dh, [dh0, dc0] if memory else [dh0]
 
 
@@ -201,9 +219,8 @@ def _packed(weights: mx.array, shape: ProductShape) -> mx.array:
 
 
 def _launch(
-    kind: str, text: KernelText, variant: Variant, inputs: list[mx.array], D: int, B: int, shapes: Sequence[tuple[int, ...]]
+    kind: str, text: KernelText, variant: Variant, inputs: list[mx.array], D: int, T: int, B: int, shapes: Sequence[tuple[int, ...]]
 ) -> list[mx.array]:
     backward = text is BACKWARD
-    tile = variant.backward if backward else variant.forward
-    groups = D * -(-B // tile.rows)
-    return launch(kind, text, inputs, variant.template(backward), groups, tile.threads, shapes, [mx.float32] * len(shapes))
+    tile, template, work = variant.scan(backward).tile, variant.template(backward), variant.work(backward)
+    return launch(kind, scan_launch(text, inputs, template, shapes, tile, T, B, dims, work, D, backward))

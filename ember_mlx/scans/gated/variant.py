@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from ...kernels.packing import ProductShape, outputs_for
-from ...kernels.tiles import Tile
+from ...kernels.tiles import Tile, Work
 from .spec import GatedSpec
 
 CELLS = ("tanh", "relu", "lstm", "gru")  # numbered as in gated_pointwise.metal
@@ -109,6 +109,13 @@ class Variant(NamedTuple):
     def scan(self, backward: bool) -> Forward | Backward:
         """The layout of one of the scans."""
         return Backward(self.spec, self.H, self.P, self.backward) if backward else Forward(self.spec, self.H, self.P, self.forward)
+
+    def work(self, backward: bool) -> Work:
+        """Of a threadgroup in a step of one of the scans."""
+        scan = self.scan(backward)
+        multiply_adds = scan.tile.threads * scan.weights
+        streamed = 0 if scan.tile.resident else 4 * multiply_adds
+        return Work(scan.tile.rows * multiply_adds, streamed=streamed, phases=2 if self.P else 1)
 
     def template(self, backward: bool) -> list[tuple[str, Any]]:
         """The kernel's template arguments."""

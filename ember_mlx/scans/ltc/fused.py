@@ -13,9 +13,21 @@ import mlx.core as mx
 import numpy as np
 
 from ...kernels.inputs import dims, lengths_of, nothing, too_many
-from ...kernels.loader import KernelText, Launch, Launches, launch, run_launches
+from ...kernels.launches import Launch, Launches, groups_within, launch, run_launches, scan_launch
+from ...kernels.loader import KernelText, axes
 from ...kernels.parallel import launch_parallel
-from ...kernels.tiles import THREADGROUP_BYTES, Family, Tile, current_family, forced_tile, layouts_for, rows_for, split_for
+from ...kernels.tiles import (
+    SYNAPSE,
+    THREADGROUP_BYTES,
+    Family,
+    Tile,
+    Work,
+    current_family,
+    forced_tile,
+    layouts_for,
+    rows_for,
+    split_for,
+)
 from ..held import held_by_first
 from ..memory_fused import memory_slopes
 from ..ops import project
@@ -27,7 +39,8 @@ from .variant import Variant, at_ids, ids_of
 Tree = dict[str, Any]
 BLOCK_VALUES = 2**19  # evaluations of units that are in memory at a time, at least: with all that comes of them some 15 MB
 SUM_THREADS = 2**18  # of a sum over rows: enough to fill a large GPU
-LEAST_ROWS = 16  # of one thread's part of such a sum
+SUMS_ROWS = 4  # of a thread of ltc_sums
+LEAST_ROWS, MOST_EVALUATIONS = 16, 2**27  # of one thread's part of such a sum; of all threads' that are not launched apart
 SPLITS = (32, 16, 8, 4)  # lanes that share the synapses of a unit
 LOG2_E = 1.4426950408889634
 GROUPS_A_CORE = 8  # that share the steps to recompute
@@ -40,21 +53,46 @@ FORWARD = KernelText(
     FILES,
     (*LISTS, "num_drive", "den_drive", "cm", "delta", "v0", "x_gates", "w_gates", "c0", "lengths", "dims"),
     ("y", "points", "rests", "dens", "c_out"),
+    axes(tbh="num_drive den_drive x_gates y c_out", tb="delta", bh="v0 c0", b="lengths"),
+    (("v0", "y"), ("c0", "c_out")),
 )
+# every step by itself: the rows are steps of sequences
+RECOMPUTE = FORWARD._replace(axes=axes(th="num_drive den_drive v0", t="delta", eth="points rests dens"), carried=())
 BACKWARD = KernelText(
     "ltc_backward",
     SIZES,
     FILES,
     (*LISTS, "points", "dens", "v", "cm", "delta", "dy", "carry", "dy_c", "carry_c", "slopes", "w_gates", "lengths", "dims"),
     ("h", "dv0", "d_gates", "dc0"),
+    axes(etbh="points dens h", tbh="v dy dy_c", tb="delta", bh="carry carry_c dv0 dc0", tbgh="slopes d_gates", b="lengths"),
+    (("carry", "dv0"), ("carry_c", "dc0")),
 )
-SUMS = KernelText("ltc_sums", "K, H, THREADS", FILES, ("v", "synapses", "sources", "leak", "dims"), ("nums", "dens"))
-PULL = KernelText("ltc_pull", "K, H, THREADS", FILES, ("v", "d_num", "d_den", "synapses", "targets", "dims"), ("dv",))
+SUMS = KernelText(
+    "ltc_sums", "K, H, THREADS", FILES, ("v", "synapses", "sources", "leak", "dims"), ("nums", "dens"), axes(tk="v", th="nums dens")
+)
+PULL = KernelText(
+    "ltc_pull",
+    "K, H, THREADS",
+    FILES,
+    ("v", "d_num", "d_den", "synapses", "targets", "dims"),
+    ("dv",),
+    axes(tk="v dv", th="d_num d_den"),
+)
 EVALUATIONS = KernelText(
-    "ltc_evaluations", "H, SEMI, THREADS", FILES, ("h", "points", "rests", "v", "delta", "dims"), ("d_num", "d_den", "sums")
+    "ltc_evaluations",
+    "H, SEMI, THREADS",
+    FILES,
+    ("h", "points", "rests", "v", "delta", "dims"),
+    ("d_num", "d_den", "sums"),
+    axes(eth="h points rests d_num d_den sums", th="v", t="delta"),
 )
 GRADIENTS = KernelText(
-    "ltc_gradients", "K, H, THREADS", FILES, ("v", "d_num", "d_den", "synapses", "sources", "targets", "dims"), ("sums",)
+    "ltc_gradients",
+    "K, H, THREADS",
+    FILES,
+    ("v", "d_num", "d_den", "synapses", "sources", "targets", "dims"),
+    ("sums",),
+    axes(tk="v", th="d_num d_den", uns="sums"),
 )
 
 
@@ -133,8 +171,8 @@ def forward_launches(kind: str, spec: LTCSpec, arrays: Tree) -> Launches:
         inputs += [nothing()] * 3
     shape = (T, B, spec.units)
     shapes = [shape, *[(1,)] * 3, shape if memory else (1,)]
-    inputs += [lengths_of(arrays, T, B), dims(T, B, spec.unfolds, T * B)]
-    v, *_, c = yield _launch(FORWARD, variant, variant.template(False), inputs, B, shapes)  # (5)
+    inputs.append(lengths_of(arrays, T, B))
+    v, *_, c = yield _launch(FORWARD, variant, inputs, T, B, shapes)  # (5)
     return [v, c] if memory else [v]
 
 
@@ -218,12 +256,12 @@ def _scan_back(
     Returns:
         h (E, T, B, H) of each evaluation, d_gates (T, B, 4, H) of the LSTM, and the gradients (B, H) of the states before the block.
     """
-    (T, B, H), spec, none = v.shape, variant.spec, nothing()
+    (T, B, H), none = v.shape, nothing()
     inputs = [*weights.backward, point.v, point.den, v, arrays["cm"], arrays["delta"], dy[0], carry[0]]
     inputs += [none, none, none] if slopes is None else [dy[1], carry[1], slopes]
-    inputs += [weights.gates_back, lengths, dims(T, B, spec.unfolds)]
+    inputs += [weights.gates_back, lengths]
     shapes = [point.v.shape, (B, H), *([(1,), (1,)] if slopes is None else [(T, B, 4, H), (B, H)])]
-    h, dv0, d_gates, dc0 = yield _launch(BACKWARD, variant, variant.template(True), inputs, B, shapes)
+    h, dv0, d_gates, dc0 = yield _launch(BACKWARD, variant, inputs, T, B, shapes)
     return h, d_gates, [dv0] if slopes is None else [dv0, dc0]
 
 
@@ -238,23 +276,37 @@ class Point(NamedTuple):
 def _recompute(kind: str, variant: Variant, weights: Weights, arrays: Tree, before: mx.array) -> Point:
     """Each step on its own, from the state before it; the steps of all sequences are spread over as many groups as fill the GPU."""
     spec, (T, B, H), variant = variant.spec, before.shape, recomputing(variant)
-    R, none = T * B, nothing()
-    rows = min(R, GROUPS_A_CORE * current_family().cores * variant.tile.rows)
+    R, none, tile, work = T * B, nothing(), variant.tile, variant.work(False)
+    rows = min(R, groups_within(kind, work, GROUPS_A_CORE * current_family().cores) * tile.rows)
     steps = -(-R // rows)
     lengths = ids_of(np.full(rows, steps) - (np.arange(rows) + (steps - 1) * rows >= R))
-    drive = _drives(kind, spec, arrays["u"], weights.sensory_packed, weights.leak)
-    inputs = [*weights.forward, *drive, arrays["cm"], arrays["delta"], before, none, none, none]
-    inputs += [lengths, dims(steps, rows, spec.unfolds, R)]
-    shapes = [(1,), *[(spec.evaluations, T, B, H)] * 3, (1,)]
-    return Point(*launch(kind, *_launch(FORWARD, variant, variant.template(False, keep=True), inputs, rows, shapes))[1:4])
+    drive = [a.reshape(R, H) for a in _drives(kind, spec, arrays["u"], weights.sensory_packed, weights.leak)]
+    inputs = [*weights.forward, *drive, arrays["cm"], arrays["delta"].reshape(R), before.reshape(R, H), none, none, none, lengths]
+    one = Launch(
+        RECOMPUTE,
+        dict(zip(RECOMPUTE.inputs, inputs, strict=False)),
+        variant.template(False, keep=True),
+        [(1,), *[(spec.evaluations, R, H)] * 3, (1,)],
+        tile.threads,
+        R,
+        rows,
+        lambda _, rows: -(-rows // tile.rows),
+        lambda R, rows: dims(-(-R // rows), rows, spec.unfolds, R),
+        work,
+        unit=rows,
+    )
+    return Point(*(a.reshape(-1, T, B, H) for a in launch(kind, one)[1:4]))
 
 
 def _gradients(kind: str, spec: LTCSpec, weights: Weights, arrays: Tree, point: Point, after: mx.array, h: mx.array) -> Tree:
     """All gradients of a block of steps, but for the synapses' still as sums over their rows."""
     (E, T, B, H), delta = h.shape, arrays["delta"]
     template = [("H", H), ("SEMI", spec.solver == "semi_implicit")]
-    inputs = [h, *point[:2], after, delta, dims(E, T * B)]
-    d_num, d_den, sums = launch_parallel(kind, EVALUATIONS, template, inputs, T * B * H, [h.shape, h.shape, (3, T, B, H)])
+    R = T * B
+    inputs = [*(a.reshape(E, R, H) for a in (h, *point[:2])), after.reshape(R, H), delta.reshape(R)]
+    shapes = [(E, R, H), (E, R, H), (3, R, H)]
+    parts = launch_parallel(kind, EVALUATIONS, template, inputs, R, lambda R: R * H, lambda R: dims(E, R), shapes, Work(9 * E))
+    d_num, d_den, sums = (a.reshape(-1, T, B, H) for a in parts)
     by_rest, num_sum, den_sum = sums
     result: Tree = {"cm": -(by_rest * mx.expand_dims(delta, 2)).sum(axis=(0, 1)) / arrays["cm"], "dt": by_rest.sum(axis=2) / spec.unfolds}
     by_unit = sums[1:].sum(axis=(1, 2))
@@ -316,28 +368,60 @@ def _drive_weights(spec: LTCSpec, arrays: Tree) -> tuple[mx.array, mx.array]:
 
 def _drives(kind: str, spec: LTCSpec, u: mx.array, floats: mx.array, leak: mx.array) -> list[mx.array]:
     """What num and den get beside the synapses among the units, (T, B, H) each: the leak and the sensory part (1)."""
-    T, B, K = u.shape
-    shape, lists = (T, B, spec.units), parallel_lists(spec.sensory)
-    inputs = [u, floats, lists.sources, leak, dims(T * B, len(lists.by_target))]
-    return launch_parallel(kind, SUMS, [("K", K), ("H", spec.units)], inputs, -(-T * B // 4) * spec.units, [shape] * 2)  # (1)
+    (T, B, K), H, lists = u.shape, spec.units, parallel_lists(spec.sensory)
+    width = len(lists.by_target)
+    sums = launch_parallel(
+        kind,
+        SUMS,
+        [("K", K), ("H", H)],
+        [u.reshape(T * B, K), floats, lists.sources, leak],
+        T * B,
+        lambda R: -(-R // SUMS_ROWS) * H,
+        lambda R: dims(R, width),
+        [(T * B, H)] * 2,
+        SYNAPSE * (SUMS_ROWS * width),
+        unit=SUMS_ROWS,
+    )  # (1)
+    return [a.reshape(T, B, H) for a in sums]
 
 
 def _pull(kind: str, synapses: Synapses, floats: mx.array, v: mx.array, d_num: mx.array, d_den: mx.array) -> mx.array:
     """The gradient of the sources' values, of the shape of v (..., K)."""
-    lists, K = parallel_lists(synapses), synapses.inputs
-    inputs = [v, d_num, d_den, floats, lists.targets, dims(v.size // K, len(lists.by_source))]
-    return launch_parallel(kind, PULL, [("K", K), ("H", synapses.units)], inputs, v.size, [v.shape])[0]
+    lists, K, H = parallel_lists(synapses), synapses.inputs, synapses.units
+    R, width = v.size // K, len(lists.by_source)
+    (dv,) = launch_parallel(
+        kind,
+        PULL,
+        [("K", K), ("H", H)],
+        [v.reshape(R, K), d_num.reshape(R, H), d_den.reshape(R, H), floats, lists.targets],
+        R,
+        lambda R: R * K,
+        lambda R: dims(R, width),
+        [(R, K)],
+        (SYNAPSE + Work(4)) * width,
+    )
+    return dv.reshape(v.shape)
 
 
 def _synapse_sums(kind: str, synapses: Synapses, floats: mx.array, v: mx.array, d_num: mx.array, d_den: mx.array) -> mx.array:
     """(4, S): the sums over all rows of v (..., K), d_num and d_den (..., H) that ltc_gradients makes."""
-    R, S, lists = v.size // synapses.inputs, synapses.count, parallel_lists(synapses)
+    K, H, S, lists = synapses.inputs, synapses.units, synapses.count, parallel_lists(synapses)
     if S == 0:
         return mx.zeros((4, 0))
-    parts = max(1, min(SUM_THREADS // S, R // LEAST_ROWS))
-    parts = -(-R // -(-R // parts))  # none without rows
-    inputs = [v, d_num, d_den, floats, lists.source, lists.target, dims(R, S, parts)]
-    (sums,) = launch_parallel(kind, GRADIENTS, [("K", synapses.inputs), ("H", synapses.units)], inputs, S * parts, [(parts, 4, S)])
+    R = v.size // K
+    rows = min(-(-R // max(1, min(SUM_THREADS // S, R // LEAST_ROWS))), max(LEAST_ROWS, MOST_EVALUATIONS // S))
+    (sums,) = launch_parallel(
+        kind,
+        GRADIENTS,
+        [("K", K), ("H", H)],
+        [v.reshape(R, K), d_num.reshape(R, H), d_den.reshape(R, H), floats, lists.source, lists.target],
+        R,
+        lambda R: S * -(-R // rows),
+        lambda R: dims(R, S, -(-R // rows), rows),
+        [(-(-R // rows), 4, S)],
+        (SYNAPSE + Work(10)) * rows,
+        unit=rows,
+    )
     return sums.sum(axis=0)
 
 
@@ -348,8 +432,7 @@ def _floats(p: Tree, pull: bool = False) -> mx.array:
     return mx.stack([scale, scale * p["mu"], *both], axis=1)  # (2)
 
 
-def _launch(
-    text: KernelText, variant: Variant, template: list[tuple[str, Any]], inputs: list[mx.array], B: int, shapes: Sequence[tuple[int, ...]]
-) -> Launch:
-    tile = variant.tile
-    return Launch(text, inputs, template, -(-B // tile.rows), tile.threads, shapes, [mx.float32] * len(shapes))
+def _launch(text: KernelText, variant: Variant, inputs: list[mx.array], T: int, B: int, shapes: Sequence[tuple[int, ...]]) -> Launch:
+    backward, unfolds = text is BACKWARD, variant.spec.unfolds
+    template, work = variant.template(backward), variant.work(backward)
+    return scan_launch(text, inputs, template, shapes, variant.tile, T, B, lambda T, B: dims(T, B, unfolds), work, is_backward=backward)

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...kernels.packing import ProductShape, pack
-from ...kernels.tiles import Tile
+from ...kernels.tiles import SYNAPSE, Tile, Work
 from ..held import held_by_first
 from .spec import SOLVERS, LTCSpec
 from .synapses import Indices, Synapses
@@ -121,6 +121,20 @@ class Variant(NamedTuple):
     def gate_floats(self) -> int:
         """The same for the LSTM's weights."""
         return max(self.gates.floats, self.gates_back.floats) if self.spec.mixed_memory else 0
+
+    def work(self, backward: bool) -> Work:
+        """Of a threadgroup in a step of one direction."""
+        tile, entries, gates = self.tile, self.lists(backward).entries, self.gates_back if backward else self.gates
+        read = entries - self.held(backward) if tile.resident else entries
+        synapse = SYNAPSE + Work(4) if backward else SYNAPSE  # there its slope
+        evaluation = synapse * (tile.threads * tile.rows * entries)
+        evaluation += Work(streamed=4 * self.synapse_floats * tile.threads * read, phases=1)
+        work = evaluation * self.spec.evaluations
+        if self.spec.mixed_memory:
+            weights = tile.threads * gates.floats
+            streamed = 0 if tile.resident and tile.gates_resident else 4 * weights
+            work += Work(tile.rows * weights, streamed=streamed, phases=2 if backward else 1)
+        return work
 
     @property
     def threadgroup_bytes(self) -> int:

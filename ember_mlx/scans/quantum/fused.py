@@ -10,9 +10,10 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ...kernels.inputs import dims, lengths_of, nothing, too_many
-from ...kernels.loader import KernelText, launch
+from ...kernels.launches import launch, scan_launch
+from ...kernels.loader import KernelText, axes
 from ...kernels.packing import ProductShape, pack
-from ...kernels.tiles import THREADGROUP_BYTES, Family, Tile, current_family, forced_tile, layouts_for, rows_for
+from ...kernels.tiles import FUNCTION, THREADGROUP_BYTES, Family, Tile, Work, current_family, forced_tile, layouts_for, rows_for
 from ..ops import outer
 from .ops import drive, noise
 from .problems import random_arrays
@@ -31,6 +32,8 @@ FORWARD = KernelText(
     FILES,
     ("u_in", "omega", "w_h", "tau", "noise", "dt_in", "h_c0", "h_s0", "constants", "lengths", "dims"),
     ("h_c_out", "h_s_out"),
+    axes(tbh="u_in h_c_out h_s_out", tbph="noise", tb="dt_in", bh="h_c0 h_s0", b="lengths"),
+    (("h_c0", "h_c_out"), ("h_s0", "h_s_out")),
 )
 BACKWARD = KernelText(
     "quantum_backward",
@@ -38,6 +41,8 @@ BACKWARD = KernelText(
     FILES,
     ("dy_c", "dy_s", "carry", "slopes", "omega", "w_h", "dt_in", "lengths", "dims"),
     ("dh_out", "dr_out", "dh0"),
+    axes(tbh="dy_c dy_s", tbph="slopes dh_out dr_out", tb="dt_in", bph="carry dh0", b="lengths"),
+    (("carry", "dh0"),),
 )
 
 
@@ -62,6 +67,14 @@ class Variant(NamedTuple):
     def scratch(self) -> int:
         """float4s of threadgroup memory."""
         return ROW_BUFFERS * self.tile.rows * self.square.row4
+
+    @property
+    def work(self) -> Work:
+        """Of a threadgroup in a step."""
+        weights = 2 * self.tile.threads * self.square.floats
+        streamed = 0 if self.tile.resident else 4 * weights
+        # both parts of psi go through one of the two products; a unit has the cos and sin of (2), the exp of (5) and two tanh
+        return Work(1.5 * self.tile.rows * weights, streamed=streamed, phases=2) + FUNCTION * (5 * self.tile.rows * self.H)
 
     @property
     def template(self) -> list[tuple[str, Any]]:
@@ -125,9 +138,8 @@ def quantum_fused_forward(kind: str, spec: QuantumSpec, arrays: Tree) -> list[mx
         arrays["h_s0"],
         mx.array([spec.nu_0, spec.beta, 0, 0, 0, 0, 0, 0], mx.float32),
         lengths_of(arrays, T, B),
-        dims(T, B),
     ]
-    return _launch(kind, FORWARD, variant, inputs, B, [(T, B, H), (T, B, H)])
+    return _launch(kind, FORWARD, variant, inputs, T, B, [(T, B, H), (T, B, H)])
 
 
 def quantum_fused_backward(kind: str, spec: QuantumSpec, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
@@ -141,9 +153,9 @@ def quantum_fused_backward(kind: str, spec: QuantumSpec, arrays: Tree, outputs: 
         part, steps = _steps(arrays, block), block.stop - block.start
         point = linearise(spec, part, *(a[block] for a in before))
         here = mx.clip(lengths - block.start, 0, steps)
-        inputs = [*(a[block] for a in cotangents), carry, point.slopes, *weights, part["dt"], here, dims(steps, B)]
+        inputs = [*(a[block] for a in cotangents), carry, point.slopes, *weights, part["dt"], here]
         shapes = [(steps, B, 2, H), (steps, B, 2, H), (B, 2, H)]
-        dh, dr, carry = _launch(kind, BACKWARD, variant, inputs, B, shapes)
+        dh, dr, carry = _launch(kind, BACKWARD, variant, inputs, steps, B, shapes)
         parts.append(_gradients(spec, part, point, dh, dr))
     return _joined(parts[::-1]) | {"h_c0": carry[:, 0], "h_s0": carry[:, 1]}
 
@@ -223,6 +235,8 @@ def _steps(arrays: Tree, block: slice) -> Tree:
     return {name: a[block] if name in BY_STEP else a for name, a in arrays.items()}
 
 
-def _launch(kind: str, text: KernelText, variant: Variant, inputs: list[mx.array], B: int, shapes: list[tuple[int, ...]]) -> list[mx.array]:
-    tile = variant.tile
-    return launch(kind, text, inputs, variant.template, -(-B // tile.rows), tile.threads, shapes, [mx.float32] * len(shapes))
+def _launch(
+    kind: str, text: KernelText, variant: Variant, inputs: list[mx.array], T: int, B: int, shapes: list[tuple[int, ...]]
+) -> list[mx.array]:
+    scan = scan_launch(text, inputs, variant.template, shapes, variant.tile, T, B, dims, variant.work, is_backward=text is BACKWARD)
+    return launch(kind, scan)
