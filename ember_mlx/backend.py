@@ -1,6 +1,7 @@
 """Which form of a recurrence runs."""
 
 import os
+from contextvars import ContextVar
 from types import TracebackType
 
 import mlx.core as mx
@@ -9,10 +10,16 @@ from .errors import bad_argument
 
 KERNEL_BACKENDS = ("metal", "cuda")
 BACKENDS = ("auto", "ops", "numpy", *KERNEL_BACKENDS)
+MOST_CHOICES = 64  # of plain calls that are remembered
+
+_blocks: ContextVar[tuple[str, ...]] = ContextVar("ember_mlx backend", default=())  # of this thread or task, outermost first
+_chosen: "list[use_backend]" = []  # by plain calls outside of any block, the last one holds
 
 
 class use_backend:
     """Choose the form in which recurrences run, from now on or for a `with` block.
+
+    A call by itself chooses for all threads, or within a block until that block ends; a block chooses for its own thread or asyncio task.
 
     "auto" follows MLX's default device: on a GPU the fused kernels, on the CPU the NumPy scan wherever arrays have values; where these
     cannot run, MLX operations. On a GPU mx.vmap and export need "ops". A named form never gives way to another: it raises with the
@@ -31,25 +38,37 @@ class use_backend:
         'ops'
     """
 
-    _current: str | None = None
-
     def __init__(self, name: str):
         self._name = _checked("use_backend", "name", name)
-        self._before, use_backend._current = use_backend._current, self._name
-        self._left = False  # whether a block has been left, so that the next one chooses anew
+        self._before = blocks = _blocks.get()
+        self._by_itself = True  # until a block is entered
+        if blocks:
+            _blocks.set((*blocks[:-1], self._name))
+        else:
+            _chosen.append(self)
+            del _chosen[:-MOST_CHOICES]
 
     def __enter__(self) -> "use_backend":
-        if self._left:
-            self._before, use_backend._current = use_backend._current, self._name
+        if self._by_itself:
+            self._by_itself = False
+            if self._before:
+                _blocks.set(self._before)
+            elif self in _chosen:
+                _chosen.remove(self)
+        _blocks.set((*_blocks.get(), self._name))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        use_backend._current, self._left = self._before, True
+        _blocks.set(_blocks.get()[:-1])
 
 
 def current_backend() -> str:
-    """The name chosen last with `use_backend`, or by EMBER_MLX_BACKEND, or "auto"."""
-    return use_backend._current or _checked("ember_mlx", "EMBER_MLX_BACKEND", os.environ.get("EMBER_MLX_BACKEND", "auto"))
+    """The name of the innermost `use_backend` block, or chosen last by a plain call, or by EMBER_MLX_BACKEND, or "auto"."""
+    if blocks := _blocks.get():
+        return blocks[-1]
+    if _chosen:
+        return _chosen[-1]._name
+    return _checked("ember_mlx", "EMBER_MLX_BACKEND", os.environ.get("EMBER_MLX_BACKEND") or "auto")
 
 
 def gpu_kind() -> str | None:
@@ -60,6 +79,6 @@ def gpu_kind() -> str | None:
 
 
 def _checked(owner: str, argument: str, name: str) -> str:
-    if name not in BACKENDS:
+    if not isinstance(name, str) or name not in BACKENDS:
         raise bad_argument(owner, argument, f"be one of {', '.join(map(repr, BACKENDS))}", repr(name))
     return name

@@ -242,29 +242,6 @@ def test_named_numpy_raises_where_it_cannot_run():
         mx.compile(lambda a: layer(a))(x)
 
 
-def test_backend_choice(monkeypatch):
-    assert ember_mlx.current_backend() == "auto"
-    with ember_mlx.use_backend("ops"):
-        assert ember_mlx.current_backend() == "ops"
-        with ember_mlx.use_backend("numpy"):
-            assert ember_mlx.current_backend() == "numpy"
-        assert ember_mlx.current_backend() == "ops"
-    again = ember_mlx.use_backend("numpy")
-    for _ in range(2):
-        with again:
-            assert ember_mlx.current_backend() == "numpy"
-        assert ember_mlx.current_backend() == "auto"
-    monkeypatch.setenv("EMBER_MLX_BACKEND", "ops")
-    assert ember_mlx.current_backend() == "ops"
-    monkeypatch.setenv("EMBER_MLX_BACKEND", "cudnn")
-    with pytest.raises(
-        ValueError, match=r"\[ember_mlx\] EMBER_MLX_BACKEND must be one of 'auto', 'ops', 'numpy', 'metal', 'cuda', got 'cudnn'\."
-    ):
-        ember_mlx.current_backend()
-    with pytest.raises(ValueError, match=r"\[use_backend\] name must be one of"):
-        ember_mlx.use_backend("metal9")
-
-
 def test_two_layers_on_the_same_scaled_times_compile():
     """mx.compile of MLX 0.32.4 fails at a split of a pointwise result that is there twice."""
     layers = [CfC(4, 3, time_scale_factor=2.0, return_sequences=True) for _ in range(2)]
