@@ -7,6 +7,8 @@ import numpy as np
 
 from .errors import bad_argument
 
+MOST_ELEMENTS = 2**31 - 1  # of one array: MLX and the kernels count in int32
+
 
 def check_integer(owner: str, name: str, value: object, minimum: int | None = 1) -> int:
     """Return `value` as an int, or raise TypeError (no integer; a bool is none) or ValueError (below `minimum`)."""
@@ -32,12 +34,40 @@ def check_interval(owner: str, name: str, value: object, low: float, high: float
     return number
 
 
+def check_positive(owner: str, name: str, value: object) -> float:
+    """Return `value` as a float, or raise TypeError (no number) or ValueError (not finite, or not above 0)."""
+    return check_interval(owner, name, value, 0, math.inf, open_below=True)
+
+
+def check_not_negative(owner: str, name: str, value: object) -> float:
+    """Return `value` as a float, or raise TypeError (no number) or ValueError (not finite, or below 0)."""
+    return check_interval(owner, name, value, 0, math.inf)
+
+
 def check_choice(owner: str, name: str, value: object, choices: Iterable[str]) -> str:
     """Return `value`, or raise ValueError unless it is one of the choices."""
     choices = list(choices)
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise bad_argument(owner, name, f"be one of {', '.join(map(repr, choices))}", repr(value))
     return str(value)
+
+
+def check_names(owner: str, where: str, given: Iterable[str], known: Iterable[str], needed: Iterable[str] = ()) -> None:
+    """Raise ValueError for a name that is not known, or for a needed one that is missing; `where` they stand is the argument."""
+    given, known = list(given), list(known)
+    for name in given:
+        if name not in known:
+            raise bad_argument(owner, where, f"hold no other names than {', '.join(known)}", repr(name))
+    for name in needed:
+        if name not in given:
+            raise bad_argument(owner, where, f"hold {name!r}", ", ".join(map(repr, given)) or "nothing")
+
+
+def check_size(owner: str, name: str, *shape: int) -> None:
+    """Raise ValueError where an array of this shape, which follows from argument `name`, has more elements than can be counted."""
+    if math.prod(shape) > MOST_ELEMENTS:
+        got = f"one of shape {shape}"
+        raise bad_argument(owner, name, f"need no array of more than {MOST_ELEMENTS} elements", got)
 
 
 def check_flag(owner: str, name: str, value: object) -> bool:

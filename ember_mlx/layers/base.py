@@ -1,16 +1,19 @@
 """What all recurrent layers share: how they are called."""
 
 import inspect
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..checks import check_flag
+from ..checks import check_flag, check_names
 from ..errors import bad_argument
 from ..scans.several import Scans, run_scans
 from ..wiring import NeuronMap, map_from_config, map_to_config
-from .arguments import StateLayout, Steps, check_call_options, read_state, read_steps, type_name
+from .arguments import StateLayout, Steps, check_call_options, dtype_name, read_state, read_steps, type_name
+
+Check = Callable[[str, str, Any], Any]  # owner, name, value -> the value, or an error
 
 
 def layer_to_config(layer: "RecurrentLayer") -> dict[str, Any]:
@@ -21,6 +24,7 @@ def layer_to_config(layer: "RecurrentLayer") -> dict[str, Any]:
 def layer_from_config(owner: str, config: dict[str, Any]) -> "RecurrentLayer":
     """The layer that `layer_to_config` described, with new weights; of a class of one's own too, once that is defined."""
     classes = {cls.__name__: cls for cls in _subclasses(RecurrentLayer)}
+    check_config(owner, config, ("class", "config"), ("class", "config"))
     if config["class"] not in classes:
         known = ", ".join(sorted(name for name in classes if not name.startswith("_")))
         raise bad_argument(owner, "config", f"name a layer that is defined, one of {known}", repr(config["class"]))
@@ -31,15 +35,22 @@ def _subclasses(cls: type["RecurrentLayer"]) -> list[type["RecurrentLayer"]]:
     return [each for sub in cls.__subclasses__() for each in (sub, *_subclasses(sub))]
 
 
-def _add_dtypes(parameters: Any, found: set[mx.Dtype]) -> None:
-    """Those of all parameters of a module, or of a part of them; in every call of a layer nn.Module.parameters would take too long."""
+def check_config(owner: str, config: Any, known: Any, needed: Any) -> None:
+    """Raise an error for what is no configuration, or one with other names than a class's."""
+    if not isinstance(config, Mapping):
+        raise bad_argument(owner, "config", "be a dict, as get_config returns it", type_name(config), TypeError)
+    check_names(owner, "config", map(str, config), known, needed)
+
+
+def _arrays_of(parameters: Any, before: str = "") -> Iterator[tuple[str, mx.array]]:
+    """All parameters of a module, or of a part of them, by path; in every call of a layer nn.Module.parameters would take too long."""
     parts = parameters.items() if isinstance(parameters, dict) else enumerate(parameters)
     for name, part in parts:
         if isinstance(part, mx.array):
             if not str(name).startswith("_"):
-                found.add(part.dtype)
+                yield f"{before}{name}", part
         elif isinstance(part, (dict, list, tuple)) and not str(name).startswith("_"):
-            _add_dtypes(part, found)
+            yield from _arrays_of(part, f"{before}{name}.")
 
 
 class RecurrentLayer(nn.Module):
@@ -65,17 +76,48 @@ class RecurrentLayer(nn.Module):
     bare_state: bool = False
     run_options: tuple[str, ...] = ()
     read_options: tuple[str, ...] = ()
+    settings: ClassVar[dict[str, Check]] = dict.fromkeys(("return_sequences", "return_state", "batch_first", "go_backwards"), check_flag)
+    """The constructor's arguments that may be set later too, and how each is checked whenever it is; the others are fixed."""
 
     def __init__(
         self, input_size: int, units: int, return_sequences: bool, return_state: bool, batch_first: bool, go_backwards: bool = False
     ):
         super().__init__()
         self.input_size, self.units = input_size, units
+        self.return_sequences, self.return_state = return_sequences, return_state
+        self.batch_first, self.go_backwards = batch_first, go_backwards
+
+    def __setattr__(self, name: str, value: Any) -> None:
         owner = type(self).__name__
-        self.return_sequences = check_flag(owner, "return_sequences", return_sequences)
-        self.return_state = check_flag(owner, "return_state", return_state)
-        self.batch_first = check_flag(owner, "batch_first", batch_first)
-        self.go_backwards = check_flag(owner, "go_backwards", go_backwards)
+        if name in self.settings:
+            value = self.settings[name](owner, name, value)
+        elif "_shapes" in self.__dict__ and name in self._fixed_names() and not isinstance(value, (mx.array, nn.Module, list)):
+            raise bad_argument(owner, name, "stay as it is: the parameters were made for it; make a new layer", repr(value))
+        super().__setattr__(name, value)
+
+    def _fixed_names(self) -> set[str]:
+        return {"input_size", "units", *inspect.signature(type(self).__init__).parameters}
+
+    def made(self) -> None:
+        """To be called once all parameters are there: from now on they keep their shapes, and what they were made for stays as it is."""
+        object.__setattr__(self, "_shapes", {path: a.shape for path, a in _arrays_of(self)})
+
+    def check_parameters(self) -> None:
+        """Raise an error for a parameter that somebody has replaced by one of another shape or kind."""
+        shapes, owner = self.__dict__.get("_shapes"), type(self).__name__
+        if shapes is None:
+            return
+        found = dict(_arrays_of(self))
+        for path, shape in shapes.items():
+            a = found.get(path)
+            if a is None:
+                raise bad_argument(owner, path, f"be an array of shape {shape}", "none")
+            if a.shape != shape:
+                if path.endswith("map_id"):
+                    raise bad_argument(owner, "the weights", "be those of a layer on the same neuron map", f"a {path} of another map")
+                raise bad_argument(owner, path, f"have shape {shape}", a.shape)
+            if not mx.issubdtype(a.dtype, mx.floating):
+                raise bad_argument(owner, path, "have a floating-point dtype", dtype_name(a.dtype), TypeError)
 
     def run(self, steps: Steps, state: list[mx.array | None], **options: Any) -> tuple[mx.array, list[mx.array]]:
         """Run the recurrence; see `scans`."""
@@ -140,6 +182,7 @@ class RecurrentLayer(nn.Module):
         check_call_options(owner, options, (*self.run_options, *self.read_options))
         if time_deltas is not None and not self.timed:
             raise bad_argument(owner, "time_deltas", "be None, for this layer knows no elapsed time", type_name(time_deltas))
+        self.check_parameters()
         steps, state = self.read_call(x, initial_state, time_deltas, lengths)
         run_options = {name: options.pop(name) for name in self.run_options if name in options}
         self.check_read_options(**options)
@@ -164,12 +207,14 @@ class RecurrentLayer(nn.Module):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "RecurrentLayer":
         """The layer that `get_config` of the same class described, with new weights."""
+        parameters = [p for name, p in inspect.signature(cls.__init__).parameters.items() if name != "self"]
+        named = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+        others = [str(name) for name in config if name not in named] if len(named) < len(parameters) and isinstance(config, Mapping) else []
+        check_config(cls.__name__, config, [*named, *others], [p.name for p in parameters if p.default is p.empty and p.name in named])
         arguments: dict[str, Any] = {name: map_from_config(value) if name == "neuron_map" else value for name, value in config.items()}
         return cls(**arguments)
 
     @property
     def dtype(self) -> mx.Dtype:
         """The parameters' dtype."""
-        found: set[mx.Dtype] = set()
-        _add_dtypes(self, found)
-        return mx.result_type(*found)
+        return mx.result_type(*{a.dtype for _, a in _arrays_of(self)})

@@ -8,7 +8,7 @@ import mlx.nn as nn
 from ..checks import check_flag
 from ..errors import bad_argument
 from .arguments import integer_array, split_key, turned, type_name
-from .base import RecurrentLayer, layer_from_config, layer_to_config
+from .base import RecurrentLayer, check_config, layer_from_config, layer_to_config
 
 OWNER = "Bidirectional"
 
@@ -75,6 +75,7 @@ class Bidirectional(nn.Module):
         layer = self.forward_layer
         sequences = layer.return_sequences if return_sequences is None else check_flag(OWNER, "return_sequences", return_sequences)
         with_state = layer.return_state if return_state is None else check_flag(OWNER, "return_state", return_state)
+        self._check_states(x, initial_state, time_deltas, lengths)
         options |= {"return_sequences": sequences, "return_state": True}
         pair = zip((layer, self.backward_layer), _pair(initial_state), split_key(OWNER, options, 2), strict=True)
         (forward, state), (backward, state_back) = (each(x, initial, time_deltas, lengths, **own) for each, initial, own in pair)
@@ -82,6 +83,12 @@ class Bidirectional(nn.Module):
             backward = _in_order(backward, lengths, layer.batch_first)
         y = mx.concatenate([forward, backward], axis=-1)
         return (y, (state, state_back)) if with_state else y
+
+    def _check_states(self, x: Any, initial_state: Any, time_deltas: Any, lengths: Any) -> None:
+        """Raise an error for a state of either direction before the other has run."""
+        if initial_state is not None:
+            for each, initial in zip((self.forward_layer, self.backward_layer), _pair(initial_state), strict=True):
+                each.read_call(x, initial, time_deltas, lengths)
 
     @property
     def input_size(self) -> int:
@@ -100,6 +107,7 @@ class Bidirectional(nn.Module):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Bidirectional":
         """The layer that `get_config` described, with new weights."""
+        check_config(OWNER, config, ("layer",), ("layer",))
         return cls(layer_from_config(OWNER, config["layer"]))
 
 

@@ -1,15 +1,14 @@
 """The closed-form continuous-time layer."""
 
-import math
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_choice, check_flag, check_integer, check_interval
+from ..checks import check_choice, check_flag, check_integer, check_interval, check_positive, check_size
 from ..errors import bad_argument
 from ..scans.cfc.scan import CFC
 from ..scans.cfc.spec import MODES, CfCSpec
@@ -18,8 +17,8 @@ from ..scans.pointwise import ACTIVATIONS
 from ..scans.several import Scan, Scans
 from ..wiring import NeuronMap
 from .arguments import Steps, compute_dtype
-from .base import RecurrentLayer
-from .maps import built_map, layer_ranges, parameter_of_map
+from .base import Check, RecurrentLayer
+from .maps import built_map, layer_ranges, map_id, parameter_of_map
 from .weights import Weights, linear_weights, lstm_weights
 
 OUTPUTS = ("units", "motor")
@@ -95,6 +94,11 @@ class CfC(RecurrentLayer):
     """
 
     read_options = ("output",)
+    settings: ClassVar[dict[str, Check]] = RecurrentLayer.settings | {
+        "backbone_dropout": lambda owner, name, value: check_interval(owner, name, value, 0, 1),
+        "time_scale_factor": check_positive,
+        "output": lambda owner, name, value: check_choice(owner, name, value, OUTPUTS),
+    }
 
     def __init__(
         self,
@@ -122,21 +126,28 @@ class CfC(RecurrentLayer):
         self.neuron_map = neuron_map
         self.mode, self.activation = check_choice(owner, "mode", mode, MODES), check_choice(owner, "activation", activation, ACTIVATIONS)
         self.backbone_units, self.backbone_layers = backbone_size(owner, neuron_map, backbone_units, backbone_layers)
-        self.backbone_dropout = check_interval(owner, "backbone_dropout", backbone_dropout, 0, 1)
+        self.backbone_dropout = backbone_dropout
         self.mixed_memory = check_flag(owner, "mixed_memory", mixed_memory)
-        factor = parameter_of_map(neuron_map, "time_scale_factor", time_scale_factor, 1.0)
-        self.time_scale_factor = check_interval(owner, "time_scale_factor", factor, 0, math.inf, open_below=True)
+        self.time_scale_factor = parameter_of_map(neuron_map, "time_scale_factor", time_scale_factor, 1.0)
         self.mask_time_heads = check_flag(owner, "mask_time_heads", mask_time_heads)
         self.proj_size = None if proj_size is None else check_integer(owner, "proj_size", proj_size)
-        self.output = check_choice(owner, "output", output, OUTPUTS)
+        self.output = output
         self._make_parameters()
+        self.made()
 
     def _make_parameters(self) -> None:
         """Create the stages, the LSTM of the mixed memory and the output projection."""
-        H, ranges = self.units, self.stage_units
-        masks = stage_masks(type(self).__name__, self.neuron_map)
+        owner, H, ranges = type(self).__name__, self.units, self.stage_units
+        masks = stage_masks(owner, self.neuron_map)
         inputs = [self.input_size, *(stop - start for start, stop in ranges[:-1])]
         width, depth = self.backbone_units or 0, self.backbone_layers
+        if depth:
+            check_size(owner, "backbone_units", depth, width, max(width, self.input_size + H, 4 * H))
+        check_size(owner, "neuron_map", 4 * H, H + self.input_size)
+        if self.proj_size is not None:
+            check_size(owner, "proj_size", self.proj_size, H)
+        if (identity := map_id(self.neuron_map)) is not None:
+            self.map_id = identity
         self.stages = [
             CfCStage(size, stop - start, self.mode, width, depth, self._head_mask(mask))
             for size, (start, stop), mask in zip(inputs, ranges, masks, strict=True)

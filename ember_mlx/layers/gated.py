@@ -1,11 +1,11 @@
 """The gated layers RNN, LSTM and GRU."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..checks import check_choice, check_flag, check_integer, check_interval
+from ..checks import check_choice, check_flag, check_integer, check_interval, check_size
 from ..errors import bad_argument
 from ..scans.dispatch import Recurrence
 from ..scans.gated.scan import GRU as GRU_SCAN
@@ -14,7 +14,7 @@ from ..scans.gated.scan import RNN as RNN_SCAN
 from ..scans.gated.spec import GatedSpec
 from ..scans.several import Scan, Scans
 from .arguments import StateLayout, Steps, compute_dtype
-from .base import RecurrentLayer
+from .base import Check, RecurrentLayer
 from .initial import uniform
 
 DIRECTIONS = ("forward", "backward")
@@ -34,6 +34,9 @@ class GatedLayer(RecurrentLayer):
     state_names: tuple[str, ...] = ("h",)
     timed = False
     proj_size: int | None = None
+    settings: ClassVar[dict[str, Check]] = RecurrentLayer.settings | {
+        "dropout": lambda owner, name, value: check_interval(owner, name, value, 0, 1)
+    }
 
     def __init__(
         self,
@@ -53,14 +56,19 @@ class GatedLayer(RecurrentLayer):
         super().__init__(input_size, hidden_size, return_sequences, return_state, batch_first, go_backwards)
         self.hidden_size, self.num_layers = hidden_size, check_integer(owner, "num_layers", num_layers)
         self.bias, self.bidirectional = check_flag(owner, "bias", bias), check_flag(owner, "bidirectional", bidirectional)
-        self.dropout = check_interval(owner, "dropout", dropout, 0, 1)
+        self.dropout = dropout
         if self.dropout and self.num_layers == 1:
             raise bad_argument(owner, "dropout", "be 0 where there is one layer, since it acts between layers", dropout)
 
     def _make_parameters(self) -> None:
         names, features = DIRECTIONS[: self.num_directions], self.direction_size
+        owner, rows = type(self).__name__, GatedSpec(self.cell).gates * self.hidden_size
+        check_size(owner, "hidden_size", rows, self.hidden_size)
+        check_size(owner, "input_size", rows, self.input_size)
+        check_size(owner, "num_layers", self.num_layers, rows, features)
         sizes = [self.input_size, *[features * self.num_directions] * (self.num_layers - 1)]
         self.layers = [{name: self._direction(size) for name in names} for size in sizes]
+        self.made()
 
     def _direction(self, inputs: int) -> "GatedDirection":
         return GatedDirection(self.cell, inputs, self.hidden_size, self.bias, self.proj_size)

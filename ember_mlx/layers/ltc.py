@@ -1,11 +1,10 @@
 """The liquid time-constant layer."""
 
-import math
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 
-from ..checks import check_choice, check_flag, check_integer, check_interval
+from ..checks import check_choice, check_flag, check_integer, check_not_negative, check_size
 from ..errors import bad_argument
 from ..scans.dispatch import scan
 from ..scans.ltc.ops import drives, synapse_sums
@@ -15,8 +14,8 @@ from ..scans.ltc.synapses import Synapses
 from ..scans.several import Scan, Scans
 from ..wiring import NeuronMap
 from .arguments import Steps, compute_dtype
-from .base import RecurrentLayer
-from .maps import built_map
+from .base import Check, RecurrentLayer
+from .maps import built_map, map_id
 from .weights import lstm_weights
 
 MAPPINGS = ("affine", "linear", None)
@@ -97,6 +96,12 @@ class LTC(RecurrentLayer):
     Source: Hasani et al., Liquid time-constant networks, AAAI 35, 7657-7666 (2021), https://doi.org/10.1609/aaai.v35i9.16936.
     """
 
+    settings: ClassVar[dict[str, Check]] = RecurrentLayer.settings | {
+        "ode_unfolds": check_integer,
+        "epsilon": check_not_negative,
+        "solver": lambda owner, name, value: check_choice(owner, name, value, SOLVERS),
+    }
+
     def __init__(
         self,
         neuron_map: NeuronMap | int,
@@ -120,17 +125,19 @@ class LTC(RecurrentLayer):
         self.neuron_map = neuron_map
         self.input_mapping = check_mapping(owner, "input_mapping", input_mapping)
         self.output_mapping = check_mapping(owner, "output_mapping", output_mapping)
-        self.ode_unfolds = check_integer(owner, "ode_unfolds", ode_unfolds)
-        self.epsilon = check_interval(owner, "epsilon", epsilon, 0, math.inf)
-        self.solver = check_choice(owner, "solver", solver, SOLVERS)
+        self.ode_unfolds, self.epsilon, self.solver = ode_unfolds, epsilon, solver
         self.implicit_param_constraints = check_flag(owner, "implicit_param_constraints", implicit_param_constraints)
         self.mixed_memory = check_flag(owner, "mixed_memory", mixed_memory)
         self._synapses, self._sensory = Synapses(neuron_map.adjacency_matrix), Synapses(neuron_map.sensory_adjacency_matrix)
+        check_size(owner, "ode_unfolds", self._spec().evaluations, max(1, self._synapses.count))
         self._make_parameters()
+        self.made()
 
     def _make_parameters(self) -> None:
         """Create the units' and synapses' parameters, the mappings, and the LSTM of the mixed memory."""
         H, I, O = self.units, self.input_size, self.neuron_map.output_dim
+        if (identity := map_id(self.neuron_map)) is not None:
+            self.map_id = identity
         for name in ("gleak", "vleak", "cm"):
             self[name] = mx.random.uniform(*RANGES[name], (H,))
         kinds = (
@@ -190,7 +197,7 @@ class LTC(RecurrentLayer):
     def _arrays(self, steps: Steps, state: list[mx.array | None]) -> Tree:
         """The scan's arrays."""
         dtype, shape = compute_dtype(steps.x, self.dtype), (steps.x.shape[1], self.units)
-        values = {name: a.astype(dtype) for name, a in self.items() if isinstance(a, mx.array)}
+        values = {name: a.astype(dtype) for name, a in self.items() if isinstance(a, mx.array) and name != "map_id"}
         if self.implicit_param_constraints:
             zero = mx.array(0, dtype)  # softplus: that of mlx.nn is compiled, and cannot be exported
             values |= {name: mx.logaddexp(values[name], zero) for name in POSITIVE}
@@ -273,6 +280,6 @@ class LTC(RecurrentLayer):
 
 def check_mapping(owner: str, name: str, value: object) -> str | None:
     """Return `value`, or raise ValueError unless it is a mapping."""
-    if value not in MAPPINGS:
+    if not (value is None or isinstance(value, str)) or value not in MAPPINGS:
         raise bad_argument(owner, name, "be 'affine', 'linear' or None", repr(value))
     return None if value is None else str(value)

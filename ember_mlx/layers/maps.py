@@ -1,7 +1,11 @@
 """How layers take a neuron map."""
 
 import copy
+import hashlib
 from typing import Any
+
+import mlx.core as mx
+import numpy as np
 
 from ..checks import check_integer
 from ..errors import bad_argument
@@ -34,6 +38,20 @@ def built_map(owner: str, neuron_map: Any, input_size: int | None) -> NeuronMap:
         neuron_map.build(input_size)
     neuron_map.freeze()
     return neuron_map
+
+
+def map_id(neuron_map: NeuronMap) -> mx.array | None:
+    """A parameter without elements whose shape says which map the weights are of; None where no synapse is missing.
+
+    mlx.nn compares names and shapes when it loads weights, into a layer or into what holds it, and nothing else.
+    """
+    matrices = [neuron_map.adjacency_matrix != 0, neuron_map.sensory_adjacency_matrix != 0]
+    if all(matrix.all() for matrix in matrices):
+        return None
+    layers = [] if neuron_map.layers is None else [ids.tolist() for ids in neuron_map.layers]
+    content = repr((*(matrix.shape for matrix in matrices), neuron_map.output_dim, layers)).encode()
+    digest = hashlib.sha256(content + b"".join(np.packbits(matrix).tobytes() for matrix in matrices)).digest()
+    return mx.zeros((0, 1 + int.from_bytes(digest[:8], "little") % (2**31 - 1)))
 
 
 def layer_ranges(owner: str, neuron_map: NeuronMap) -> tuple[tuple[int, int], ...] | None:

@@ -1,21 +1,21 @@
 """The quantum-inspired layers."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_flag, check_interval
+from ..checks import check_flag, check_not_negative, check_positive
 from ..scans.quantum.scan import QUANTUM
 from ..scans.quantum.spec import QuantumSpec
 from ..scans.several import Scan, Scans
 from ..wiring import NeuronMap
 from .arguments import StateLayout, Steps, check_key, compute_dtype
-from .base import RecurrentLayer
+from .base import Check, RecurrentLayer
 from .initial import glorot_uniform
-from .maps import built_map, parameter_of_map
+from .maps import built_map, map_id, parameter_of_map
 from .weights import linear_weights
 
 Tree = dict[str, Any]
@@ -96,6 +96,7 @@ class LQNet(RecurrentLayer):
 
     state_names = ("h_c", "h_s", "t")
     run_options = ("key",)
+    settings: ClassVar[dict[str, Check]] = RecurrentLayer.settings | dict.fromkeys(("nu_0", "beta", "noise_scale"), check_not_negative)
 
     def __init__(
         self,
@@ -114,9 +115,9 @@ class LQNet(RecurrentLayer):
         neuron_map = built_map(owner, neuron_map, input_size)
         super().__init__(neuron_map.require_input_dim(), neuron_map.units, return_sequences, return_state, batch_first, go_backwards)
         self.neuron_map = neuron_map
-        self.nu_0 = check_interval(owner, "nu_0", nu_0, 0, math.inf)
-        self.beta = check_interval(owner, "beta", beta, 0, math.inf)
-        self.noise_scale = check_interval(owner, "noise_scale", noise_scale, 0, math.inf)
+        self.nu_0, self.beta, self.noise_scale = nu_0, beta, noise_scale
+        if (identity := map_id(neuron_map)) is not None:
+            self.map_id = identity
         # NumPy masks are no parameters, so nothing can thaw or train them
         recurrent = neuron_map.get_recurrent_mask()
         self.sensory_mask, self.recurrent_mask = _mask(neuron_map.get_input_mask().T), _mask(recurrent)
@@ -126,6 +127,7 @@ class LQNet(RecurrentLayer):
         self.R = glorot_uniform(H, H)
         self.Omega = mx.random.uniform(-1 / math.sqrt(H), 1 / math.sqrt(H), (H, H))
         self.B_noise = mx.eye(H)
+        self.made()
 
     @property
     def state_layouts(self) -> tuple[StateLayout, ...]:
@@ -226,6 +228,8 @@ class CTRQNet(LQNet):
     Source: as :class:`LQNet`.
     """
 
+    settings: ClassVar[dict[str, Check]] = LQNet.settings | {"time_scale_factor": check_positive}
+
     def __init__(
         self,
         neuron_map: NeuronMap | int,
@@ -253,8 +257,7 @@ class CTRQNet(LQNet):
             go_backwards=go_backwards,
         )
         owner = type(self).__name__
-        factor = parameter_of_map(self.neuron_map, "time_scale_factor", time_scale_factor, 1.0)
-        self.time_scale_factor = check_interval(owner, "time_scale_factor", factor, 0, math.inf, open_below=True)
+        self.time_scale_factor = parameter_of_map(self.neuron_map, "time_scale_factor", time_scale_factor, 1.0)
         self.use_harmonic_embedding = check_flag(owner, "use_harmonic_embedding", use_harmonic_embedding)
         self.time_scale = mx.full((self.units,), math.log(math.e - 1))  # softplus of it is 1
         if use_harmonic_embedding:
@@ -262,6 +265,7 @@ class CTRQNet(LQNet):
             self.drive["weight"] *= math.sqrt(2)  # the mean square of a sine is 1/2
             self.drive["frequency"] = mx.random.uniform(0, HIGHEST_FREQUENCY / FREQUENCY_UNIT, shape)
             self.drive["phase"] = mx.random.uniform(0, 2 * math.pi, shape)
+        self.made()
 
     @property
     def _spec(self) -> QuantumSpec:

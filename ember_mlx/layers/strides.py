@@ -1,5 +1,6 @@
 """Layers that look at a sequence at several strides."""
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from ..scans.dispatch import can_evaluate
 from ..scans.several import Scans, run_scans
 from ..wiring import NeuronMap
 from .arguments import Steps, check_array, compute_dtype, dtype_name, read_state, read_steps, split_key, type_name
-from .base import RecurrentLayer, layer_from_config, layer_to_config
+from .base import RecurrentLayer, check_config, layer_from_config, layer_to_config
 from .cfc import CfC
 from .ltc import LTC
 
@@ -105,6 +106,7 @@ class StrideAware(RecurrentLayer):
         self.layers = [type(layer).from_config(config) for _ in self_strides]
         self.set_dtype(layer.dtype)
         self.train(layer.training)
+        self.made()
 
     @property
     def timed(self) -> bool:  # type: ignore[override]
@@ -180,10 +182,11 @@ class StrideAware(RecurrentLayer):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "RecurrentLayer":
         """The layer that `get_config` described, with new weights."""
+        check_config(cls.__name__, config, inspect.signature(cls.__init__).parameters, ("layer", "stride_lengths"))
         return cls(**config | {"layer": layer_from_config(cls.__name__, config["layer"])})
 
     def _own_config(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("stride_lengths", "return_sequences", "return_state", "batch_first", "go_backwards")}
+        return {"stride_lengths": list(self.stride_lengths)} | {name: getattr(self, name) for name in RecurrentLayer.settings}
 
     def _extra_repr(self) -> str:
         return f"stride_lengths={self.stride_lengths}"
