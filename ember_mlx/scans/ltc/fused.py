@@ -43,7 +43,6 @@ SUMS_ROWS = 4  # of a thread of ltc_sums
 LEAST_ROWS, MOST_EVALUATIONS = 16, 2**27  # of one thread's part of such a sum; of all threads' that are not launched apart
 SPLITS = (32, 16, 8, 4)  # lanes that share the synapses of a unit
 LOG2_E = 1.4426950408889634
-LEAST_CM = 1e-15  # far below delta den of any step, and its square is a number
 GROUPS_A_CORE = 8  # that share the steps to recompute
 FILES = ("pointwise.metal", "product.metal", "sequences.metal", "memory.metal", "ltc.metal")
 SIZES = "LTC<H, SOLVER, FULL, KEEP, MEMORY, THREADS, ROWS, SPLIT, RESIDENT, GATES_RESIDENT, COUNT, HELD>"
@@ -164,7 +163,7 @@ def forward_launches(kind: str, spec: LTCSpec, arrays: Tree) -> Launches:
     """`ltc_fused_forward`, asking for the launch of its scan."""
     variant, (T, B), memory = variant_of(kind, spec, arrays), arrays["dt"].shape, spec.mixed_memory
     packed, drive = variant.packed(_floats(arrays["synapses"]), False), _drives(kind, spec, arrays["u"], *_drive_weights(spec, arrays))
-    inputs = [*packed, *drive, _capacitance(arrays), arrays["dt"] / spec.unfolds, arrays["v0"]]
+    inputs = [*packed, *drive, _capacitance(spec, arrays), arrays["dt"] / spec.unfolds, arrays["v0"]]
     if memory:
         lstm = arrays["lstm"]
         inputs += [project(arrays["x"], lstm["w_x"], lstm["b"]), variant.packed_gates(lstm["w_h"], False), arrays["c0"]]
@@ -188,7 +187,7 @@ def backward_launches(kind: str, spec: LTCSpec, arrays: Tree, outputs: list[mx.a
     names = ("v0", "c0")[: len(outputs)]
     before = [mx.concatenate([mx.expand_dims(arrays[name], 0), kept[:-1]]) for name, kept in zip(names, outputs, strict=True)]
     lengths, carry, parts = lengths_of(arrays, T, B), [mx.zeros((B, H)) for _ in outputs], []
-    arrays, weights = arrays | {"delta": _delta(spec, arrays), "cm": _capacitance(arrays)}, _weights(variant, arrays)
+    arrays, weights = arrays | {"delta": _delta(spec, arrays), "cm": _capacitance(spec, arrays)}, _weights(variant, arrays)
     steps = max(1, max(BLOCK_VALUES, T * B * H // 4) // (spec.evaluations * B * H))
     for start in reversed(range(0, T, steps)):
         block = slice(start, min(start + steps, T))
@@ -207,9 +206,9 @@ def backward_launches(kind: str, spec: LTCSpec, arrays: Tree, outputs: list[mx.a
     return _joined(spec, arrays, parts[::-1]) | dict(zip(names, carry, strict=True))
 
 
-def _capacitance(arrays: Tree) -> mx.array:
-    """cm, never 0: where delta is 0 too, cm + delta den would be."""
-    return mx.where(arrays["cm"] == 0, LEAST_CM, arrays["cm"])
+def _capacitance(spec: LTCSpec, arrays: Tree) -> mx.array:
+    """cm as the solver takes it."""
+    return arrays["cm"] + spec.least_cm
 
 
 def _delta(spec: LTCSpec, arrays: Tree) -> mx.array:

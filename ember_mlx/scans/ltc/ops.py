@@ -92,8 +92,9 @@ def _step(spec: LTCSpec, arrays: Tree, v: mx.array, drive: list[mx.array], delta
         num = num + drive[0]  # (3)
         return num, den + drive[1]  # (4)
 
+    cm = arrays["cm"] + mx.array(spec.least_cm, v.dtype)
     for _ in range(spec.unfolds):
-        v = STEPS[spec.solver](evaluate, v, delta, arrays["cm"])
+        v = STEPS[spec.solver](evaluate, v, delta, cm)
     return v
 
 
@@ -104,7 +105,7 @@ def _semi_implicit(evaluate: Evaluate, v: mx.array, delta: mx.array, cm: mx.arra
     """
     num, den = evaluate(v)
     short = delta * den <= cm
-    r = mx.where(short, delta, 0) / mx.where(short & (cm != 0), cm, 1)
+    r = mx.where(short, delta, 0) / mx.where(short, cm, 1)
     s = mx.where(short, 0, cm) / mx.where(short, 1, delta)
     return mx.where(short, v + r * (num - den * v) / (1 + r * den), (s * v + num) / (s + den))  # (5)
 

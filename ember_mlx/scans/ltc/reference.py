@@ -246,6 +246,7 @@ class _Scan:
         self.flat = {name: self.layout.flat(a) for name, a in _over_time(arrays).items()}
         self.d = {name: self.layout.flat(self.layout.result(a.shape[1], a.dtype)) for name, a in self.flat.items()}
         self.gleak, self.vleak, self.cm = (arrays[name][:, None] for name in ("gleak", "vleak", "cm"))
+        self.cm = self.cm + self.cm.dtype.type(spec.least_cm)
         self.synapses = Kind(spec.synapses, arrays["synapses"], scratch.part("synapses"))
         self.sensory = Kind(spec.sensory, arrays["sensory"], scratch.part("sensory"))
         self.lstm = MixedMemory(arrays["lstm"], batch, scratch.part("lstm")) if spec.mixed_memory else None
@@ -275,11 +276,9 @@ class _Scan:
         return _Block(rows, S * n, steps, part.get("x", part["u"]), u, total, share, r, active, drive, rest)
 
     def scales(self, delta: Array) -> tuple[Array, Array, Array]:
-        """_Block's total, share and r, from delta (S, 1, n): with cm + delta no unit's cm is divided by, and at delta = 0 share is 1 and v stays."""
+        """_Block's total, share and r, from delta (S, 1, n): nothing divides by cm alone, and at delta = 0 share is 1 and v stays."""
         total = self.cm + delta if self.semi_implicit else np.broadcast_to(self.cm, (len(delta), self.spec.units, delta.shape[2]))
-        still = (self.cm == 0) & (delta == 0) if self.semi_implicit else np.zeros(total.shape, bool)
-        total = np.where(still, 1, total)
-        return total, np.where(still, 1, self.cm / total), (delta / total)[:, :, None]
+        return total, self.cm / total, (delta / total)[:, :, None]
 
     def by_step(self, name: str, rows: Array, steps: int) -> Array:
         """(S n, F) -> (S, F, n), in memory of that name."""
@@ -372,8 +371,8 @@ class _Scan:
     def accumulate(self, block: _Block, point: _Point, memory: MemoryPoint | None) -> None:
         """Add a block's part of the parameters' gradients, and store those of the inputs and the elapsed times."""
         v, sums = point.trace.v[:-1], point.trace.sums
-        # h (num - den v) / total, for the semi-implicit solver over share + r den too: share times that is the gradient of delta, and -r times
-        # that of cm. The v before the evaluation leaves digits of both where a step is short or long; differences of v, or the v after, do not
+        # h (num - den v) / total, for the semi-implicit solver over share + r den too: share times that is the gradient of delta, and -r
+        # times that of cm. The v before the evaluation leaves digits of both where a step is short or long; the v after does not
         by_change = sums[..., 1, :] + block.drive[..., 1, :]
         by_change *= v
         np.subtract(sums[..., 0, :], by_change, out=by_change)
