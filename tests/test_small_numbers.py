@@ -112,6 +112,26 @@ def test_numpy_and_ops_keep_the_digits_of_small_numbers(name, variant):
         assert {(1e-3, 1e6), (1e-6, 1e6)} & set(judged)
 
 
+# recurrence, variant, where its biases are, its blocks of units, which of these are logistic gates
+GATES = [
+    ("lstm", "lstm", "b", 4, (0, 1, 3)),
+    ("gru", "gru", "b", 3, (0, 1)),
+    ("cfc", "heads_only", "stages.0.b", 4, (3,)),
+    ("cfc", "mixed_memory", "lstm.b", 4, (1, 2, 3)),
+    ("ltc", "mixed_memory", "lstm.b", 4, (1, 2, 3)),
+]
+
+
+@pytest.mark.parametrize(("name", "variant", "bias", "blocks", "logistic"), GATES, ids=[f"{n}-{v}" for n, v, *_ in GATES])
+def test_gates_near_0_keep_their_digits(name, variant, bias, blocks, logistic):
+    recurrence = RECURRENCES[name]
+    spec, arrays = sized(recurrence, variant, 1, 1)
+    b = dict(tree_flatten(arrays))[bias]
+    b.reshape(*b.shape[:-1], blocks, -1)[..., list(logistic), :] -= 14
+    arrays = tree_map(lambda a: a.astype(np.float32).astype(np.float64), arrays)
+    assert check(recurrence, spec, arrays, 1, FORMS)
+
+
 KERNELS = [("rnn", "tanh"), ("lstm", "lstm"), ("gru", "gru"), ("quantum", "lqnet"), ("ltc", "full"), ("ltc", "explicit")]
 KERNELS += [("cfc", "default"), ("cfc", "pure"), ("cfc", "mixed_memory")]
 
