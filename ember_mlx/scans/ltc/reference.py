@@ -277,8 +277,9 @@ class _Scan:
 
     def scales(self, delta: Array) -> tuple[Array, Array, Array]:
         """_Block's total, share and r, from delta (S, 1, n): nothing divides by cm alone, and at delta = 0 share is 1 and v stays."""
-        total = self.cm + delta if self.semi_implicit else np.broadcast_to(self.cm, (len(delta), self.spec.units, delta.shape[2]))
-        return total, self.cm / total, (delta / total)[:, :, None]
+        total, share, r = (self.scratch(name, len(delta), self.spec.units, delta.shape[2]) for name in ("total", "share", "r"))
+        np.add(self.cm, delta if self.semi_implicit else 0, out=total)
+        return total, np.divide(self.cm, total, out=share), np.divide(delta, total, out=r)[:, :, None]
 
     def by_step(self, name: str, rows: Array, steps: int) -> Array:
         """(S n, F) -> (S, F, n), in memory of that name."""
@@ -373,13 +374,13 @@ class _Scan:
         v, sums = point.trace.v[:-1], point.trace.sums
         # h (num - den v) / total, for the semi-implicit solver over share + r den too: share times that is the gradient of delta, and -r
         # times that of cm. The v before the evaluation leaves digits of both where a step is short or long; the v after does not
-        by_change = sums[..., 1, :] + block.drive[..., 1, :]
+        by_change = np.add(sums[..., 1, :], block.drive[..., 1, :], out=self.scratch("by_change", *v.shape))
         by_change *= v
         np.subtract(sums[..., 0, :], by_change, out=by_change)
         by_change += block.drive[..., 0, :]
         by_change *= point.h
-        by_change /= point.den * block.total if self.semi_implicit else block.total
-        self.sums.add("cm", _by_unit(by_change * -block.r[..., 0, :]))
+        by_change /= np.multiply(point.den, block.total, out=point.den) if self.semi_implicit else block.total
+        self.sums.add("cm", -_by_unit(np.multiply(by_change, block.r[..., 0, :], out=point.den)))
         self.synapses.accumulate(*(_evaluations_together(a) for a in (point.trace.active, point.by_argument, v, point.d)))
         d = point.d.sum(0)
         by_num, by_den = (_by_unit(d[:, :, k]) for k in range(2))

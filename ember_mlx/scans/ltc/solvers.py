@@ -6,7 +6,7 @@ semi-implicit one's share + r den; what it gives may be overwritten.
 
 The way back goes from the gradient of v after an unfold to that before it. `den` (E, H, n) is what `evaluate` gave beside r num. In h[e],
 (H, n), a solver leaves the gradient of r num at evaluation e; that of r den is -value h[e], value what den multiplies in the equation.
-pull(e) then gives the part of v's gradient that comes through the synapses, which may be overwritten too.
+pull(e) then gives the part of v's gradient that comes through the synapses, which may be overwritten too, as may the gradient `dv` itself.
 """
 
 from collections.abc import Callable
@@ -29,8 +29,9 @@ def _semi_implicit(evaluate: Evaluate, share: Array, v: Array, out: Array) -> No
 
 def _semi_implicit_back(pull: Pull, e: int, share: Array, den: Array, h: Array, dv: Array) -> Array:
     np.divide(dv, den[e], out=h[e])
+    np.multiply(share, h[e], out=dv)
     result = pull(e)
-    result += share * h[e]
+    result += dv
     return result
 
 
