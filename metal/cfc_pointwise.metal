@@ -48,7 +48,7 @@ inline void cfc_slopes(
   if (MODE == PURE) {
     float f = q[i], w_tau = pure[u], A = pure[H + u];
     float rate = fabs(w_tau) + fabs(f), decay = fast::exp(-passed * rate);
-    by_q[i] = -A * decay * (1.0f - passed * fabs(f));
+    by_q[i] = -A * (decay - passed * decay * fabs(f));  // in this order: 0 where passed |f| would be infinite
     by_dt[i] = A * decay * f * rate;
     by_w_tau[i] = A * decay * f * passed * (w_tau < 0.0f ? -1.0f : 1.0f);
     by_A[i] = 1.0f - decay * f;

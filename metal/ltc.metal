@@ -230,7 +230,8 @@ inline void sum_synapses(
 // (5), or the other solvers: from an evaluation at v to where the next one is made. `start` and `slopes` are the unit's own, for rk4.
 template <int SOLVER>
 inline float advance(int stage, float v, float num, float den, float cm, float delta, threadgroup float* start, threadgroup float* slopes) {
-  if (SOLVER == SEMI_IMPLICIT) return fast::divide(cm * v + delta * num, cm + delta * den);  // (5)
+  // (5); without time v stays as it is, not as a division gives it back
+  if (SOLVER == SEMI_IMPLICIT) return select(fast::divide(cm * v + delta * num, cm + delta * den), v, delta == 0.0f);
   float rate = fast::divide(num - den * v, cm);
   if (SOLVER == EXPLICIT) return v + delta * rate;
   if (stage == 0) {
@@ -268,10 +269,10 @@ inline void read_drives(
   }
 }
 
-// Where an evaluation is kept, and what came of it; rest is num - den value, see enter_evaluation.
+// Where an evaluation is kept, and what came of it; for the rate see enter_evaluation.
 struct Evaluations {
   device float* points;
-  device float* rests;
+  device float* rates;
   device float* dens;
 };
 
@@ -299,7 +300,8 @@ inline void evaluate(
       there = advance<C::SOLVER>(stage, here, num, den, cm_in<C>(lists, block, cm, u), drives.delta, start + own, slopes + own);
       if (C::KEEP) {
         kept.points[step * C::H + u] = here;
-        kept.rests[step * C::H + u] = num - den * (C::SOLVER == SEMI_IMPLICIT ? there : here);
+        float cm_here = cm_in<C>(lists, block, cm, u);
+        kept.rates[step * C::H + u] = fast::divide(num - den * here, C::SOLVER == SEMI_IMPLICIT ? cm_here + drives.delta * den : cm_here);
         kept.dens[step * C::H + u] = den;
       }
     }
@@ -326,7 +328,7 @@ inline void ltc_forward(
     device const int* dims,         // T, B, unfolds, with KEEP steps of all sequences
     device float* y,                // (T, B, H), one element with KEEP
     device float* points,           // (E, T, B, H) and the next two with KEEP, else one element: v at each evaluation
-    device float* rests,            // num - den value there
+    device float* rates,            // (num - den v) over cm, for the semi-implicit solver over cm + delta den
     device float* dens,             // den there
     device float* c_out,            // (T, B, H) with MEMORY, else one element
     int group_index, int thread_index, threadgroup float4* scratch) {
@@ -385,7 +387,7 @@ inline void ltc_forward(
     }
     for (int e = 0; e < E; e++) {
       int first = C::KEEP ? e * dims[3] * H : 0;
-      Evaluations kept = {points + first, rests + first, dens + first};
+      Evaluations kept = {points + first, rates + first, dens + first};
       evaluate<C>(
           lists, order, offsets, drives, num_drive, den_drive, cm, values + now * VALUES, values + (1 - now) * VALUES, start, y, kept,
           e % C::STAGES, e == E - 1, t, step);
@@ -397,14 +399,14 @@ inline void ltc_forward(
   if (C::MEMORY) clear_rows<C::THREADS>(c_out, rows.steps, T, int(H), rows, thread_index);
   if (group_index == 0 && thread_index == 0) {
     if (C::KEEP) y[0] = 0.0f;
-    if (!C::KEEP) points[0] = rests[0] = dens[0] = 0.0f;
+    if (!C::KEEP) points[0] = rates[0] = dens[0] = 0.0f;
     if (!C::MEMORY) c_out[0] = 0.0f;
   }
 }
 
 // Backward: what an evaluation's h is made of. h times delta is the gradient of num, and -h times delta times `value` that of den, where value
-// is what den is multiplied by: the next v for the semi-implicit solver, else v. So h times rest, num - den value, is the gradient of delta,
-// and -h times delta times rest that of cm, times cm.
+// is what den is multiplied by: the next v for the semi-implicit solver, else v. h times the rate is the gradient of delta over cm, and -h times
+// the rate times delta that of cm. The rate is made of v, not of the next v or of their difference, which cancel where steps are long or short.
 template <int SOLVER>
 inline float enter_evaluation(int stage, float dv, float arriving, float den, float cm, float delta) {
   if (SOLVER == SEMI_IMPLICIT) return fast::divide(dv, cm + delta * den);
@@ -761,27 +763,27 @@ inline void ltc_pull(
 }
 
 // What the backward scan leaves of each evaluation: from h to the gradients of num and den (E, R, H); and sums over the evaluations of each
-// step, (3, R, H): of h rest, of d_num, of d_den. A thread for each value of a step, zero past a sequence's length.
+// step, (3, R, H): of h times the rate, of d_num, of d_den. A thread for each value of a step, zero past a sequence's length.
 template <int H, bool SEMI, int THREADS>
 inline void ltc_evaluations(
-    device const float* h, device const float* points, device const float* rests, device const float* v, device const float* delta,
+    device const float* h, device const float* points, device const float* rates, device const float* v, device const float* delta,
     device const int* dims, device float* d_num, device float* d_den, device float* sums, int group_index, int thread_index,
     threadgroup float4* scratch) {
   int E = dims[0], count = dims[1] * H, i = group_index * THREADS + thread_index;
   if (i >= count) return;
-  float passed = delta[i / H], by_rest = 0.0f, by_num = 0.0f, by_den = 0.0f;
+  float passed = delta[i / H], by_rate = 0.0f, by_num = 0.0f, by_den = 0.0f;
   float here = points[i];
   for (int e = 0; e < E; e++) {
     float after = e + 1 < E ? points[(e + 1) * count + i] : v[i], held = h[e * count + i];
     float to_num = passed * held, to_den = -to_num * (SEMI ? after : here);
     d_num[e * count + i] = to_num;
     d_den[e * count + i] = to_den;
-    by_rest += held * rests[e * count + i];
+    by_rate += held * rates[e * count + i];
     by_num += to_num;
     by_den += to_den;
     here = after;
   }
-  sums[i] = by_rest;
+  sums[i] = by_rate;
   sums[count + i] = by_num;
   sums[2 * count + i] = by_den;
 }

@@ -107,10 +107,10 @@ inline void quantum_forward(
           h_s_out[place] = IO(0.0f);
           continue;
         }
-        float stay = exp(-nu[r] * dt_in[step + r] / tau[u]);  // (5)
+        float exponent = nu[r] * dt_in[step + r] / tau[u], stay = exp(-exponent), kappa = one_minus_exp(exponent);  // (5)
         float driven = fast_tanh(sums[2 * r] + float(u_in[place]));  // (1)
-        float h_c = stay * rotated[2 * r * C::ROW + u] + (1.0f - stay) * driven;
-        float h_s = stay * rotated[(2 * r + 1) * C::ROW + u] + (1.0f - stay) * fast_tanh(sums[2 * r + 1]);
+        float h_c = stay * rotated[2 * r * C::ROW + u] + kappa * driven;
+        float h_s = stay * rotated[(2 * r + 1) * C::ROW + u] + kappa * fast_tanh(sums[2 * r + 1]);
         psi[2 * r * C::ROW + u] = h_c;
         psi[(2 * r + 1) * C::ROW + u] = h_s;
         p[r * C::ROW + u] = h_c * h_c + h_s * h_s;

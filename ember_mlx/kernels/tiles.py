@@ -163,7 +163,7 @@ class Work:
         return Work(*(a * times for a in astuple(self)))
 
 
-FUNCTION = Work(instructions=8, exps=1, reciprocals=1)  # a tanh, a sigmoid or what takes as long
+FUNCTION = Work(instructions=16, exps=1, reciprocals=1)  # a tanh, a sigmoid or what takes as long
 SYNAPSE = Work(instructions=8.5, exps=1, reciprocals=0.5)  # an evaluation of one in metal/ltc.metal
 
 

@@ -158,9 +158,10 @@ class LQNet(RecurrentLayer):
     def _spec(self) -> QuantumSpec:
         return QuantumSpec(self.nu_0, self.beta)
 
-    def rotation(self) -> mx.array:
-        """Omega as it acts: symmetric and masked, (H, H)."""
-        return _masked((self.Omega + self.Omega.T) / 2, self.rotation_mask)
+    def rotation(self, dtype: mx.Dtype | None = None) -> mx.array:
+        """Omega as it acts: symmetric and masked, (H, H), made in that precision; None: in the parameter's."""
+        omega = self.Omega if dtype is None else self.Omega.astype(dtype)
+        return _masked((omega + omega.T) / 2, self.rotation_mask)
 
     def recurrent_weights(self) -> mx.array:
         """What joins the units, masked, indexed [source, target]: R and Omega, (2, H, H)."""
@@ -169,7 +170,7 @@ class LQNet(RecurrentLayer):
     def _weights(self, dtype: mx.Dtype) -> Tree:
         """The parameters as the scan takes them."""
         w_x = _masked(self.drive["weight"], self.sensory_mask)
-        weights = {"w_x": w_x, "b": self.drive["bias"], "omega": self.rotation(), "w_h": _masked(self.R, self.recurrent_mask).T}
+        weights = {"w_x": w_x, "b": self.drive["bias"], "omega": self.rotation(dtype), "w_h": _masked(self.R, self.recurrent_mask).T}
         return {name: a.astype(dtype) for name, a in weights.items()} | {"tau": self._tau(dtype)}
 
     def _tau(self, dtype: mx.Dtype) -> mx.array:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .dense import Scratch, StateProduct, Sums
-from .pointwise import Array, sigmoid_of_tanh
+from .pointwise import Array, sigmoid_of_negative
 
 Tree = dict[str, Any]
 
@@ -26,8 +26,8 @@ class MixedMemory(StateProduct):
 
     def __init__(self, tree: Tree, rows: int, scratch: Scratch):
         H = tree["w_h"].shape[1]
-        # sigma(a) = (1 + tanh(a / 2)) / 2: the half is in the weights of i, f and o
-        self.factors = np.repeat([1, 0.5, 0.5, 0.5], H).astype(tree["w_h"].dtype)
+        # sigma(a) = 1 / (1 + exp(-a)): the sign is in the weights of i, f and o
+        self.factors = np.repeat([1, -1, -1, -1], H).astype(tree["w_h"].dtype)
         b = tree["b"] + np.repeat([0, 0, 1, 0], H).astype(tree["w_h"].dtype)
         by_row = self.factors[:, None]
         super().__init__({"w_x": tree["w_x"] * by_row, "w_h": tree["w_h"] * by_row, "b": b * self.factors}, 4, rows, scratch)
@@ -40,8 +40,8 @@ class MixedMemory(StateProduct):
     def gates(self, projected: Array, h: Array, trace: Array) -> Array:
         """tanh(a), sigma(i), sigma(f + 1), sigma(o): (4, n, H), in `trace`."""
         self.with_state(projected, h, out=trace)
-        np.tanh(trace, out=trace)
-        sigmoid_of_tanh(trace[1:])
+        np.tanh(trace[0], out=trace[0])
+        sigmoid_of_negative(trace[1:])
         return trace
 
     def step(self, projected: Array, h: Array, c: Array, trace: Array, out: Array) -> tuple[Array, Array]:
@@ -60,10 +60,9 @@ class MixedMemory(StateProduct):
         slopes, tanh_c = self.scratch("slopes", 4, *c.shape), np.tanh(c_next, out=self.scratch("tanh_c", *c.shape))
         by_a, by_i, by_f, by_o = slopes
         for of, gate, weight in ((by_i, i, a), (by_f, f, c), (by_o, o, tanh_c)):
-            np.subtract(1, gate, out=of)
+            np.subtract(gate, 1, out=of)  # minus the slope: the products are minus the argument of sigma
             of *= gate
             of *= weight
-        slopes[1:] *= 2  # by half the argument of sigma
         np.multiply(a, a, out=by_a)
         np.subtract(1, by_a, out=by_a)
         by_a *= i

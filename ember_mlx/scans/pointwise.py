@@ -1,8 +1,8 @@
 """Pointwise functions of the NumPy forms, with the slopes that their backwards need.
 
-The logistic function is written through NumPy's tanh or, where a sign can go into the weights before it, through its exp: both are
-vectorised, and which is faster depends on the CPU. They work in place where they can: fresh memory for every intermediate result costs
-more than the arithmetic.
+The logistic function is written through NumPy's exp, which is vectorised and keeps the digits of values near 0; through tanh, near -1 then,
+they would be lost. The sign of its argument goes into the weights before it where there are any. They work in place where they can: fresh
+memory for every intermediate result costs more than the arithmetic.
 """
 
 import math
@@ -16,9 +16,8 @@ Array = NDArray[np.floating]
 
 LECUN_OUTER, LECUN_INNER = 1.7159, 0.666
 INV_SQRT_2, INV_SQRT_2PI = 1 / math.sqrt(2), 1 / math.sqrt(2 * math.pi)
-# arrays: NumPy takes half as long to find their dtype as that of a number
-HALF: dict[np.dtype[Any], Array] = {np.dtype(dtype): np.array(0.5, dtype) for dtype in (np.float16, np.float32, np.float64)}
-ONE: dict[np.dtype[Any], Array] = {dtype: np.array(1, dtype) for dtype in HALF}
+# an array: NumPy takes half as long to find its dtype as that of a number
+ONE: dict[np.dtype[Any], Array] = {np.dtype(dtype): np.array(1, dtype) for dtype in (np.float16, np.float32, np.float64)}
 _erf64 = np.frompyfunc(math.erf, 1, 1)
 # Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: absolute error below 1.5e-7, float32's own accuracy.
 _ERF_P = 0.3275911
@@ -26,17 +25,8 @@ _ERF_COEFFICIENTS = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254
 
 
 def sigmoid(a: Array) -> Array:
-    """The logistic function, 1 / (1 + exp(-a)) = (1 + tanh(a / 2)) / 2, in place."""
-    a *= HALF[a.dtype]
-    return sigmoid_of_tanh(np.tanh(a, out=a))
-
-
-def sigmoid_of_tanh(t: Array) -> Array:
-    """tanh(a / 2) to the logistic function of a, in place."""
-    half = HALF[t.dtype]
-    t *= half
-    t += half
-    return t
+    """The logistic function, in place; see `sigmoid_of_negative`."""
+    return sigmoid_of_negative(np.negative(a, out=a))
 
 
 def sigmoid_of_negative(a: Array) -> Array:
@@ -78,8 +68,7 @@ def _relu_slope(z: Array, out: Array) -> Array:
 
 
 def _silu(a: Array, out: Array) -> Array:
-    np.multiply(a, HALF[a.dtype], out=out)
-    sigmoid_of_tanh(np.tanh(out, out=out))
+    sigmoid_of_negative(np.negative(a, out=out))
     return np.multiply(a, out, out=out)
 
 

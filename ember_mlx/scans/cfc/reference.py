@@ -27,7 +27,7 @@ import numpy as np
 from ..dense import KEPT_BYTES, Product, Scratch, StateProduct, Sums
 from ..memory import MemoryPoint, MixedMemory
 from ..packing import PackedLayout
-from ..pointwise import ACTIVATIONS, HALF, Array
+from ..pointwise import ACTIVATIONS, Array, sigmoid_of_negative
 from ..products import multiply
 from .spec import CfCSpec
 
@@ -35,6 +35,7 @@ Tree = dict[str, Any]
 BLOCK_ROWS = 800  # rows (step and sequence) of a block: enough for products on two threads, few enough to bound the memory
 
 
+@np.errstate(over="ignore")  # 1 / (1 + exp(-a)) is right there too, and exp(-dt ...)
 def cfc_forward(spec: CfCSpec, arrays: Tree, kept: Scratch | None = None) -> tuple[Array, ...]:
     """Run a CfC scan over T steps.
 
@@ -84,6 +85,7 @@ def cfc_forward(spec: CfCSpec, arrays: Tree, kept: Scratch | None = None) -> tup
     return tuple(results)
 
 
+@np.errstate(over="ignore")
 def cfc_backward(
     spec: CfCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...], kept: Scratch | None = None
 ) -> Tree:
@@ -134,9 +136,9 @@ class _Slopes(NamedTuple):
 
 
 class _Gated:
-    """The heads f, g, t_b / 2, t_a / 2 of N rows in the modes default and no_gate, and what is made of them.
+    """The heads f, g, -t_b, -t_a of N rows in the modes default and no_gate, and what is made of them.
 
-    sigma(t) = (1 + tanh(t / 2)) / 2: the half is in the weights of t_a and t_b. f, g and t lie side by side for one call of tanh.
+    sigma(t) = 1 / (1 + exp(-t)): the sign is in the weights of t_a and t_b. f and g lie side by side for one call of tanh.
 
     Args:
         q: (4, N, H_s).
@@ -147,20 +149,19 @@ class _Gated:
     """
 
     order = (0, 1, 3, 2)  # of the heads, for each its place in the weights
-    factors = (1, 1, 0.5, 0.5)  # of each head, in its weights
+    factors = (1, 1, -1, -1)  # of each head, in its weights
 
     def __init__(self, q: Array, dt: Array, spec: CfCSpec, tree: Tree, scratch: Scratch):
         self.q, self.dt, self.no_gate, self.scratch = q, dt, spec.mode == "no_gate", scratch
-        self.tanhs, (self.f, self.g, self.t, self.t_a) = q[:3], q
-        self.half, self.rest = HALF[q.dtype], scratch("rest", *self.f.shape)
+        self.tanhs, (self.f, self.g, self.t, self.t_a) = q[:2], q
+        self.rest = scratch("rest", *self.f.shape)
 
     def gate(self, rows: slice) -> None:
-        """f, g, t_b / 2, t_a / 2 to tanh(f), tanh(g), t_interp, t_a / 2, in place."""
-        t, half, tanhs, rest = self.t[rows], self.half, self.tanhs[:, rows], self.rest
+        """f, g, -t_b, -t_a to tanh(f), tanh(g), t_interp, -t_a, in place."""
+        t, tanhs, rest = self.t[rows], self.tanhs[:, rows], self.rest
         t += np.multiply(self.t_a[rows], self.dt[rows], out=rest[: len(t)])
         np.tanh(tanhs, out=tanhs)  # (2)
-        t *= half
-        t += half  # (3)
+        sigmoid_of_negative(t)  # (3)
 
     def next(self, rows: slice, out: Array) -> None:
         """What `gate` made to the next state (n, H_s), `out`."""
@@ -175,7 +176,7 @@ class _Gated:
         by_f, by_g, slope, by_t_a = slopes
         np.subtract(1, t, out=rest)
         np.multiply(rest, t, out=slope)
-        slope *= np.multiply(g, 2, out=by_f) if no_gate else np.multiply(np.subtract(g, f, out=by_f), 2, out=by_f)
+        slope *= np.negative(g, out=by_f) if no_gate else np.subtract(f, g, out=by_f)  # by minus the argument of sigma
         np.multiply(slope, self.dt, out=by_t_a)
         for of, head, weight in ((by_f, f, None if no_gate else rest), (by_g, g, t)):
             np.multiply(head, head, out=of)
@@ -209,8 +210,9 @@ class _Pure:
         decay = np.exp(-dt * rate)
         # |w_tau| has the slope 1 at 0, a subgradient: with 0, w_tau would never leave its initial value
         sign = np.where(self.w_tau < 0, -1, 1).astype(f.dtype)
-        by_f = -A * decay * (1 - dt * np.abs(f))
-        by_rate = A * decay * f * dt
+        passed = decay * dt  # first of all: 0 where dt |f| would be infinite
+        by_f = -A * (decay - passed * np.abs(f))
+        by_rate = A * f * passed
         return _Slopes(by_f[None], A * decay * f * rate, {"w_tau": by_rate * sign, "A": 1 - decay * f})
 
 

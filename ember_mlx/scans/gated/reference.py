@@ -230,10 +230,13 @@ class _ReluRNN(_RNN):
 
 
 class _LSTM(_Cell):
-    """o, i, f, g: the three logistic gates side by side, and the three that c takes. tanh(a) = 2 sigma(2 a) - 1."""
+    """o, i, f, g: the three logistic gates side by side, and the three that c takes.
+
+    g has a tanh of its own: 2 sigma(2 a) - 1, all four by one exp, has no digits of a small a.
+    """
 
     x_order = h_order = (3, 0, 1, 2)
-    factors = (-1, -1, -2, -1)
+    factors = (-1, -1, 1, -1)
     blocks = 4
 
     def __init__(self, arrays: Tree, scratch: Scratch):
@@ -244,10 +247,8 @@ class _LSTM(_Cell):
 
     def gates(self, q: Array, a: Array) -> None:
         a += q  # (1)
-        sigmoid_of_negative(a)  # (2)
-        g = a[:, 3]
-        g += g
-        g -= 1
+        sigmoid_of_negative(a[:, :3])  # (2)
+        np.tanh(a[:, 3], out=a[:, 3])
 
     def update(self, a: Array, before: list[Array], out: list[Array]) -> None:
         o, i, f, g = a.swapaxes(0, 1)

@@ -52,12 +52,12 @@ FORWARD = KernelText(
     SIZES,
     FILES,
     (*LISTS, "num_drive", "den_drive", "cm", "delta", "v0", "x_gates", "w_gates", "c0", "lengths", "dims"),
-    ("y", "points", "rests", "dens", "c_out"),
+    ("y", "points", "rates", "dens", "c_out"),
     axes(tbh="num_drive den_drive x_gates y c_out", tb="delta", bh="v0 c0", b="lengths"),
     (("v0", "y"), ("c0", "c_out")),
 )
 # every step by itself: the rows are steps of sequences
-RECOMPUTE = FORWARD._replace(axes=axes(th="num_drive den_drive v0", t="delta", eth="points rests dens"), carried=())
+RECOMPUTE = FORWARD._replace(axes=axes(th="num_drive den_drive v0", t="delta", eth="points rates dens"), carried=())
 BACKWARD = KernelText(
     "ltc_backward",
     SIZES,
@@ -82,9 +82,9 @@ EVALUATIONS = KernelText(
     "ltc_evaluations",
     "H, SEMI, THREADS",
     FILES,
-    ("h", "points", "rests", "v", "delta", "dims"),
+    ("h", "points", "rates", "v", "delta", "dims"),
     ("d_num", "d_den", "sums"),
-    axes(eth="h points rests d_num d_den sums", th="v", t="delta"),
+    axes(eth="h points rates d_num d_den sums", th="v", t="delta"),
 )
 GRADIENTS = KernelText(
     "ltc_gradients",
@@ -163,7 +163,7 @@ def forward_launches(kind: str, spec: LTCSpec, arrays: Tree) -> Launches:
     """`ltc_fused_forward`, asking for the launch of its scan."""
     variant, (T, B), memory = variant_of(kind, spec, arrays), arrays["dt"].shape, spec.mixed_memory
     packed, drive = variant.packed(_floats(arrays["synapses"]), False), _drives(kind, spec, arrays["u"], *_drive_weights(spec, arrays))
-    inputs = [*packed, *drive, arrays["cm"], arrays["dt"] / spec.unfolds, arrays["v0"]]
+    inputs = [*packed, *drive, _capacitance(spec, arrays), arrays["dt"] / spec.unfolds, arrays["v0"]]
     if memory:
         lstm = arrays["lstm"]
         inputs += [project(arrays["x"], lstm["w_x"], lstm["b"]), variant.packed_gates(lstm["w_h"], False), arrays["c0"]]
@@ -187,7 +187,7 @@ def backward_launches(kind: str, spec: LTCSpec, arrays: Tree, outputs: list[mx.a
     names = ("v0", "c0")[: len(outputs)]
     before = [mx.concatenate([mx.expand_dims(arrays[name], 0), kept[:-1]]) for name, kept in zip(names, outputs, strict=True)]
     lengths, carry, parts = lengths_of(arrays, T, B), [mx.zeros((B, H)) for _ in outputs], []
-    arrays, weights = arrays | {"delta": _delta(spec, arrays)}, _weights(variant, arrays)
+    arrays, weights = arrays | {"delta": _delta(spec, arrays), "cm": _capacitance(spec, arrays)}, _weights(variant, arrays)
     steps = max(1, max(BLOCK_VALUES, T * B * H // 4) // (spec.evaluations * B * H))
     for start in reversed(range(0, T, steps)):
         block = slice(start, min(start + steps, T))
@@ -204,6 +204,11 @@ def backward_launches(kind: str, spec: LTCSpec, arrays: Tree, outputs: list[mx.a
         gradients = _gradients(kind, spec, weights, part, point, v, h)
         parts.append(gradients if slopes is None else _with_memory(gradients, part, states[0], d_gates))
     return _joined(spec, arrays, parts[::-1]) | dict(zip(names, carry, strict=True))
+
+
+def _capacitance(spec: LTCSpec, arrays: Tree) -> mx.array:
+    """cm as the solver takes it."""
+    return arrays["cm"] + spec.least_cm
 
 
 def _delta(spec: LTCSpec, arrays: Tree) -> mx.array:
@@ -269,7 +274,7 @@ class Point(NamedTuple):
     """Every evaluation of the synapses in a block of steps, (E, T, B, H) each."""
 
     v: mx.array
-    rest: mx.array  # num - den value, where value is what den is multiplied by in the equation that the evaluation serves
+    rate: mx.array  # (num - den v) over cm, for the semi-implicit solver over cm + delta den
     den: mx.array
 
 
@@ -307,8 +312,8 @@ def _gradients(kind: str, spec: LTCSpec, weights: Weights, arrays: Tree, point: 
     shapes = [(E, R, H), (E, R, H), (3, R, H)]
     parts = launch_parallel(kind, EVALUATIONS, template, inputs, R, lambda R: R * H, lambda R: dims(E, R), shapes, Work(9 * E))
     d_num, d_den, sums = (a.reshape(-1, T, B, H) for a in parts)
-    by_rest, num_sum, den_sum = sums
-    result: Tree = {"cm": -(by_rest * mx.expand_dims(delta, 2)).sum(axis=(0, 1)) / arrays["cm"], "dt": by_rest.sum(axis=2) / spec.unfolds}
+    by_rate, num_sum, den_sum = sums
+    result: Tree = {"cm": -(by_rate * mx.expand_dims(delta, 2)).sum(axis=(0, 1)), "dt": (by_rate * arrays["cm"]).sum(axis=2) / spec.unfolds}
     by_unit = sums[1:].sum(axis=(1, 2))
     result |= {"vleak": arrays["gleak"] * by_unit[0], "gleak": arrays["vleak"] * by_unit[0] + by_unit[1]}
     result["synapses"] = _synapse_sums(kind, spec.synapses, weights.synapses, point.v, d_num, d_den)

@@ -92,15 +92,22 @@ def _step(spec: LTCSpec, arrays: Tree, v: mx.array, drive: list[mx.array], delta
         num = num + drive[0]  # (3)
         return num, den + drive[1]  # (4)
 
+    cm = arrays["cm"] + mx.array(spec.least_cm, v.dtype)
     for _ in range(spec.unfolds):
-        v = STEPS[spec.solver](evaluate, v, delta, arrays["cm"])
+        v = STEPS[spec.solver](evaluate, v, delta, cm)
     return v
 
 
 def _semi_implicit(evaluate: Evaluate, v: mx.array, delta: mx.array, cm: mx.array) -> mx.array:
-    """One unfold: (B, H) -> (B, H)."""
+    """(cm v + delta num) / (cm + delta den), by cm where that is the larger part, else by delta: neither is ever 0 then.
+
+    Both forms keep the digits of the gradients of cm and delta, which are differences that cancel in one where the other is used.
+    """
     num, den = evaluate(v)
-    return (cm * v + delta * num) / (cm + delta * den)  # (5)
+    short = delta * den <= cm
+    r = mx.where(short, delta, 0) / mx.where(short, cm, 1)
+    s = mx.where(short, 0, cm) / mx.where(short, 1, delta)
+    return mx.where(short, v + r * (num - den * v) / (1 + r * den), (s * v + num) / (s + den))  # (5)
 
 
 def _explicit(evaluate: Evaluate, v: mx.array, delta: mx.array, cm: mx.array) -> mx.array:

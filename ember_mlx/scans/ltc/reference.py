@@ -208,10 +208,12 @@ class _Block(NamedTuple):
     steps: list[slice]  # the rows of each, counted from the block's first
     x: Array  # (N, I) with mixed memory, else (N, 0)
     u: Array  # (S, I, n)
-    r: Array  # (S, H, 1, n): delta / cm
+    total: Array  # (S, H, n): cm + delta of the semi-implicit solver, else cm
+    share: Array  # (S, H, n): cm / total
+    r: Array  # (S, H, 1, n): delta / total
     active: Array  # (S, P, n): sigma(...) of the sensory synapses
     drive: Array  # (S, H, 2, n): what num and den get beside the synapses' part
-    rest: Array  # (S, H, 2, n): r times that, for the semi-implicit solver 1 + r times den's
+    rest: Array  # (S, H, 2, n): r times that, for the semi-implicit solver share + r times den's
 
 
 class _Trace(NamedTuple):
@@ -226,8 +228,8 @@ class _Point(NamedTuple):
     """A block of S steps recomputed, E evaluations of the synapses each, and what the pull leaves there."""
 
     trace: _Trace
-    den: Array  # (E, S, H, n): r den, for the semi-implicit solver 1 + r den
-    minus_value: Array  # (E, S, H, n): minus what multiplies den in the equation that the evaluation serves
+    share: Array  # (S, H, n)
+    den: Array  # (E, S, H, n): r den, for the semi-implicit solver share + r den
     factors: Array  # (E, S, H, 2, n): from h to the gradients of num and den
     by_argument: Array  # (E, S, P, n): the gradient of each sigma's argument
     h: Array  # (E, S, H, n): see solvers.py
@@ -244,6 +246,7 @@ class _Scan:
         self.flat = {name: self.layout.flat(a) for name, a in _over_time(arrays).items()}
         self.d = {name: self.layout.flat(self.layout.result(a.shape[1], a.dtype)) for name, a in self.flat.items()}
         self.gleak, self.vleak, self.cm = (arrays[name][:, None] for name in ("gleak", "vleak", "cm"))
+        self.cm = self.cm + self.cm.dtype.type(spec.least_cm)
         self.synapses = Kind(spec.synapses, arrays["synapses"], scratch.part("synapses"))
         self.sensory = Kind(spec.sensory, arrays["sensory"], scratch.part("sensory"))
         self.lstm = MixedMemory(arrays["lstm"], batch, scratch.part("lstm")) if spec.mixed_memory else None
@@ -265,13 +268,18 @@ class _Scan:
         self.sensory.activate(u, active, out=drive)  # (1)
         drive[:, :, 0] += self.gleak * self.vleak
         drive[:, :, 1] += self.gleak + dt.dtype.type(self.spec.epsilon if self.semi_implicit else 0)
-        r = self.scratch("r", S, H, 1, n)
-        np.divide(dt[:, :, None], self.cm[:, None] * dt.dtype.type(self.spec.unfolds), out=r)
+        total, share, r = self.scales(dt / dt.dtype.type(self.spec.unfolds))
         rest = np.multiply(drive, r, out=self.scratch("rest", *drive.shape))
         if self.semi_implicit:
-            rest[:, :, 1] += 1
+            rest[:, :, 1] += share
         steps = [slice(a - starts[0], b - starts[0]) for a, b in pairwise(starts)]
-        return _Block(rows, S * n, steps, part.get("x", part["u"]), u, r, active, drive, rest)
+        return _Block(rows, S * n, steps, part.get("x", part["u"]), u, total, share, r, active, drive, rest)
+
+    def scales(self, delta: Array) -> tuple[Array, Array, Array]:
+        """_Block's total, share and r, from delta (S, 1, n): nothing divides by cm alone, and at delta = 0 share is 1 and v stays."""
+        total, share, r = (self.scratch(name, len(delta), self.spec.units, delta.shape[2]) for name in ("total", "share", "r"))
+        np.add(self.cm, delta if self.semi_implicit else 0, out=total)
+        return total, np.divide(self.cm, total, out=share), np.divide(delta, total, out=r)[:, :, None]
 
     def by_step(self, name: str, rows: Array, steps: int) -> Array:
         """(S n, F) -> (S, F, n), in memory of that name."""
@@ -302,16 +310,17 @@ class _Scan:
         else:
             points, sums, active = trace.v[:, k], list(trace.sums[:, k]), list(trace.active[:, k])
         points[0] = v.T
-        self.unfold(list(points), sums, active, block.r[k], block.rest[k])
+        self.unfold(list(points), sums, active, block.share[k], block.r[k], block.rest[k])
         return points[-1].T
 
-    def unfold(self, points: list[Array], sums: list[Array], active: list[Array], r: Array, rest: Array) -> None:
+    def unfold(self, points: list[Array], sums: list[Array], active: list[Array], share: Array, r: Array, rest: Array) -> None:
         """A step's unfolds, or those of a block of steps at once.
 
         Args:
             points: E + 1 of (..., H, n): the state before, then room for where the synapses are evaluated next, and for the state after.
             sums: E of (..., H, 2, n), room for the synapses' part of num and den.
             active: E of (..., P, n), room for sigma(...).
+            share: (..., H, n).
             r: (..., H, 1, n).
             rest: (..., H, 2, n).
         """
@@ -327,7 +336,7 @@ class _Scan:
             return both
 
         for v, after in pairwise(points[:: SOLVERS[self.spec.solver]]):
-            self.advance(evaluate, v, out=after)
+            self.advance(evaluate, share, v, out=after)
 
     def linearise(self, before: Array, block: _Block, trace: _Trace | None) -> _Point:
         """A block of steps at once, from the states before them (N, H) and their trace, which is made where there is none."""
@@ -335,16 +344,17 @@ class _Scan:
             trace = self.trace(self.scratch("trace", block.N * self.trace_size), len(block.steps))
             S, n = trace.v.shape[1], trace.v.shape[3]
             trace.v[0] = before.reshape(S, n, self.spec.units).swapaxes(1, 2)
-            self.unfold(list(trace.v), list(trace.sums), list(trace.active), block.r, block.rest)
+            self.unfold(list(trace.v), list(trace.sums), list(trace.active), block.share, block.r, block.rest)
         shape = trace.sums.shape
-        den, minus_value, h = (self.scratch(name, *shape[:3], shape[4]) for name in ("den", "minus_value", "h"))
+        den, h = (self.scratch(name, *shape[:3], shape[4]) for name in ("den", "h"))
         np.multiply(trace.sums[..., 1, :], block.r[..., 0, :], out=den)
         den += block.rest[..., 1, :]
-        np.negative(trace.v[1:] if self.semi_implicit else trace.v[:-1], out=minus_value)
         factors, d = (self.scratch(name, *shape) for name in ("factors", "d_sums"))
         factors[..., 0, :] = block.r[..., 0, :]
-        np.multiply(block.r[..., 0, :], minus_value, out=factors[..., 1, :])
-        return _Point(trace, den, minus_value, factors, self.synapses.room("by_argument", *shape[:2], shape[4]), h, d)
+        # minus what multiplies den in the equation that the evaluation serves
+        np.negative(trace.v[1:] if self.semi_implicit else trace.v[:-1], out=factors[..., 1, :])
+        factors[..., 1, :] *= block.r[..., 0, :]
+        return _Point(trace, block.share, den, factors, self.synapses.room("by_argument", *shape[:2], shape[4]), h, d)
 
     def pull(self, point: _Point, k: int, dv: Array) -> None:
         """From the gradient (n, H) of the state after step k of a block to that of the state before it, in place."""
@@ -356,19 +366,21 @@ class _Scan:
 
         result = self.scratch.copy("dv by unit", dv.T)
         for first in reversed(range(0, self.spec.evaluations, SOLVERS[self.spec.solver])):
-            result = self.pull_unfold(pull, first, point.den[:, k], h, result)
+            result = self.pull_unfold(pull, first, point.share[k], point.den[:, k], h, result)
         dv[...] = result.T
 
     def accumulate(self, block: _Block, point: _Point, memory: MemoryPoint | None) -> None:
         """Add a block's part of the parameters' gradients, and store those of the inputs and the elapsed times."""
         v, sums = point.trace.v[:-1], point.trace.sums
-        by_r = sums[..., 1, :] + block.drive[..., 1, :]
-        by_r *= point.minus_value
-        by_r += sums[..., 0, :]
-        by_r += block.drive[..., 0, :]
-        by_r *= point.h
-        by_cm = point.h * (v + point.minus_value) if self.semi_implicit else by_r * -block.r[..., 0, :]
-        self.sums.add("cm", _by_unit(by_cm) / self.cm[:, 0])
+        # h (num - den v) / total, for the semi-implicit solver over share + r den too: share times that is the gradient of delta, and -r
+        # times that of cm. The v before the evaluation leaves digits of both where a step is short or long; the v after does not
+        by_change = np.add(sums[..., 1, :], block.drive[..., 1, :], out=self.scratch("by_change", *v.shape))
+        by_change *= v
+        np.subtract(sums[..., 0, :], by_change, out=by_change)
+        by_change += block.drive[..., 0, :]
+        by_change *= point.h
+        by_change /= np.multiply(point.den, block.total, out=point.den) if self.semi_implicit else block.total
+        self.sums.add("cm", -_by_unit(np.multiply(by_change, block.r[..., 0, :], out=point.den)))
         self.synapses.accumulate(*(_evaluations_together(a) for a in (point.trace.active, point.by_argument, v, point.d)))
         d = point.d.sum(0)
         by_num, by_den = (_by_unit(d[:, :, k]) for k in range(2))
@@ -377,7 +389,7 @@ class _Scan:
         by_argument = self.sensory.room("by_argument", len(block.steps), block.u.shape[2])
         d_rows = {"u": _by_row(self.sensory.pull(block.active, d, out=by_argument))}
         self.sensory.accumulate(block.active, by_argument, block.u, d)
-        d_rows["dt"] = (by_r.sum(0) / (self.cm * by_r.dtype.type(self.spec.unfolds))).sum(1).reshape(-1, 1)
+        d_rows["dt"] = (by_change.sum(0) * block.share).sum(1).reshape(-1, 1) / by_change.dtype.type(self.spec.unfolds)
         if self.lstm is not None and memory is not None:
             self.lstm.accumulate(memory)
             d_rows["x"] = memory.d_gates @ self.lstm.w_x

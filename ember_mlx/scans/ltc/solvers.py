@@ -1,11 +1,12 @@
 """One unfold of each solver in the NumPy form, and the way back.
 
-They work on r = delta / cm, of which dv/dt = (num - den v) / cm makes a pure number: `evaluate` takes v (..., H, n) and gives r num and
-r den, (..., H, 2, n), the semi-implicit one's 1 + r den; what it gives may be overwritten.
+They work on r = delta / cm, of which dv/dt = (num - den v) / cm makes a pure number; the semi-implicit one, which needs no division by cm,
+on r = delta / (cm + delta) and share = cm / (cm + delta). `evaluate` takes v (..., H, n) and gives r num and r den, (..., H, 2, n), the
+semi-implicit one's share + r den; what it gives may be overwritten.
 
 The way back goes from the gradient of v after an unfold to that before it. `den` (E, H, n) is what `evaluate` gave beside r num. In h[e],
 (H, n), a solver leaves the gradient of r num at evaluation e; that of r den is -value h[e], value what den multiplies in the equation.
-pull(e) then gives the part of v's gradient that comes through the synapses, which may be overwritten too.
+pull(e) then gives the part of v's gradient that comes through the synapses, which may be overwritten too, as may the gradient `dv` itself.
 """
 
 from collections.abc import Callable
@@ -18,33 +19,34 @@ Evaluate = Callable[[Array], Array]
 Pull = Callable[[int], Array]
 
 
-def _semi_implicit(evaluate: Evaluate, v: Array, out: Array) -> None:
-    """(cm v + delta num) / (cm + delta den), over cm."""
+def _semi_implicit(evaluate: Evaluate, share: Array, v: Array, out: Array) -> None:
+    """(cm v + delta num) / (cm + delta den), both over cm + delta."""
     sums = evaluate(v)
     num, den = sums[..., 0, :], sums[..., 1, :]
-    num += v
+    num += np.multiply(share, v, out=out)
     np.divide(num, den, out=out)  # (5)
 
 
-def _semi_implicit_back(pull: Pull, e: int, den: Array, h: Array, dv: Array) -> Array:
+def _semi_implicit_back(pull: Pull, e: int, share: Array, den: Array, h: Array, dv: Array) -> Array:
     np.divide(dv, den[e], out=h[e])
+    np.multiply(share, h[e], out=dv)
     result = pull(e)
-    result += h[e]
+    result += dv
     return result
 
 
-def _explicit(evaluate: Evaluate, v: Array, out: Array) -> None:
+def _explicit(evaluate: Evaluate, share: Array, v: Array, out: Array) -> None:
     np.add(v, _change(evaluate, v), out=out)
 
 
-def _explicit_back(pull: Pull, e: int, den: Array, h: Array, dv: Array) -> Array:
+def _explicit_back(pull: Pull, e: int, share: Array, den: Array, h: Array, dv: Array) -> Array:
     h[e] = dv
     result = pull(e)
     result += dv - den[e] * dv
     return result
 
 
-def _rk4(evaluate: Evaluate, v: Array, out: Array) -> None:
+def _rk4(evaluate: Evaluate, share: Array, v: Array, out: Array) -> None:
     first = _change(evaluate, v)
     second = _change(evaluate, v + first / 2)
     third = _change(evaluate, v + second / 2)
@@ -52,7 +54,7 @@ def _rk4(evaluate: Evaluate, v: Array, out: Array) -> None:
     np.add(v, (first + 2 * second + 2 * third + fourth) / 6, out=out)
 
 
-def _rk4_back(pull: Pull, e: int, den: Array, h: Array, dv: Array) -> Array:
+def _rk4_back(pull: Pull, e: int, share: Array, den: Array, h: Array, dv: Array) -> Array:
     result, arriving = dv.copy(), np.zeros_like(dv)
     for stage, weight, reach in ((e + 3, 6, 0), (e + 2, 3, 1), (e + 1, 3, 0.5), (e, 6, 0.5)):
         np.add(dv / weight, reach * arriving, out=h[stage])

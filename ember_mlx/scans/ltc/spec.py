@@ -40,6 +40,11 @@ class LTCSpec:
         return self.synapses.units
 
     @property
+    def least_cm(self) -> float:
+        """What the semi-implicit solver adds to cm, so that cm and the time may both be next to 0; its square is a float32 still."""
+        return 1e-15 if self.solver == "semi_implicit" else 0.0
+
+    @property
     def evaluations(self) -> int:
         """How often a step evaluates the synapses, E."""
         return self.unfolds * SOLVERS[self.solver]

@@ -175,4 +175,5 @@ class Variant(NamedTuple):
         outputs = 1 if backward else 4
         by_unit = weight.reshape(outputs, self.spec.units, -1)
         with_none = mx.concatenate([by_unit, mx.zeros((outputs, 1, by_unit.shape[2]))], axis=1)
-        return pack(mx.take(with_none, self.lists(backward).order, axis=1), self.gates_back if backward else self.gates)
+        in_order = mx.take(with_none, self.lists(backward).order, axis=1).reshape(-1, by_unit.shape[2])
+        return pack(in_order, self.gates_back if backward else self.gates)

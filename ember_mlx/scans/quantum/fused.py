@@ -185,10 +185,11 @@ def linearise(spec: QuantumSpec, arrays: Tree, h_c: mx.array, h_s: mx.array) -> 
     r = rotated + noise(arrays) if "xi" in arrays else rotated  # (3)
     density = (r * r).sum(axis=(2, 3))[:, :, None] / p.shape[2]
     nu = spec.nu_0 * mx.exp(-spec.beta * density)  # (4)
-    stay = mx.exp(-nu * dt / arrays["tau"])  # (5)
+    exponent = -nu * dt / arrays["tau"]
+    stay, kappa = mx.exp(exponent), -mx.expm1(exponent)  # (5)
     u = drive(spec, arrays)
     a = mx.tanh(r @ arrays["w_h"].T + mx.stack([u, mx.zeros_like(u)], axis=2))
-    change, slope_q = a - r, mx.expand_dims(1 - stay, 2) * (1 - a * a)
+    change, slope_q = a - r, mx.expand_dims(kappa, 2) * (1 - a * a)
     slope_nu = change * mx.expand_dims(stay * (-2 * spec.beta / p.shape[2] * dt * nu / arrays["tau"]), 2)
     singles = mx.stack([cos, sin, h_c, h_s], axis=2)
     slopes = mx.concatenate([slope_q, slope_nu, mx.expand_dims(stay, 2), r, singles], axis=2)

@@ -203,6 +203,7 @@ class _Stages(NamedTuple):
     r: Array  # after (3)
     nu: Array  # (n, 1)
     stay: Array  # 1 - kappa
+    kappa: Array
     a: Array  # tanh(r R + u)
 
 
@@ -220,7 +221,7 @@ class _Step:
         """From the state (n, H) to the parts of the next one; `place` holds them until its next use."""
         h_c, h_s = h
         n, H = h_c.shape
-        p, by_time, cos, sin, stay = (place(name, n, H) for name in ("p", "by_time", "cos", "sin", "stay"))
+        p, by_time, cos, sin, stay, kappa = (place(name, n, H) for name in ("p", "by_time", "cos", "sin", "stay", "kappa"))
         np.multiply(h_c, h_c, out=p)
         p += np.multiply(h_s, h_s, out=stay)
         multiply(p, self.omega_T, out=by_time)
@@ -234,19 +235,19 @@ class _Step:
         density = np.einsum("knh,knh->n", r, r)[:, None] / H
         nu = self.spec.nu_0 * np.exp(-self.spec.beta * density)  # (4)
         np.divide(-nu * dt, self.tau, out=stay)
-        np.exp(stay, out=stay)  # (5)
+        np.negative(np.expm1(stay, out=kappa), out=kappa)  # (5); 1 - stay has no digits of a short time
+        np.exp(stay, out=stay)
         a = place("a", 2, n, H)
         multiply(r.reshape(2 * n, H), self.w_h_T, out=a.reshape(2 * n, H))
         a[0] += u
         np.tanh(a, out=a)
-        return _Stages(p, by_time, cos, sin, rotated, r, nu.astype(u.dtype, copy=False), stay, a)
+        return _Stages(p, by_time, cos, sin, rotated, r, nu.astype(u.dtype, copy=False), stay, kappa, a)
 
     def run(self, h: Pair, u: Array, dt: Array, noise: Array | None) -> Array:
         """The next state, (2, n, H); the next call overwrites it, when it has read the state."""
         s = self.evaluate(h, u, dt, noise, self.scratch.part("step"))
         np.multiply(s.r, s.stay, out=s.r)
-        kappa = np.subtract(1, s.stay, out=s.stay)
-        np.multiply(s.a, kappa, out=s.a)
+        np.multiply(s.a, s.kappa, out=s.a)
         return np.add(s.a, s.r, out=s.a)
 
     def linearise(self, h: Pair, u: Array, block: _Block) -> "_Point":
@@ -259,7 +260,7 @@ class _Step:
         np.multiply(pairs["change"], s.stay * (factor / self.tau), out=pairs["slope_nu"])
         np.multiply(s.a, s.a, out=pairs["slope_q"])
         np.subtract(1, pairs["slope_q"], out=pairs["slope_q"])
-        pairs["slope_q"] *= 1 - s.stay
+        pairs["slope_q"] *= s.kappa
         return _Point(h, s, block.dt, 2 * block.dt, d_theta=self.scratch("d_theta", *s.p.shape), **pairs)
 
     def pull(self, point: "_Point", local: slice, dh: Array) -> None:
