@@ -59,14 +59,14 @@ def test_nothing_past_a_length_reaches_a_result_or_a_gradient(kind, backend, pad
         expected = mx.value_and_grad(run, argnums=(0, 1))(layer.parameters(), x)
         padded = mx.where(is_padding[:, :, None], padding, x)
         assert_trees_close(mx.value_and_grad(run, argnums=(0, 1))(layer.parameters(), padded), expected, 1e-5)
-    assert sum(float(mx.abs(a).max()) > 0 for _, a in tree_flatten(expected[1][0])) > 1
+    assert sum(float(mx.abs(a).max()) > 0 for _, a in tree_flatten(expected[1][0]) if a.size) > 1
 
 
 @every_layer
 def test_a_frozen_layer_trains_with_what_is_around_it(kind):
     model = nn.Sequential(make(kind), lambda y: y.mean(axis=-1, keepdims=True), nn.Linear(1, 1))
     x = mx.random.normal((B, T, I))
-    layer, names = model.layers[0], [name for name, _ in tree_flatten(model.layers[0].parameters())]
+    layer, names = model.layers[0], [name for name, _ in tree_flatten(model.layers[0].parameters()) if name != "map_id"]
     for freeze in (layer.freeze, model.freeze):
         freeze()
         model.layers[2].unfreeze()

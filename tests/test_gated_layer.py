@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 
 import ember_mlx
 from ember_mlx import GRU, LSTM, RNN
-from ember_mlx.kernels import loader
+from ember_mlx.kernels import launches
 
 from .comparisons import assert_close, assert_trees_close
 from .metal_host import metal_kernel
@@ -407,7 +407,7 @@ BY_ITSELF = {
 def test_a_step_by_itself_is_one_launch_and_copies_nothing(kind, x, monkeypatch):
     """MLX copies what is not contiguous before a launch: cotangents are views, and of a sum broadcast numbers. Short arrays are padded."""
     copied, now = [], []
-    padded = loader._padded
+    padded = launches._padded
 
     def noting(**text):
         kernel = metal_kernel(**text)
@@ -422,7 +422,7 @@ def test_a_step_by_itself_is_one_launch_and_copies_nothing(kind, x, monkeypatch)
 
         return call
 
-    monkeypatch.setattr(loader, "_padded", lambda a, size: (now.append(f"{a.shape} padded"), padded(a, size))[1])
+    monkeypatch.setattr(launches, "_padded", lambda a, size: (now.append(f"{a.shape} padded"), padded(a, size))[1])
     layer = BY_ITSELF[kind]()
     with kernels_on("host", BY_STEP, noting) as backend, ember_mlx.use_backend(backend):
         mx.eval(mx.grad(lambda a: layer(a).sum())(x))

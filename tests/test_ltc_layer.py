@@ -256,6 +256,7 @@ def test_parameters_are_those_of_the_synapses_that_exist():
         **dict.fromkeys(("w", "sigma", "mu", "erev"), S),
         **dict.fromkeys(("sensory_w", "sensory_sigma", "sensory_mu", "sensory_erev"), S_s),
         **{"gleak": 18, "vleak": 18, "cm": 18, "input_w": 5, "input_b": 5, "output_w": 4, "output_b": 4},
+        "map_id": 0,
     }
     targets, sources = np.nonzero(neuron_map.adjacency_matrix.T)
     np.testing.assert_array_equal(np.array(layer.erev), neuron_map.adjacency_matrix[sources, targets])

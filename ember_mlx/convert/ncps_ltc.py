@@ -53,7 +53,7 @@ def _mask(cell: Any, name: str) -> NDArray[np.int8]:
 def _copy_weights(layer: LTC, module: Any) -> None:
     """Replace the layer's parameters by the module's: of a matrix over all pairs of neurons, the values of the synapses that exist."""
     cell, dtype = module.rnn_cell, dtype_of(module.rnn_cell.gleak)
-    for name in [name for name, value in layer.items() if isinstance(value, mx.array)]:
+    for name in [name for name, value in layer.items() if isinstance(value, mx.array) and name != "map_id"]:
         value = array_of(getattr(cell, name))
         if value.ndim == 2:
             targets, sources = np.nonzero(_mask(cell, "sensory_sparsity_mask" if name.startswith("sensory_") else "sparsity_mask").T)

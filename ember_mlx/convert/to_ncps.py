@@ -103,7 +103,7 @@ def _stage(layer: CfC, stage: CfCStage, wired: bool) -> dict[str, Array]:
 def _ltc(layer: LTC) -> dict[str, Array]:
     if layer.solver != "semi_implicit":
         raise bad_argument(OWNER, "layer.solver", "be 'semi_implicit'", repr(layer.solver))
-    values = {name: numpy_of(a) for name, a in layer.items() if isinstance(a, mx.array)}
+    values = {name: numpy_of(a) for name, a in layer.items() if isinstance(a, mx.array) and name != "map_id"}
     for kind, synapses in (("", layer._synapses), ("sensory_", layer._sensory)):
         values[f"{kind}sparsity_mask"] = np.ones(synapses.count, values["gleak"].dtype)
         for name in (*PARAMETERS, "sparsity_mask"):  # of the synapses -> of all pairs, 0 where there is none

@@ -12,6 +12,7 @@ from ..errors import bad_argument
 from ..scans.several import Scans, run_scans
 from ..wiring import NeuronMap, map_from_config, map_to_config
 from .arguments import StateLayout, Steps, check_call_options, dtype_name, read_state, read_steps, type_name
+from .maps import map_id
 
 Check = Callable[[str, str, Any], Any]  # owner, name, value -> the value, or an error
 
@@ -91,16 +92,29 @@ class RecurrentLayer(nn.Module):
         owner = type(self).__name__
         if name in self.settings:
             value = self.settings[name](owner, name, value)
-        elif "_shapes" in self.__dict__ and name in self._fixed_names() and not isinstance(value, (mx.array, nn.Module, list)):
+        elif name in self.__dict__.get("_fixed", ()):
             raise bad_argument(owner, name, "stay as it is: the parameters were made for it; make a new layer", repr(value))
         super().__setattr__(name, value)
 
-    def _fixed_names(self) -> set[str]:
-        return {"input_size", "units", *inspect.signature(type(self).__init__).parameters}
-
     def made(self) -> None:
         """To be called once all parameters are there: from now on they keep their shapes, and what they were made for stays as it is."""
+        names = {"input_size", "units", *inspect.signature(type(self).__init__).parameters}
+        fixed = {name for name in names - self.settings.keys() if hasattr(self, name) and name not in self}
+        object.__setattr__(self, "_fixed", fixed)
         object.__setattr__(self, "_shapes", {path: a.shape for path, a in _arrays_of(self)})
+
+    def keep_map_id(self, neuron_map: NeuronMap) -> None:
+        """Have the weights say which map they are of, where that is not every map of this size; see `map_id`."""
+        if (identity := map_id(neuron_map)) is not None:
+            self.map_id = identity
+            self.freeze(keys="map_id", recurse=False)
+
+    def unfreeze(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """As in mlx.nn; which map the weights are of is never trained."""
+        super().unfreeze(*args, **kwargs)
+        if "map_id" in self:
+            self.freeze(keys="map_id", recurse=False)
+        return self
 
     def check_parameters(self) -> None:
         """Raise an error for a parameter that somebody has replaced by one of another shape or kind."""
@@ -217,4 +231,4 @@ class RecurrentLayer(nn.Module):
     @property
     def dtype(self) -> mx.Dtype:
         """The parameters' dtype."""
-        return mx.result_type(*{a.dtype for _, a in _arrays_of(self)})
+        return mx.result_type(*{a.dtype for path, a in _arrays_of(self) if not path.endswith("map_id")})

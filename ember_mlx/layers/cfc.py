@@ -18,7 +18,7 @@ from ..scans.several import Scan, Scans
 from ..wiring import NeuronMap
 from .arguments import Steps, compute_dtype
 from .base import Check, RecurrentLayer
-from .maps import built_map, layer_ranges, map_id, parameter_of_map
+from .maps import built_map, layer_ranges, parameter_of_map
 from .weights import Weights, linear_weights, lstm_weights
 
 OUTPUTS = ("units", "motor")
@@ -146,8 +146,7 @@ class CfC(RecurrentLayer):
         check_size(owner, "neuron_map", 4 * H, H + self.input_size)
         if self.proj_size is not None:
             check_size(owner, "proj_size", self.proj_size, H)
-        if (identity := map_id(self.neuron_map)) is not None:
-            self.map_id = identity
+        self.keep_map_id(self.neuron_map)
         self.stages = [
             CfCStage(size, stop - start, self.mode, width, depth, self._head_mask(mask))
             for size, (start, stop), mask in zip(inputs, ranges, masks, strict=True)

@@ -15,7 +15,7 @@ from ..scans.several import Scan, Scans
 from ..wiring import NeuronMap
 from .arguments import Steps, compute_dtype
 from .base import Check, RecurrentLayer
-from .maps import built_map, map_id
+from .maps import built_map
 from .weights import lstm_weights
 
 MAPPINGS = ("affine", "linear", None)
@@ -136,8 +136,7 @@ class LTC(RecurrentLayer):
     def _make_parameters(self) -> None:
         """Create the units' and synapses' parameters, the mappings, and the LSTM of the mixed memory."""
         H, I, O = self.units, self.input_size, self.neuron_map.output_dim
-        if (identity := map_id(self.neuron_map)) is not None:
-            self.map_id = identity
+        self.keep_map_id(self.neuron_map)
         for name in ("gleak", "vleak", "cm"):
             self[name] = mx.random.uniform(*RANGES[name], (H,))
         kinds = (

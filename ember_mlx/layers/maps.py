@@ -51,7 +51,7 @@ def map_id(neuron_map: NeuronMap) -> mx.array | None:
     layers = [] if neuron_map.layers is None else [ids.tolist() for ids in neuron_map.layers]
     content = repr((*(matrix.shape for matrix in matrices), neuron_map.output_dim, layers)).encode()
     digest = hashlib.sha256(content + b"".join(np.packbits(matrix).tobytes() for matrix in matrices)).digest()
-    return mx.zeros((0, 1 + int.from_bytes(digest[:8], "little") % (2**31 - 1)))
+    return mx.array(np.zeros((0, 1 + int.from_bytes(digest[:8], "little") % (2**31 - 1)), np.float32))  # has no stream to be evaluated on
 
 
 def layer_ranges(owner: str, neuron_map: NeuronMap) -> tuple[tuple[int, int], ...] | None:

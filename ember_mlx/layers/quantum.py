@@ -15,7 +15,7 @@ from ..wiring import NeuronMap
 from .arguments import StateLayout, Steps, check_key, compute_dtype
 from .base import Check, RecurrentLayer
 from .initial import glorot_uniform
-from .maps import built_map, map_id, parameter_of_map
+from .maps import built_map, parameter_of_map
 from .weights import linear_weights
 
 Tree = dict[str, Any]
@@ -116,8 +116,7 @@ class LQNet(RecurrentLayer):
         super().__init__(neuron_map.require_input_dim(), neuron_map.units, return_sequences, return_state, batch_first, go_backwards)
         self.neuron_map = neuron_map
         self.nu_0, self.beta, self.noise_scale = nu_0, beta, noise_scale
-        if (identity := map_id(neuron_map)) is not None:
-            self.map_id = identity
+        self.keep_map_id(neuron_map)
         # NumPy masks are no parameters, so nothing can thaw or train them
         recurrent = neuron_map.get_recurrent_mask()
         self.sensory_mask, self.recurrent_mask = _mask(neuron_map.get_input_mask().T), _mask(recurrent)
