@@ -233,6 +233,21 @@ MESSAGES = {
         lambda: StrideAwareCfC(MAP, [1, 2])(X, [None, None, [None, mx.array([[0.5, float("inf")], [1, 2]])]]),
         "[StrideAwareCfC] initial_state elapsed must be finite and not negative, got inf.",
     ),
+    "too-long": (
+        ValueError,
+        lambda: StrideAwareCfC(MAP, [1, 2**31]),
+        "[StrideAwareCfC] stride_lengths[1] must be at most 2^30 = 1073741824, got 2147483648.",
+    ),
+    "clock-at-its-end": (
+        ValueError,
+        lambda: StrideAwareCfC(MAP, [1])(X, [None, [mx.array([[3], [2**31 - 5]], mx.int64), None]]),
+        "[StrideAwareCfC] initial_state steps must leave room to count on, at most 2147483642; begin a new stream, got 2147483643.",
+    ),
+    "another-stride-later": (
+        ValueError,
+        lambda: setattr(StrideAwareCfC(MAP, [1]), "stride_lengths", [2]),
+        "[StrideAwareCfC] stride_lengths must stay as it is: the parameters were made for it; make a new layer, got [2].",
+    ),
     "elapsed-shape": (
         ValueError,
         lambda: StrideAwareCfC(MAP, [1, 2])(X, [None, None, [None, mx.zeros((2, 1))]]),
@@ -259,6 +274,60 @@ def test_a_stream_may_go_on_for_ever():
         results.append((y, after.item()))
     assert_close(results[1][0], results[0][0], 0, "y")
     assert [after for _, after in results] == [64, 4]
+
+
+@pytest.mark.parametrize("dtype", [mx.int8, mx.uint8, mx.uint32, mx.int64, mx.uint64], ids=str)
+def test_a_clock_may_be_integers_of_any_kind(dtype):
+    layer, x = made("rnn", return_state=True, return_sequences=True), mx.random.normal((2, 7, I))
+    _, [*state, [steps, elapsed]] = layer(x)
+    expected, [*_, [after, _]] = layer(x, [*state, [steps, elapsed]])
+    y, [*_, [found, _]] = layer(x, [*state, [steps.astype(dtype), elapsed]])
+    assert_close(y, expected, 0, "y")
+    assert found.dtype == after.dtype == mx.int32
+    assert found.tolist() == after.tolist()
+
+
+@every_kind
+@pytest.mark.parametrize("streamed", [False, True], ids=["fresh", "streamed"])
+def test_a_stride_longer_than_the_sequence_costs_no_more(kind, streamed):
+    """Every array of the graph is as large as for a stride of T, forward and backward, and the result the same."""
+    results = []
+    for stride in (T, 2**30):
+        mx.random.seed(1)
+        layer = StrideAware(made(kind).layers[0], [1, stride], return_sequences=True, return_state=True)
+        layer.eval()
+        x, dt = inputs(kind)
+        state = layer(x[:, :4], None, None if dt is None else dt[:, :4])[1] if streamed else None
+        loss = lambda a, d, layer=layer, state=state: (layer(a, state, d)[0] ** 2).sum()  # noqa: E731
+        mx.eval(x, dt, state, layer.parameters())
+        mx.synchronize()
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        mx.eval(mx.grad(loss, argnums=(0,) if dt is None else (0, 1))(x, dt))
+        results.append((mx.get_peak_memory() - before, np.array(layer(x[:, : T - 1 - 4 * streamed], state, None)[0])))
+    (peak, y), (long_peak, long_y) = results
+    assert long_peak <= 1.1 * peak + 4096
+    assert_close(long_y, y, 0, "y")
+
+
+def test_strides_are_the_layers_own():
+    given = [1, 2]
+    layer = StrideAwareCfC(4, given, 3)
+    given.append(5)
+    layer.stride_lengths.append(7)
+    assert layer.stride_lengths == layer.get_config()["stride_lengths"] == [1, 2]
+
+
+def test_strides_without_a_common_multiple_count_on():
+    strides = [2**30 - 35, 2**30 - 41, 3]
+    layer = StrideAware(RNN(I, 4), strides, return_state=True, return_sequences=True)
+    x, steps = mx.random.normal((1, 7, I)), mx.array([[2 * strides[0] - 3]], mx.int32)
+    y, [_, _, _, [after, elapsed]] = layer(x, [None, None, None, [steps, mx.zeros((1, 3))]])
+    assert after.item() == 2 * strides[0] + 4
+    assert [elapsed[0, k].item() for k in (0, 1)] == [3, 7]
+    own = layer.layers[0](x[:, 3:4], return_sequences=True)
+    assert_close(y[:, 3:, :4], mx.broadcast_to(own, (1, 4, 4)), 1e-6)
+    assert not mx.any(y[:, :3, :4])
 
 
 def test_a_layer_that_runs_backwards_is_refused():

@@ -20,19 +20,22 @@ from .ltc import LTC
 
 # for mx.repeat, whose gradient is slow on MLX 0.32.4's CPU where steps come a few times and what comes back is not contiguous
 FEWEST_REPEATED = 8
-MOST_STEPS = 2**30  # that the clock counts
+MOST_STEPS = 2**30  # that the clock counts where it can begin again, and the longest stride
+LAST_STEP = 2**31 - 1  # that int32 counts
 
 
 class OwnSteps(NamedTuple):
     """A stride's own steps among those of a call, K at the most in each sequence.
 
     Args:
+        stride: between them; at most T, for a longer one has no more of them.
         steps: the own steps: x (K, B, I), dt since the last own step, and how many there are in each sequence, which may be none.
         first: (B,) the first of them, or None where it is step 0 everywhere.
         taken: (B,) how many there are.
-        last: (B,) the last of them; negative where there is none.
+        last: (B,) the last of them, where there is any.
     """
 
+    stride: int
     steps: Steps
     first: mx.array | None
     taken: mx.array
@@ -60,8 +63,9 @@ class StrideAware(RecurrentLayer):
 
         x: (B, T, I), or (T, I) without batch; floating point.
         initial_state: a list of each stride's state, as its layer returns it, or None, and last the clock [steps, elapsed]: steps (B, 1)
-            int32, the steps so far (from 2^30 on less a common multiple of the strides, so that a stream may go on for ever), and
-            elapsed (B, strides), the time since each stride's last own step. All of it may be None.
+            int32, the steps so far (from 2^30 on less a common multiple of the strides, so that a stream may go on for ever; strides
+            without one below 2^30 end at step 2^31), and elapsed (B, strides), the time since each stride's last own step. All of it
+            may be None.
         time_deltas: elapsed time before each step, (B, T) or (B, T, 1), its axes in the order of x's, or a scalar; 1 if None. Not for
             layers that know no time.
         lengths: (B,) integers in 1..T; steps past them change no state, and y is 0 there.
@@ -73,7 +77,7 @@ class StrideAware(RecurrentLayer):
 
     Raises:
         TypeError: `layer` is no layer of this package; strides that are no integers; an argument of a wrong kind.
-        ValueError: no stride, or one below 1; a layer that runs backwards; an argument of a wrong shape or value.
+        ValueError: no stride, or one below 1 or above 2^30; a layer that runs backwards; an argument of a wrong shape or value.
 
     Example:
         >>> import mlx.core as mx
@@ -100,13 +104,18 @@ class StrideAware(RecurrentLayer):
         for name in ("go_backwards", "bidirectional"):
             if config.get(name):
                 raise bad_argument(owner, "layer", "run forwards", f"{type(layer).__name__} with {name}=True")
-        self_strides = check_strides(owner, stride_lengths)
-        super().__init__(layer.input_size, layer.units * len(self_strides), return_sequences, return_state, batch_first, go_backwards)
-        self.stride_lengths = self_strides
-        self.layers = [type(layer).from_config(config) for _ in self_strides]
+        strides = check_strides(owner, stride_lengths)
+        super().__init__(layer.input_size, layer.units * len(strides), return_sequences, return_state, batch_first, go_backwards)
+        self._strides = tuple(strides)
+        self.layers = [type(layer).from_config(config) for _ in strides]
         self.set_dtype(layer.dtype)
         self.train(layer.training)
         self.made()
+
+    @property
+    def stride_lengths(self) -> list[int]:
+        """The strides, in the order of the outputs."""
+        return list(self._strides)
 
     @property
     def timed(self) -> bool:  # type: ignore[override]
@@ -137,7 +146,7 @@ class StrideAware(RecurrentLayer):
         states: list[mx.array | None] = []
         for layer, one in zip(self.layers, given, strict=False):
             states += read_state(owner, [one] if layer.bare_state else one, layer.state_layouts, batch, steps.batched)
-        states += _read_clock(owner, given[-1], batch, count, steps.batched)
+        states += _read_clock(owner, given[-1], batch, count, steps)
         return (steps.backwards() if self.go_backwards else steps), states
 
     def run(self, steps: Steps, state: list[mx.array | None], **options: Any) -> tuple[mx.array, list[mx.array]]:
@@ -151,7 +160,7 @@ class StrideAware(RecurrentLayer):
             count = len(layer.state_layouts)
             initial, states = states[:count], states[count:]
             waited = None if elapsed is None else elapsed[:, k]
-            runs.append(stride_scans(layer, stride, steps, own[stride], initial, waited, dtype, **own_options))
+            runs.append(stride_scans(layer, steps, own[stride], initial, waited, dtype, **own_options))
         outputs, finals, since = zip(*run_scans(runs, keep=self.training), strict=True)
         T, B, _ = steps.x.shape
         passed = mx.full((B,), T, mx.int32) if steps.lengths is None else steps.lengths
@@ -286,7 +295,6 @@ class StrideAwareLTC(_StrideAwareOnMap):
 
 def stride_scans(
     layer: RecurrentLayer,
-    stride: int,
     steps: Steps,
     own: OwnSteps,
     state: list[mx.array | None],
@@ -298,7 +306,6 @@ def stride_scans(
 
     Args:
         layer: the stride's.
-        stride: s.
         steps: all steps.
         own: the stride's.
         state: of the layer.
@@ -320,12 +327,12 @@ def stride_scans(
     y, final = yield from layer.scans(here, list(initial), **options)
     y = layer.read_out(y, here)
     if own.first is None:
-        held = _repeated(y, stride)[:T]
+        held = _repeated(y, own.stride)[:T]
     else:
         one = here._replace(x=here.x[:1], dt=here.dt[:1], lengths=None)
         before = layer.read_out(mx.expand_dims(layer.output_of(initial), 0), one)
         t = mx.arange(T)[:, None]
-        place = mx.maximum(t - own.first, 0) // stride
+        place = mx.maximum(t - own.first, 0) // own.stride
         held = mx.where((t >= own.first)[:, :, None], mx.take_along_axis(y, place[:, :, None], axis=0), before)
         final = [mx.where((own.taken > 0)[:, None], a, b) for a, b in zip(final, initial, strict=True)]
     return held, final, _time_since(own, steps, waited)
@@ -342,13 +349,14 @@ def own_steps(stride: int, steps: Steps, taken: mx.array | None) -> OwnSteps:
     """The steps t with (taken + t) mod stride = 0, and the time elapsed since the one before, as far as it is in these steps."""
     T, B, _ = steps.x.shape
     length = mx.full((B,), T, mx.int32) if steps.lengths is None else steps.lengths
-    if taken is None:
+    first = None if taken is None else mx.minimum((-taken[:, 0]) % stride, T).astype(mx.int32)  # (B,)
+    stride = min(stride, T)  # so that no array grows with it
+    if first is None:
         count = (length + stride - 1) // stride
         windows = mx.concatenate([mx.zeros((stride - 1, B), steps.dt.dtype), steps.dt])
         windows = windows[: (T - 1) // stride * stride + stride].reshape(-1, stride, B)
         own = steps._replace(x=steps.x[::stride], dt=windows.sum(axis=1), lengths=None if steps.lengths is None else count)
-        return OwnSteps(own, None, count, (count - 1) * stride)
-    first = (-taken[:, 0]) % stride  # (B,)
+        return OwnSteps(stride, own, None, count, (count - 1) * stride)
     count = mx.maximum(length - first + stride - 1, 0) // stride
     K = (T + stride - 1) // stride
     places = first + mx.arange(K)[:, None] * stride  # (K, B)
@@ -358,7 +366,7 @@ def own_steps(stride: int, steps: Steps, taken: mx.array | None) -> OwnSteps:
     dt = mx.take_along_axis(steps.dt, mx.clip(window, 0, T - 1).reshape(-1, B), axis=0).reshape(window.shape)
     dt = mx.where(there, dt, 0).sum(axis=1)
     own = steps._replace(x=x, dt=dt, lengths=count)
-    return OwnSteps(own, first, count, first + (count - 1) * stride)
+    return OwnSteps(stride, own, first, count, first + (count - 1) * stride)
 
 
 def _time_since(own: OwnSteps, steps: Steps, waited: mx.array | None) -> mx.array:
@@ -376,10 +384,14 @@ def check_strides(owner: str, stride_lengths: Any) -> list[int]:
         raise bad_argument(owner, "stride_lengths", "be a sequence of integers", type_name(stride_lengths), TypeError)
     if not stride_lengths:
         raise bad_argument(owner, "stride_lengths", "hold at least one stride", "none")
-    return [check_integer(owner, f"stride_lengths[{k}]", stride) for k, stride in enumerate(stride_lengths)]
+    strides = [check_integer(owner, f"stride_lengths[{k}]", stride) for k, stride in enumerate(stride_lengths)]
+    for k, stride in enumerate(strides):
+        if stride > MOST_STEPS:
+            raise bad_argument(owner, f"stride_lengths[{k}]", f"be at most 2^30 = {MOST_STEPS}", stride)
+    return strides
 
 
-def _read_clock(owner: str, clock: Any, batch: int, strides: int, batched: bool) -> list[mx.array | None]:
+def _read_clock(owner: str, clock: Any, batch: int, strides: int, steps: Steps) -> list[mx.array | None]:
     """Check the last entry of a state, [steps, elapsed] or None; returns them (B, 1) and (B, strides), or None."""
     if clock is None:
         return [None, None]
@@ -391,12 +403,14 @@ def _read_clock(owner: str, clock: Any, batch: int, strides: int, batched: bool)
     result: list[mx.array | None] = []
     for name, a, features in zip(("steps", "elapsed"), clock, (1, strides), strict=True):
         if a is not None:
-            _check_clock(owner, f"initial_state {name}", a, (batch, features) if batched else (features,))
-        result.append(a if a is None or batched else mx.expand_dims(a, 0))
+            most = LAST_STEP - len(steps.x) if name == "steps" else math.inf
+            _check_clock(owner, f"initial_state {name}", a, (batch, features) if steps.batched else (features,), most)
+            a = a.astype(mx.int32) if name == "steps" else a
+        result.append(a if a is None or steps.batched else mx.expand_dims(a, 0))
     return result
 
 
-def _check_clock(owner: str, name: str, a: Any, shape: tuple[int, ...]) -> None:
+def _check_clock(owner: str, name: str, a: Any, shape: tuple[int, ...], most: float) -> None:
     if name.endswith("elapsed"):
         check_array(owner, name, a)
     elif not isinstance(a, mx.array) or not mx.issubdtype(a.dtype, mx.integer):
@@ -409,3 +423,5 @@ def _check_clock(owner: str, name: str, a: Any, shape: tuple[int, ...]) -> None:
         wrong = values[~(np.isfinite(values) & (values >= 0))]
         if wrong.size:
             raise bad_argument(owner, name, "be finite and not negative", wrong[0])
+        if (values > most).any():  # a clock whose strides have no common multiple to begin again at
+            raise bad_argument(owner, name, f"leave room to count on, at most {most}; begin a new stream", values.max())
