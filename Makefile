@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo reproduce test lint bench golden clean
+.PHONY: demo reproduce test lint attack bench golden clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -20,6 +20,9 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m tests.metal_host metal/*.metal
+
+attack: $(VENV)/.test
+	$(BIN)/python -m tests.attack $(ARGS)
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/cpu.py $(ARGS)

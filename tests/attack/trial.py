@@ -1,0 +1,92 @@
+"""One configuration: what is tried on it, and what came of it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+import ember_mlx
+from ember_mlx.scans.registry import RECURRENCES
+
+from . import histories, transformations
+from .problems import draw_config, exact, make
+from .values import Verdict, expected, judge_curvature, judge_gradient, judge_outputs, judge_slope
+
+OWNERS = {f"[{name}]" for name in (*ember_mlx.__all__, *(recurrence.name for recurrence in RECURRENCES.values()), "ember_mlx")}
+FORMS = ["numpy"] * 3 + ["ops"]
+
+
+class Outcome(NamedTuple):
+    """What came of a configuration: results that are wrong, refusals, results judged, interrupts survived."""
+
+    wrong: list[str]
+    refused: list[str]
+    judged: int
+    interrupts: int
+
+
+def draw_of(seed, index):
+    """The draws of one configuration."""
+    rng = np.random.default_rng([seed, index])
+    return lambda choices: choices[int(rng.integers(len(choices)))]
+
+
+def attack(draw: Callable, cell: str | None = None) -> Outcome:
+    """Draw a configuration and all that is tried on it."""
+    config = draw_config(draw, cell)
+    problem = make(config)
+    want = expected(problem)
+    wrong, refused, judged, interrupts = [], [], 0, 0
+    for name, attempt, judge in attempts(draw, problem, want):
+        try:
+            result = attempt()
+        except (ValueError, NotImplementedError, RuntimeError) as error:
+            (refused if is_refusal(error) else wrong).append(f"{name}: {type(error).__name__}: {error}")
+            continue
+        verdict = judge(result)
+        wrong += [f"{name}: {fault}" for fault in verdict.wrong]
+        judged += verdict.judged
+        interrupts += verdict.interrupts
+    return Outcome(wrong, refused, judged, interrupts)
+
+
+def attempts(draw, problem, want):
+    """(name, a computation, what judges its result): the plain call in one form, then some transformations and histories."""
+    form = draw(FORMS)
+    yield f"{form} outputs", in_form(form, problem, transformations.plain_outputs), lambda got: judge_outputs(problem, want, got)
+    yield f"{form} gradient", in_form(form, problem, transformations.plain_gradient), lambda got: judge_gradient(problem, want, got)
+    halves = problem.config["dtype"] in ("float16", "bfloat16")  # a tangent is rounded to them where it cannot be told how much it matters
+    kinds = [
+        (transformations.OUTPUTS, lambda got: judge_outputs(problem, want, got)),
+        (transformations.GRADIENTS, lambda got: judge_gradient(problem, want, got)),
+    ]
+    if not halves:
+        kinds.append((transformations.SLOPES, lambda got: judge_slope(want, float(exact(got)))))
+        kinds.append((transformations.CURVATURES, lambda got: judge_curvature(problem, want, got)))
+    ways, judge = draw(kinds)
+    way = draw([way for way in ways if way not in transformations.COMPILED or is_short(problem.config)])
+    yield way.__name__, in_form("auto", problem, way), judge
+    history = draw(histories.HISTORIES)
+    yield history.__name__, in_form("numpy", problem, history), lambda found: Verdict(found[0], 1, found[1])
+
+
+def is_short(config):
+    """Whether mx.compile, which calls a compiler of C++ for every step's operations, has done soon."""
+    return config["T"] * config["options"].get("ode_unfolds", 1) * len(config["strides"] or [1]) <= 2
+
+
+def in_form(form, problem, way):
+    def attempt():
+        with ember_mlx.use_backend(form):
+            result = way(problem)
+            mx.eval([a for _, a in tree_flatten(result) if isinstance(a, mx.array)])
+            return result
+
+    return attempt
+
+
+def is_refusal(error):
+    """Whether the package itself says, by name, that something cannot be done."""
+    return str(error).split(" ")[0] in OWNERS
