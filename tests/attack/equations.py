@@ -1,7 +1,7 @@
 """What the float64 loops share. They are written from the equations alone: no module named here or below imports the package.
 
-Every array has a leading axis of members, (N, ...): one pass of a loop runs a problem, the same one with rounded inputs, and what gives their
-derivatives. A loop knows one sequence: x is (T, N, I), dt (T, N, 1), a state (N, features).
+Every array has a leading axis of members, (N, ...): one pass of a loop runs a problem, the same one with rounded inputs, and what gives
+their derivatives. A loop knows one sequence: x is (T, N, I), dt (T, N, 1), a state (N, features).
 
 Numbers may be complex: the derivative of f in the direction d is the imaginary part of f(a + 1e-30 i d) / 1e-30, without a difference that
 cancels (Squire and Trapp, SIAM Review 40, 110-112, 1998). So what is not analytic, as |a|, is written for that here.
@@ -16,7 +16,7 @@ Draw = Callable  # a sequence of choices -> one of them
 
 
 class NeuronData(NamedTuple):
-    """A neuron map as numbers; matrices are indexed [source, target] and hold -1, 0 and 1; `layers` are neuron ids in the order of a step."""
+    """A neuron map as numbers; matrices are indexed [source, target] and hold -1, 0, 1; `layers` are neuron ids in the order of a step."""
 
     units: int
     outputs: int

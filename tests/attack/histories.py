@@ -9,9 +9,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-import ember_mlx
 import mlx.core as mx
 import numpy as np
+
+import ember_mlx
 
 from .problems import exact, loss, make
 

@@ -94,7 +94,7 @@ def make_layer(config):
     else:
         layer = getattr(ember_mlx, name)(size, **given, **inner)
     neurons = neuron_data(layer.layers[0] if strides and name in ("CfC", "LTC") else layer) if name in MAPPED else None
-    if strides and not (name in ("CfC", "LTC")):
+    if strides and name not in ("CfC", "LTC"):
         layer = ember_mlx.StrideAware(layer, strides, **back)
     if config["both"]:
         layer = ember_mlx.Bidirectional(layer)

@@ -33,13 +33,13 @@ def draw_of(seed, index):
     return lambda choices: choices[int(rng.integers(len(choices)))]
 
 
-def attack(draw: Callable, cell: str | None = None) -> Outcome:
-    """Draw a configuration and all that is tried on it."""
+def attack(draw: Callable, cell: str | None = None, compiles: bool = True) -> Outcome:
+    """Draw a configuration and all that is tried on it; `compiles`: mx.compile too, which takes seconds each time."""
     config = draw_config(draw, cell)
     problem = make(config)
     want = expected(problem)
     wrong, refused, judged, interrupts = [], [], 0, 0
-    for name, attempt, judge in attempts(draw, problem, want):
+    for name, attempt, judge in attempts(draw, problem, want, compiles):
         try:
             result = attempt()
         except (ValueError, NotImplementedError, RuntimeError) as error:
@@ -52,7 +52,7 @@ def attack(draw: Callable, cell: str | None = None) -> Outcome:
     return Outcome(wrong, refused, judged, interrupts)
 
 
-def attempts(draw, problem, want):
+def attempts(draw, problem, want, compiles):
     """(name, a computation, what judges its result): the plain call in one form, then some transformations and histories."""
     form = draw(FORMS)
     yield f"{form} outputs", in_form(form, problem, transformations.plain_outputs), lambda got: judge_outputs(problem, want, got)
@@ -66,7 +66,7 @@ def attempts(draw, problem, want):
         kinds.append((transformations.SLOPES, lambda got: judge_slope(want, float(exact(got)))))
         kinds.append((transformations.CURVATURES, lambda got: judge_curvature(problem, want, got)))
     ways, judge = draw(kinds)
-    way = draw([way for way in ways if way not in transformations.COMPILED or is_short(problem.config)])
+    way = draw([way for way in ways if way not in transformations.COMPILED or (compiles and is_short(problem.config))])
     yield way.__name__, in_form("auto", problem, way), judge
     history = draw(histories.HISTORIES)
     yield history.__name__, in_form("numpy", problem, history), lambda found: Verdict(found[0], 1, found[1])
