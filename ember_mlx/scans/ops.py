@@ -5,6 +5,7 @@ from typing import Any
 import mlx.core as mx
 
 Tree = dict[str, Any]
+FLAT = 20.0  # from here on tanh is 1 or -1 in any precision
 
 
 def by_step(a: mx.array) -> list[mx.array]:
@@ -13,6 +14,11 @@ def by_step(a: mx.array) -> list[mx.array]:
     The axis in front keeps mx.compile of MLX 0.32.4 from failing where a pointwise result is split, and the same result once more.
     """
     return [part.squeeze((0, 1)) for part in mx.split(mx.expand_dims(a, 0), a.shape[0], axis=1)]
+
+
+def tanh(a: mx.array) -> mx.array:
+    """mx.tanh with derivatives of any order: in MLX 0.32.4 the second one is NaN where cosh overflows. From 20 on it is 1 to rounding."""
+    return mx.tanh(mx.minimum(mx.maximum(a, -FLAT), FLAT))
 
 
 def project(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
@@ -29,5 +35,5 @@ def outer(d: mx.array, x: mx.array) -> mx.array:
 def lstm_step(p: Tree, h: mx.array, c: mx.array, t: int) -> tuple[mx.array, mx.array]:
     """Step t of a mixed memory, from its `projected` inputs; see memory.py. (B, H) each."""
     a, i, f, o = mx.split(p["projected"][t] + h @ p["w_h"].T, 4, axis=1)
-    c = c * mx.sigmoid(f + 1) + mx.tanh(a) * mx.sigmoid(i)
-    return mx.tanh(c) * mx.sigmoid(o), c
+    c = c * mx.sigmoid(f + 1) + tanh(a) * mx.sigmoid(i)
+    return tanh(c) * mx.sigmoid(o), c

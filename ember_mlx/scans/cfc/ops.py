@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..ops import by_step, lstm_step, project
+from ..ops import by_step, lstm_step, project, tanh
 from ..pointwise import LECUN_INNER, LECUN_OUTER
 from .spec import CfCSpec
 
@@ -17,8 +17,8 @@ Tree = dict[str, Any]
 
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     # a Python number would be rounded to float32 before it meets a float64 array
-    "lecun_tanh": lambda a: mx.array(LECUN_OUTER, a.dtype) * mx.tanh(mx.array(LECUN_INNER, a.dtype) * a),
-    "tanh": mx.tanh,
+    "lecun_tanh": lambda a: mx.array(LECUN_OUTER, a.dtype) * tanh(mx.array(LECUN_INNER, a.dtype) * a),
+    "tanh": tanh,
     "relu": nn.relu,
     "silu": nn.silu,
     "gelu": nn.gelu,
@@ -84,6 +84,6 @@ def _stage(spec: CfCSpec, p: Tree, h: mx.array, below: mx.array | None, dt: mx.a
         decay = mx.exp(-dt * rate)  # (3)
         return A - A * decay * f
     f, g, t_a, t_b = mx.split(q, 4, axis=1)
-    f, g = mx.tanh(f), mx.tanh(g)  # (2)
+    f, g = tanh(f), tanh(g)  # (2)
     t_interp = mx.sigmoid(t_a * dt + t_b)  # (3)
     return f + g * t_interp if spec.mode == "no_gate" else f * (1 - t_interp) + g * t_interp

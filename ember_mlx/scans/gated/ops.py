@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..ops import tanh
 from .spec import GatedSpec
 
 Tree = dict[str, Any]
@@ -49,15 +50,15 @@ def step(spec: GatedSpec, arrays: Tree, projected: mx.array, state: list[mx.arra
     if spec.cell == "lstm":
         i, f, g, o = lstm_gates(a)
         c = f * state[1] + i * g  # (3)
-        h = o * mx.tanh(c)
+        h = o * tanh(c)
         return [h @ arrays["w_hr"].swapaxes(1, 2) if "w_hr" in arrays else h, c]
-    return [mx.tanh(a) if spec.cell == "tanh" else mx.maximum(a, 0)]  # (2)
+    return [tanh(a) if spec.cell == "tanh" else mx.maximum(a, 0)]  # (2)
 
 
 def lstm_gates(a: mx.array) -> list[mx.array]:
     """i, f, g, o of an LSTM, from their arguments (..., 4 H)."""
     i, f, g, o = mx.split(a, 4, axis=-1)
-    return [mx.sigmoid(i), mx.sigmoid(f), mx.tanh(g), mx.sigmoid(o)]  # (2)
+    return [mx.sigmoid(i), mx.sigmoid(f), tanh(g), mx.sigmoid(o)]  # (2)
 
 
 def gru_gates(projected: mx.array, q: mx.array, b_hn: mx.array) -> list[mx.array]:
@@ -65,4 +66,4 @@ def gru_gates(projected: mx.array, q: mx.array, b_hn: mx.array) -> list[mx.array
     x_r, x_z, x_n = mx.split(projected, 3, axis=-1)
     q_r, q_z, q_n = mx.split(q, 3, axis=-1)
     r, z, q_n = mx.sigmoid(x_r + q_r), mx.sigmoid(x_z + q_z), q_n + b_hn  # (2)
-    return [r, z, mx.tanh(x_n + r * q_n), q_n]
+    return [r, z, tanh(x_n + r * q_n), q_n]

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..ops import by_step, project
+from ..ops import by_step, project, tanh
 from .spec import QuantumSpec
 
 Tree = dict[str, Any]
@@ -68,5 +68,5 @@ def _step(spec: QuantumSpec, p: Tree, h_c: mx.array, h_s: mx.array, part: Tree) 
     nu = mx.array(spec.nu_0, dt.dtype) * mx.exp(mx.array(-spec.beta, dt.dtype) * density)  # (4)
     exponent = -nu * dt / p["tau"]
     stay, kappa = mx.exp(exponent), -mx.expm1(exponent)  # (5)
-    h_c = stay * h_c + kappa * mx.tanh(h_c @ p["w_h"].T + part["u"])
-    return h_c, stay * h_s + kappa * mx.tanh(h_s @ p["w_h"].T)
+    h_c = stay * h_c + kappa * tanh(h_c @ p["w_h"].T + part["u"])
+    return h_c, stay * h_s + kappa * tanh(h_s @ p["w_h"].T)
