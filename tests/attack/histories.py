@@ -17,6 +17,7 @@ import ember_mlx
 from .problems import exact, loss, make
 
 INTERRUPTS = 6
+MANY = 1024  # sequences
 REPETITIONS = 3  # of a step, in each of two threads
 
 
@@ -51,6 +52,15 @@ def same(a, b):
 def another(problem):
     """A problem of the same kind with other numbers and a layer of its own."""
     return make(problem.config | {"seed": problem.config["seed"] + 1})
+
+
+def larger(problem):
+    """A problem of the same kind, of so many sequences that the NumPy form shares them among threads."""
+    config = problem.config
+    if not config["batched"]:
+        return problem
+    lengths = config["lengths"] and config["lengths"] * (MANY // config["B"] + 1)
+    return make(config | {"B": MANY, "lengths": lengths and lengths[:MANY]})
 
 
 def halved(problem):
@@ -101,8 +111,8 @@ def other_shapes_between(problem):
 
 def two_threads(problem):
     """Two layers train at once, each as if it were alone."""
-    other = another(problem)
-    problems, form = (problem, other), ember_mlx.current_backend()
+    problem = larger(problem)
+    problems, form = (problem, another(problem)), ember_mlx.current_backend()
     wanted = [step(one) for one in problems]
 
     def train(k):
@@ -116,6 +126,7 @@ def two_threads(problem):
 
 def interrupted(problem):
     """A step is interrupted at random moments; the next one is as ever."""
+    problem = larger(problem)
     wanted, moments, count, faults = step(problem), random.Random(problem.config["seed"]), 0, []
     other = another(problem)
     wanted_of_other, started = step(other), time.perf_counter()

@@ -19,8 +19,9 @@ FORMS = ["numpy"] * 3 + ["ops"]
 
 
 class Outcome(NamedTuple):
-    """What came of a configuration: results that are wrong, refusals, results judged, interrupts survived."""
+    """A configuration and what came of it: results that are wrong, refusals, results judged, interrupts survived."""
 
+    config: dict
     wrong: list[str]
     refused: list[str]
     judged: int
@@ -49,7 +50,7 @@ def attack(draw: Callable, cell: str | None = None, compiles: bool = True) -> Ou
         wrong += [f"{name}: {fault}" for fault in verdict.wrong]
         judged += verdict.judged
         interrupts += verdict.interrupts
-    return Outcome(wrong, refused, judged, interrupts)
+    return Outcome(config, wrong, refused, judged, interrupts)
 
 
 def attempts(draw, problem, want, compiles):
