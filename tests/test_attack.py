@@ -52,7 +52,7 @@ def test_random_configurations(cell):
     )
     @given(st.data())
     def try_one(data):
-        outcome = attack(lambda choices: data.draw(st.sampled_from(choices)), cell, compiles=False)
+        outcome = attack(lambda choices: data.draw(st.sampled_from(choices)), cell, thorough=False)
         assert not outcome.wrong, f"{outcome.wrong} of {outcome.config}"
 
     try_one()
@@ -183,8 +183,8 @@ def test_the_attack_finds_a_fault_that_is_planted(monkeypatch, plant):
     change(monkeypatch)
     for index in range(MOST_TRIED):
         cell = WITH_TIME[index % len(WITH_TIME)]
-        if any(words in fault for fault in attack(draw_of(0, index), cell, compiles=False).wrong):
+        if any(words in fault for fault in attack(draw_of(0, index), cell, thorough=False).wrong):
             monkeypatch.undo()
-            assert not any(words in fault for fault in attack(draw_of(0, index), cell, compiles=False).wrong)
+            assert not any(words in fault for fault in attack(draw_of(0, index), cell, thorough=False).wrong)
             return
     pytest.fail(f"{MOST_TRIED} configurations, and nothing like {words!r}")

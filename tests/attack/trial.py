@@ -1,6 +1,7 @@
 """One configuration: what is tried on it, and what came of it."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -9,13 +10,17 @@ from mlx.utils import tree_flatten
 
 import ember_mlx
 from ember_mlx.scans.registry import RECURRENCES
+from tests.metal_host import metal_kernel
+from tests.test_kernels import HOST_REASON, kernels_on
+from tests.tolerances import FORWARD, GRADIENT
 
 from . import histories, transformations
 from .problems import draw_config, exact, make
 from .values import Verdict, expected, judge_curvature, judge_gradient, judge_outputs, judge_slope
 
 OWNERS = {f"[{name}]" for name in (*ember_mlx.__all__, *(recurrence.name for recurrence in RECURRENCES.values()), "ember_mlx")}
-FORMS = ["numpy"] * 3 + ["ops"]
+FORMS = ["numpy", "numpy", "numpy", "ops"]
+KERNELS = ["metal"] if HOST_REASON is None else []
 
 
 class Outcome(NamedTuple):
@@ -34,13 +39,13 @@ def draw_of(seed, index):
     return lambda choices: choices[int(rng.integers(len(choices)))]
 
 
-def attack(draw: Callable, cell: str | None = None, compiles: bool = True) -> Outcome:
-    """Draw a configuration and all that is tried on it; `compiles`: mx.compile too, which takes seconds each time."""
+def attack(draw: Callable, cell: str | None = None, thorough: bool = True) -> Outcome:
+    """Draw a configuration and all that is tried on it; `thorough`: with kernels on the host runner and mx.compile, which take seconds."""
     config = draw_config(draw, cell)
     problem = make(config)
     want = expected(problem)
     wrong, refused, judged, interrupts = [], [], 0, 0
-    for name, attempt, judge in attempts(draw, problem, want, compiles):
+    for name, attempt, judge in attempts(draw, problem, want, thorough):
         try:
             result = attempt()
         except (ValueError, NotImplementedError, RuntimeError) as error:
@@ -53,12 +58,23 @@ def attack(draw: Callable, cell: str | None = None, compiles: bool = True) -> Ou
     return Outcome(config, wrong, refused, judged, interrupts)
 
 
-def attempts(draw, problem, want, compiles):
+def attempts(draw, problem, want, thorough):
     """(name, a computation, what judges its result): the plain call in one form, then some transformations and histories."""
-    form = draw(FORMS)
-    yield f"{form} outputs", in_form(form, problem, transformations.plain_outputs), lambda got: judge_outputs(problem, want, got)
-    yield f"{form} gradient", in_form(form, problem, transformations.plain_gradient), lambda got: judge_gradient(problem, want, got)
-    halves = problem.config["dtype"] in ("float16", "bfloat16")  # a tangent is rounded to them where it cannot be told how much it matters
+    form, dtype = draw(FORMS + (KERNELS if thorough else [])), problem.config["dtype"]
+    # kernels round products to halves where these are given
+    in_halves = form in KERNELS and dtype in ("float16", "bfloat16")
+    loose_outputs, loose_gradient = (FORWARD[dtype], GRADIENT[dtype]) if in_halves else (0.0, 0.0)
+    yield (
+        f"{form} outputs",
+        in_form(form, problem, transformations.plain_outputs),
+        lambda got: judge_outputs(problem, want, got, loose_outputs),
+    )
+    yield (
+        f"{form} gradient",
+        in_form(form, problem, transformations.plain_gradient),
+        lambda got: judge_gradient(problem, want, got, loose_gradient),
+    )
+    halves = dtype in ("float16", "bfloat16")  # a tangent is rounded to them where it cannot be told how much it matters
     kinds = [
         (transformations.OUTPUTS, lambda got: judge_outputs(problem, want, got)),
         (transformations.GRADIENTS, lambda got: judge_gradient(problem, want, got)),
@@ -67,7 +83,7 @@ def attempts(draw, problem, want, compiles):
         kinds.append((transformations.SLOPES, lambda got: judge_slope(want, float(exact(got)))))
         kinds.append((transformations.CURVATURES, lambda got: judge_curvature(problem, want, got)))
     ways, judge = draw(kinds)
-    way = draw([way for way in ways if way not in transformations.COMPILED or (compiles and is_short(problem.config))])
+    way = draw([way for way in ways if way not in transformations.COMPILED or (thorough and is_short(problem.config))])
     yield way.__name__, in_form("auto", problem, way), judge
     history = draw(histories.HISTORIES)
     yield history.__name__, in_form("numpy", problem, history), lambda found: Verdict(found[0], 1, found[1])
@@ -80,7 +96,7 @@ def is_short(config):
 
 def in_form(form, problem, way):
     def attempt():
-        with ember_mlx.use_backend(form):
+        with kernels_on("host", None, metal_kernel) if form == "metal" else nullcontext(), ember_mlx.use_backend(form):
             result = way(problem)
             mx.eval([a for _, a in tree_flatten(result) if isinstance(a, mx.array)])
             return result

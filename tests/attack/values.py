@@ -103,7 +103,8 @@ class Verdict(NamedTuple):
     interrupts: int = 0
 
 
-def judge_outputs(problem, want, got):
+def judge_outputs(problem, want, got, loose=0.0):
+    """`loose`: what a result may differ by, relative to its largest value, besides what rounding explains."""
     if sorted(got) != sorted(want.outputs):
         return Verdict([f"outputs {sorted(got)} instead of {sorted(want.outputs)}"], 1)
     wrong, judged = [], 0
@@ -114,7 +115,7 @@ def judge_outputs(problem, want, got):
         elif np.isfinite(a).all() and largest(a) < largest_of(result.dtype):
             numbers, judged = exact(result), judged + 1
             rounding = HALF.get(result.dtype, 0) * np.abs(a) + LEAST_HALF.get(result.dtype, 0)
-            allowed = rounding + ATTACK_TIMES_ROUNDING * max(ROUNDING * largest(a), expected.moved)
+            allowed = rounding + loose * largest(a) + ATTACK_TIMES_ROUNDING * max(ROUNDING * largest(a), expected.moved)
             error = np.abs(numbers - a) - allowed if expected.is_followed() else np.where(np.isfinite(numbers), -1, np.inf)
             if not error.max() <= 0:
                 place = tuple(int(k) for k in np.unravel_index(np.nan_to_num(error, nan=np.inf).argmax(), a.shape))
@@ -129,7 +130,7 @@ def largest_of(dtype):
     return 6e4 if dtype == mx.float16 else LARGEST
 
 
-def judge_gradient(problem, want, got):
+def judge_gradient(problem, want, got, loose=0.0):
     wrong, judged = [], 0
     tame = all(slope.is_followed() for slope in want.slopes.values())  # else what is infinite in float32 makes NaN of zeros too
     for name, gradient in got.items():
@@ -145,7 +146,7 @@ def judge_gradient(problem, want, got):
             continue
         products, judged = np.where(d != 0, g * d, 0), judged + 1
         rounding = uses(problem.config) * HALF.get(leaf.dtype, 0) * np.abs(products).sum() + LEAST_HALF.get(leaf.dtype, 0) * np.abs(d).sum()
-        wrong += [f"gradient of {name}: {fault}" for fault in compared(products, slope, want, ATTACK_GRADIENT, rounding)]
+        wrong += [f"gradient of {name}: {fault}" for fault in compared(products, slope, want, ATTACK_GRADIENT + loose, rounding)]
     return Verdict(wrong, judged)
 
 
