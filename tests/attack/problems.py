@@ -147,7 +147,7 @@ def make(config):
             problem.cotangents[name] = rng.integers(-12, 13, a.shape) / 8
     for name, a in leaves.items():
         problem.directions[name] = direction(config, name, a, rng)
-    mx.eval(leaves)
+    mx.eval(leaves, layer.parameters(), key)  # a thread may not compute what another one has only asked for
     return problem
 
 
