@@ -11,9 +11,10 @@ FLAT = 20.0  # from here on tanh is 1 or -1 in any precision
 def by_step(a: mx.array) -> list[mx.array]:
     """(T, ...) as the list of its steps: a[t]'s gradient, a scatter, has no jvp.
 
-    The axis in front keeps mx.compile of MLX 0.32.4 from failing where a pointwise result is split, and the same result once more.
+    The axis in front keeps mx.compile of MLX 0.32.4 from failing where a pointwise result is split, and the same result once more. Its
+    squeeze of two axes at once has a wrong gradient under mx.vmap.
     """
-    return [part.squeeze((0, 1)) for part in mx.split(mx.expand_dims(a, 0), a.shape[0], axis=1)]
+    return [part.squeeze(0).squeeze(0) for part in mx.split(mx.expand_dims(a, 0), a.shape[0], axis=1)]
 
 
 def tanh(a: mx.array) -> mx.array:

@@ -79,8 +79,8 @@ def _stage(spec: CfCSpec, p: Tree, h: mx.array, below: mx.array | None, dt: mx.a
     q = a
     if spec.mode == "pure":
         f, A = q, p["A"]  # (2)
-        # not mx.abs, whose slope at 0 would keep w_tau at its initial 0
-        rate = mx.where(p["w_tau"] < 0, -p["w_tau"], p["w_tau"]) + mx.abs(f)
+        # not mx.abs, whose slope at 0 would keep w_tau at its initial 0: of two that are equal, maximum has the second one's
+        rate = mx.maximum(-p["w_tau"], p["w_tau"]) + mx.abs(f)
         decay = mx.exp(-dt * rate)  # (3)
         return A - A * decay * f
     f, g, t_a, t_b = mx.split(q, 4, axis=1)

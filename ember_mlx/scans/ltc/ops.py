@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from ..held import held_by_first
 from ..ops import by_step, lstm_step, project
@@ -16,7 +15,6 @@ from .synapses import Synapses
 
 Tree = dict[str, Any]
 Evaluate = Callable[[mx.array], tuple[mx.array, mx.array]]
-MOST_ONES = 2**17  # elements of a matrix of 0 and 1 by whose product values are gathered: the gradient of mx.take has no jvp
 
 
 def ltc_ops(spec: LTCSpec, arrays: Tree) -> list[mx.array]:
@@ -63,25 +61,28 @@ def synapse_sums(synapses: Synapses, p: Tree, v: mx.array) -> tuple[mx.array, mx
 
 def _of_sources(synapses: Synapses, v: mx.array) -> mx.array:
     """(..., K) -> (..., S)."""
-    if synapses.count * synapses.inputs <= MOST_ONES:
-        return v @ _ones(synapses, of_sources=True).astype(v.dtype)
-    return mx.take(v, mx.array(synapses.sources), axis=-1)
+    return _taken(v, _source_index(synapses))
 
 
 def _over_targets(synapses: Synapses, s: mx.array) -> mx.array:
     """(..., S) -> (..., H), summed over each target's synapses."""
-    if synapses.count * synapses.units <= MOST_ONES:
-        return s @ _ones(synapses, of_sources=False).astype(s.dtype)
     with_zero = mx.concatenate([s, mx.zeros((*s.shape[:-1], 1), s.dtype)], axis=-1)
-    return mx.take(with_zero, mx.array(synapses.padded(by_target=True)), axis=-1).sum(axis=-1)
+    return _taken(with_zero, _target_index(synapses)).reshape(*s.shape[:-1], synapses.units, -1).sum(axis=-1)
+
+
+def _taken(a: mx.array, index: mx.array) -> mx.array:
+    """(..., N) -> (..., n), the elements of these numbers; not by mx.take, whose gradient has no jvp."""
+    return mx.take_along_axis(a, mx.broadcast_to(index, (*a.shape[:-1], index.size)), axis=-1)
 
 
 @held_by_first
-def _ones(synapses: Synapses, of_sources: bool) -> mx.array:
-    """(K, S), 1 where the synapse comes from the source; or (S, H), 1 where it reaches the target."""
-    if of_sources:
-        return mx.array((np.arange(synapses.inputs)[:, None] == synapses.sources).astype(np.float32))
-    return mx.array((synapses.targets[:, None] == np.arange(synapses.units)).astype(np.float32))
+def _source_index(synapses: Synapses) -> mx.array:
+    return mx.array(synapses.sources)
+
+
+@held_by_first
+def _target_index(synapses: Synapses) -> mx.array:
+    return mx.array(synapses.padded(by_target=True).ravel())
 
 
 def _step(spec: LTCSpec, arrays: Tree, v: mx.array, drive: list[mx.array], delta: mx.array) -> mx.array:
