@@ -5,6 +5,7 @@ these cannot run: where arrays have no values on the CPU (inside mx.compile, vma
 derivatives that the other forms do not have (jvp, second and higher ones).
 """
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple, cast
@@ -14,6 +15,7 @@ import numpy as np
 from mlx.utils import tree_map
 
 from ..backend import KERNEL_BACKENDS, current_backend, gpu_kind
+from ..errors import bad_argument
 from ..kernels.first_use import complaint
 from ..kernels.launches import Launches
 from ..kernels.loader import is_available
@@ -60,6 +62,7 @@ class Recurrence(NamedTuple):
         variants: names of small problems of every kind.
         problem: (variant, T, B, H, lengths=, seed=, dtype=) -> (spec, arrays), NumPy arrays of such a problem.
         fused: the kernels.
+        depth: (spec, arrays) -> evaluations of the cell one after another: how deep a graph the operations make.
     """
 
     name: str
@@ -69,6 +72,13 @@ class Recurrence(NamedTuple):
     variants: tuple[str, ...]
     problem: Callable[..., tuple[Any, Tree]]
     fused: FusedForms
+    depth: Callable[..., int] = lambda spec, arrays: cast(int, arrays["dt"].shape[0])
+
+
+# Evaluations of a cell one after another in the ops form. MLX 0.32.4 walks such a graph by recursion: with a stack of 8 MB, what is usual,
+# mx.compile of a gradient ends the process from 2,400 (LQNet) to 18,000 (RNN) on, and a gradient of a gradient from 5,800 on.
+MOST_TRACED = 1500  # inside mx.compile, mx.vmap and export; compiling takes a time that grows with the square
+MOST_TWICE = 3000  # of second derivatives; the ops backend itself cannot know of them
 
 
 def scan(recurrence: Recurrence, spec: Hashable, arrays: Tree, keep: bool = True) -> list[mx.array]:
@@ -83,7 +93,9 @@ def scan(recurrence: Recurrence, spec: Hashable, arrays: Tree, keep: bool = True
     if form not in KERNEL_BACKENDS:
         leaves = widened(leaves)
     if form == "ops":
-        return recurrence.ops(spec, with_leaves(arrays, leaves))
+        arrays = with_leaves(arrays, leaves)
+        check_depth(recurrence, spec, arrays)
+        return recurrence.ops(spec, arrays)
     skeleton = with_leaves(arrays, repeat(None))  # MLX may hold the function longer than its arrays
     return _function(recurrence, form, spec, skeleton, keep)(*leaves)
 
@@ -107,6 +119,17 @@ def _choose(recurrence: Recurrence, spec: Hashable, arrays: Tree, leaves: list[m
     if reason is not None:
         raise RuntimeError(f"[{recurrence.name}] backend {name!r} cannot run: {reason}; use 'auto' or 'ops'.")
     return name
+
+
+def check_depth(recurrence: Recurrence, spec: Hashable, arrays: Tree, most: float = math.inf) -> None:
+    """Raise a ValueError where the ops form's graph would be deeper than `most`, or than what MLX's tracing bears."""
+    depth = recurrence.depth(spec, arrays)
+    where = "with second derivatives"
+    if depth > MOST_TRACED and not can_evaluate(leaves_of(arrays)):
+        most, where = min(most, MOST_TRACED), "inside mx.compile, mx.vmap and export where no kernel serves"
+    if depth > most:
+        expected = f"have at most {most} evaluations of the cell one after another {where}; take a part and carry the state"
+        raise bad_argument(recurrence.name, "a sequence", expected, depth)
 
 
 def widened(leaves: Sequence[mx.array]) -> list[mx.array]:
@@ -147,9 +170,11 @@ def _function(recurrence: Recurrence, form: str, spec: Hashable, like: Tree, kee
     run, run_back = _numpy_forms(recurrence, spec, like, keep) if form == "numpy" else _kernel_forms(recurrence, form, spec, like)
 
     def ops(*leaves: mx.array) -> list[mx.array]:
+        check_depth(recurrence, spec, with_leaves(like, leaves))
         return recurrence.ops(spec, with_leaves(like, widened(leaves)))
 
     def ops_backward(leaves: list[mx.array], cotangents: list[mx.array]) -> list[mx.array]:
+        check_depth(recurrence, spec, with_leaves(like, leaves), MOST_TWICE)
         return mx.vjp(ops, leaves, cotangents)[1]
 
     @mx.custom_function

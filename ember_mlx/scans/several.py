@@ -62,7 +62,10 @@ def _several(recurrence: Recurrence) -> Recurrence:
     def ops(specs: tuple[Any, ...], arrays: Tree) -> list[mx.array]:
         return [a for spec, tree in zip(specs, arrays["scans"], strict=True) for a in recurrence.ops(spec, tree)]
 
-    return recurrence._replace(forward=forward, backward=backward, ops=ops, fused=_fused(recurrence.fused))
+    def depth(specs: tuple[Any, ...], arrays: Tree) -> int:
+        return max(recurrence.depth(*pair) for pair in zip(specs, arrays["scans"], strict=True))
+
+    return recurrence._replace(forward=forward, backward=backward, ops=ops, fused=_fused(recurrence.fused), depth=depth)
 
 
 def _fused(fused: FusedForms) -> FusedForms:

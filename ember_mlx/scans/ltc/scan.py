@@ -15,4 +15,13 @@ FUSED = FusedForms(
     layouts=layouts,
     launches=(forward_launches, backward_launches),
 )
-LTC = Recurrence("LTC", ltc_forward, ltc_backward, ltc_ops, tuple(VARIANTS), ltc_problem, FUSED)
+LTC = Recurrence(
+    "LTC",
+    ltc_forward,
+    ltc_backward,
+    ltc_ops,
+    tuple(VARIANTS),
+    ltc_problem,
+    FUSED,
+    lambda spec, arrays: arrays["dt"].shape[0] * spec.evaluations,
+)
