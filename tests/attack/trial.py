@@ -48,7 +48,7 @@ def attack(draw: Callable, cell: str | None = None, thorough: bool = True) -> Ou
     for name, attempt, judge in attempts(draw, problem, want, thorough):
         try:
             result = attempt()
-        except (ValueError, NotImplementedError, RuntimeError) as error:
+        except Exception as error:
             (refused if is_refusal(error) else wrong).append(f"{name}: {type(error).__name__}: {error}")
             continue
         verdict = judge(result)
@@ -67,12 +67,12 @@ def attempts(draw, problem, want, thorough):
     yield (
         f"{form} outputs",
         in_form(form, problem, transformations.plain_outputs),
-        lambda got: judge_outputs(problem, want, got, loose_outputs),
+        lambda got: judge_outputs(problem, want, got, loose_outputs, in_halves),
     )
     yield (
         f"{form} gradient",
         in_form(form, problem, transformations.plain_gradient),
-        lambda got: judge_gradient(problem, want, got, loose_gradient),
+        lambda got: judge_gradient(problem, want, got, loose_gradient, in_halves),
     )
     halves = dtype in ("float16", "bfloat16")  # a tangent is rounded to them where it cannot be told how much it matters
     kinds = [
