@@ -80,7 +80,7 @@ def read_steps(owner: str, x: Any, time_deltas: Any, lengths: Any, input_size: i
         x = x.swapaxes(0, 1)
     T, B, _ = x.shape
     dtype = mx.float64 if x.dtype == mx.float64 else mx.float32
-    lengths = _read_lengths(owner, lengths, T, B, batched)
+    lengths = read_lengths(owner, lengths, T, B, batched)
     dt = _read_time_deltas(owner, time_deltas, lengths, T, B, batched, batch_first, dtype)
     return _without_padding(Steps(x, dt, lengths, batched, batch_first))
 
@@ -252,7 +252,7 @@ def _check_time_values(owner: str, time_deltas: mx.array, lengths: mx.array | No
         raise bad_argument(owner, "time_deltas", _possible_times(values[place], most), f"{values[place]} at {place}")
 
 
-def _read_lengths(owner: str, lengths: Any, T: int, B: int, batched: bool) -> mx.array | None:
+def read_lengths(owner: str, lengths: Any, T: int, B: int, batched: bool) -> mx.array | None:
     """(B,) int32, or None."""
     if lengths is None:
         return None
