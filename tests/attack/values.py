@@ -12,7 +12,7 @@ from .sequences import call
 
 IMAGINARY = 1e-30  # of the complex step, which gives the first derivative without a difference
 STEPS = (1e-5, -1e-5, 3e-5, -3e-5)  # of two differences of first derivatives, which agree where they are right
-ROUNDED = 2  # problems with rounded inputs
+ROUNDED = 4  # problems with rounded inputs
 HALF = {mx.float16: 2.0**-10, mx.bfloat16: 2.0**-7}  # what a result is rounded by, relatively, with one to spare
 LEAST_HALF = {mx.float16: 2.0**-24, mx.bfloat16: 0}  # and absolutely
 LARGEST = 1e30  # of a result that is judged at all
@@ -36,6 +36,7 @@ class Expected(NamedTuple):
     outputs: dict[str, Value]
     slopes: dict[str, Value]
     curvature: Value
+    terms: dict[str, float]  # the size of what each slope is the sum of: a call each, rounded to the leaf's dtype before they are added
     floor: float  # what a derivative is known to at best: the slopes s (1 - s) of saturated gates come from a rounded s
 
 
@@ -51,8 +52,9 @@ def expected(problem):
     stacked = {name: np.stack([member[name] for member in members]) for name in names}
     constants = {name: np.broadcast_to(a, (len(members), *a.shape)) for name, a in problem.constants.items()}
     with np.errstate(all="ignore"):
-        outputs, loss = evaluated(problem, stacked | constants)
-        loss = loss.reshape(1 + ROUNDED, -1).imag / IMAGINARY
+        outputs, losses = evaluated(problem, stacked | constants)
+        calls = np.stack(losses).reshape(len(losses), 1 + ROUNDED, -1).imag / IMAGINARY
+        loss, terms = calls.sum(axis=0), np.abs(calls[:, 0]).sum(axis=0)
         slopes, ends = loss[:, 1 : -len(STEPS)], loss[:, -len(STEPS) :]
         curvatures = (ends[:, ::2] - ends[:, 1::2]) / (2 * np.array(STEPS[::2]))
         width = 1 + len(slopes[0]) + len(STEPS)
@@ -60,8 +62,10 @@ def expected(problem):
             {name: value_of(a[::width].real) for name, a in outputs.items()},
             {name: value_of(slopes[:, k]) for k, name in enumerate(names)},
             value_of(curvatures.ravel()),
+            {name: float(terms[1 + k]) for k, name in enumerate(names)},
             TIMES_ROUNDING_SATURATED
             * ROUNDING
+            * max(1, problem.config["x_size"])  # a weight's slope is that of a gate's sum, times the input
             * sum(float((np.abs(c) * np.minimum(np.abs(outputs[name][0]), 1)).sum()) for name, c in problem.cotangents.items()),
         )
 
@@ -76,14 +80,14 @@ def value_of(a):
 
 
 def evaluated(problem, stacked):
-    """The outputs and the loss of all members."""
+    """The outputs of all members, and the loss of each call of the layer."""
     ordered = {name: stacked[name] for name in sorted(stacked, key=lambda n: int(n[6:]) if n.startswith("state ") else -1)}
     outputs = call(problem.config, problem.neurons, ordered, problem.xi)
-    total = loss_of(problem, outputs)
+    losses = [loss_of(problem, outputs)]
     if problem.config["again"] is not None:
         again = {**ordered, "x": problem.config["again"] * ordered["x"]}
-        total = total + loss_of(problem, call(problem.config, problem.neurons, again, problem.xi))
-    return outputs, total
+        losses.append(loss_of(problem, call(problem.config, problem.neurons, again, problem.xi)))
+    return outputs, losses
 
 
 def loss_of(problem, outputs):
@@ -145,7 +149,8 @@ def judge_gradient(problem, want, got, loose=0.0):
         if not slope.is_followed() or (infinite and (not tame or gradient.dtype == mx.float16)):
             continue
         products, judged = np.where(d != 0, g * d, 0), judged + 1
-        rounding = uses(problem.config) * HALF.get(leaf.dtype, 0) * np.abs(products).sum() + LEAST_HALF.get(leaf.dtype, 0) * np.abs(d).sum()
+        size = max(np.abs(products).sum(), want.terms[name])
+        rounding = uses(problem.config) * HALF.get(leaf.dtype, 0) * size + LEAST_HALF.get(leaf.dtype, 0) * np.abs(d).sum()
         wrong += [f"gradient of {name}: {fault}" for fault in compared(products, slope, want, ATTACK_GRADIENT + loose, rounding)]
     return Verdict(wrong, judged)
 
