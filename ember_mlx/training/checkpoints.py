@@ -34,6 +34,7 @@ class RunState:
         waiting: epochs since the last improvement.
         history: what each epoch measured.
         best: the weights after the best one, by path, where early stopping wants them.
+        states: those that the model ended the last batch with, where batches continue each other.
     """
 
     epoch: int = 0
@@ -45,6 +46,7 @@ class RunState:
     waiting: int = 0
     history: History = field(default_factory=History)
     best: dict[str, mx.array] = field(default_factory=dict)
+    states: Any = None
 
     def count(self, loss: float, targets: int) -> None:
         """A batch is done."""
@@ -53,6 +55,7 @@ class RunState:
 
     def next_epoch(self) -> None:
         """An epoch is completed."""
+        self.states = None
         self.epoch, self.done, self.loss, self.targets, self.waiting = self.epoch + 1, 0, 0.0, 0, self.waiting + 1
 
 
@@ -80,6 +83,7 @@ class Checkpoints:
         """Write a checkpoint whole or not at all: under another name first; then the oldest ones go."""
         trees = {"model": model.parameters(), "optimizer": optimizer.state, "best": state.best, "random": mx.random.state}
         arrays = {f"{part}/{path}": a for part, tree in trees.items() for path, a in tree_flatten(tree)}
+        states = _put_away(state.states, arrays)
         numbers = {name: getattr(state, name) for name in _NUMBERS}
         told = {
             "format": FORMAT,
@@ -87,6 +91,7 @@ class Checkpoints:
             "state": numbers,
             "history": state.history.to_config(),
             "precision": precision.to_config(),
+            "states": states,
         }
         partial, path = self.folder / PARTIAL, self.folder / f"step-{state.step:09}.safetensors"
         try:
@@ -129,7 +134,7 @@ class Checkpoints:
         for name, value in self.fixed.items():
             if told["fixed"].get(name) != value:
                 raise bad_argument("fit", name, f"be {told['fixed'].get(name)}, as in the run of {path}", value)
-        parts: dict[str, dict[str, mx.array]] = {"model": {}, "optimizer": {}, "best": {}, "random": {}}
+        parts: dict[str, dict[str, mx.array]] = {"model": {}, "optimizer": {}, "best": {}, "random": {}, "states": {}}
         for name, a in arrays.items():
             part, _, where = name.partition("/")
             parts[part][where] = a
@@ -149,11 +154,30 @@ class Checkpoints:
         state.history.update(restored)
         state.history.best_epoch = restored.best_epoch
         state.history.stopped = "epochs" if restored.stopped == "interrupted" else restored.stopped
-        state.best = parts["best"]
+        state.best, state.states = parts["best"], _taken_out(told["states"], arrays)
         precision.restore(told["precision"])
 
 
-_NUMBERS = [f.name for f in fields(RunState) if f.name not in ("history", "best")]
+_NUMBERS = [f.name for f in fields(RunState) if f.name not in ("history", "best", "states")]
+
+
+def _put_away(tree: Any, arrays: dict[str, mx.array]) -> Any:
+    """A tree of states with its arrays' names in their place; they are added to `arrays`. JSON has no tuples: their kind is told."""
+    if isinstance(tree, mx.array):
+        name = f"states/{sum(key.startswith('states/') for key in arrays)}"
+        arrays[name] = tree
+        return name
+    return None if tree is None else {type(tree).__name__: [_put_away(branch, arrays) for branch in tree]}
+
+
+def _taken_out(told: Any, arrays: dict[str, mx.array]) -> Any:
+    """The tree that `_put_away` described."""
+    if isinstance(told, str):
+        return arrays[told]
+    if told is None:
+        return None
+    (kind, branches), *_ = told.items()
+    return {"list": list, "tuple": tuple}[kind](_taken_out(branch, arrays) for branch in branches)
 
 
 def _read(path: Path) -> tuple[dict[str, mx.array], Any]:

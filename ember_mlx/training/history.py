@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import bad_argument
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -29,11 +31,20 @@ class History(dict[str, list[float]]):
 
         Returns:
             The matplotlib figure.
+
+        Raises:
+            ImportError: matplotlib is missing.
+            ValueError: no epoch was completed.
         """
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("[History] plot needs matplotlib; install it with: pip install matplotlib") from error
 
         groups = {name.removeprefix("validation_"): None for name in self if name != "seconds"}
+        if not groups:
+            raise bad_argument("History", "plot", "be called after at least one epoch", "none")
         figure = Figure((5 * len(groups), 3.6), dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
         for axes, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):

@@ -119,6 +119,10 @@ def fit(
         check_flag(OWNER, name, flag)
     if clip_norm is not None:
         check_positive(OWNER, "clip_norm", clip_norm)
+    _check_optimizer(learning_rate, optimizer)
+    for name, wanted in (("resume", resume), ("every", every is not None)):
+        if wanted and checkpoint is None:
+            raise bad_argument(OWNER, name, f"be {'None' if name == 'every' else 'False'} without a folder `checkpoint`", locals()[name])
     function, measured = loss_of(OWNER, loss), metrics_of(OWNER, metrics)
     check_choice(OWNER, "precision", precision, PRECISIONS)
     _check_monitor(monitor, patience, measured, validation)
@@ -145,10 +149,11 @@ def fit(
 
     def train_epoch() -> None:
         for batch in feed.batches(state.epoch, skip=state.done):
-            loss, targets = stepper.step(batch, f"in step {state.step + 1}, epoch {state.epoch + 1}")
+            where = f"in step {state.step + 1}, epoch {state.epoch + 1}"
+            loss, targets, state.states, asked = stepper.step(batch, state.states, where, interrupted)
             state.count(loss, targets)
             shown.step(state.loss / max(1, state.targets))
-            if interrupted:
+            if asked:
                 history.stopped = "interrupted"
                 return
             if every is not None and state.step % every == 0:
@@ -159,7 +164,6 @@ def fit(
     with show_progress(progress and feed.is_first, epochs, feed.count) as shown, stop_between_steps() as interrupted:
         while state.epoch < epochs and history.stopped == "epochs":
             shown.epoch(state.epoch + 1, state.done, history)
-            stepper.states = None
             train_epoch()
             if history.stopped == "interrupted":
                 save()
@@ -218,26 +222,27 @@ class _Stepper:
     ):
         self.model, self.loss, self.optimizer, self.clip_norm = model, loss, optimizer, clip_norm
         self.precision, self.stateful, self.group = precision, stateful, group
-        self.states: Any = None
         self.constrained = [m for m in model.modules() if hasattr(m, "apply_weight_constraints")]
         self.value_and_gradients = mx.value_and_grad(self._loss)
         optimizer.init(model.trainable_parameters())
 
-    def step(self, batch: Batch | None, where: str) -> tuple[float, int]:
-        """Take a step. Returns the loss and how many targets it is the mean of."""
+    def step(self, batch: Batch | None, states: Any, where: str, interrupted: list[int]) -> tuple[float, int, Any, bool]:
+        """Take a step. Returns the loss, how many targets it is the mean of, the states, and whether any process is asked to stop."""
         parameters = self.model.trainable_parameters()
         if batch is None:
             value, targets, gradients = mx.array(0.0), mx.array(0), tree_map(mx.zeros_like, parameters)
         else:
-            (value, targets, states), gradients = self.value_and_gradients(parameters, batch)
+            (value, targets, states), gradients = self.value_and_gradients(parameters, batch, states)
             self.model.update(parameters)
-            self.states = states
         if self.group is not None:
             value, targets, gradients = _joined(self.group, value, targets, gradients)
         if self.precision.scale != 1:
             value, gradients = tree_map(lambda a: a / self.precision.scale, (value, gradients))
         gradients, norm = optim.clip_grad_norm(gradients, self.clip_norm)
-        mx.eval(value, targets, norm, self.states)
+        mx.eval(value, targets, norm, states)
+        asked = bool(interrupted)
+        if self.group is not None:
+            asked = bool(mx.distributed.all_sum(mx.array(int(asked)), group=self.group).item())
         number, finite = float(value), math.isfinite(float(norm))
         if not math.isfinite(number) or not (finite or self.precision.may_overflow):
             raise FloatingPointError(_complaint(number, gradients, where))
@@ -246,12 +251,12 @@ class _Stepper:
             for module in self.constrained:
                 module.apply_weight_constraints()
             mx.eval(self.model.parameters(), self.optimizer.state)
-        return number, int(targets)
+        return number, int(targets), states, asked
 
-    def _loss(self, parameters: Any, batch: Batch) -> Any:
+    def _loss(self, parameters: Any, batch: Batch, states: Any) -> Any:
         self.model.update(self.precision.cast(parameters))
         batch = batch._replace(x=self.precision.cast(batch.x))
-        predictions, states = call(self.model, batch, self.stateful, self.states)
+        predictions, states = call(self.model, batch, self.stateful, states)
         chosen, y = counted(predictions, batch)
         value = self.loss(chosen.astype(mx.float32) if self.precision.half else chosen, y)
         return value * self.precision.scale, mx.array(count_of(predictions, batch)), states
@@ -303,7 +308,13 @@ def evaluate(
     """
     owner = "evaluate"
     measured = metrics_of(owner, metrics)
-    pairs = [counted(y, batch) for batch, y in _predictions(owner, model, data, batch_size, stateful)]
+    pairs = []
+    for batch, predicted in _predictions(owner, model, data, batch_size, stateful):
+        if batch.y is None:
+            raise bad_argument(owner, "data", "hold targets y", "none")
+        pairs.append([a.reshape(-1, *a.shape[2:]) if predicted.ndim > 2 and a.ndim > 1 else a for a in counted(predicted, batch)])
+    if not pairs:
+        raise bad_argument(owner, "data", "hold at least one batch", "none")
     predictions, y = (np.concatenate([_as_numpy(pair[k]) for pair in pairs]) for k in (0, 1))
     found = {} if loss is None else {"loss": float(loss_of(owner, loss)(mx.array(predictions), mx.array(y)))}
     return found | {name: float(metric(predictions, y)) for name, metric in measured.items()}
@@ -330,6 +341,8 @@ def predict(model: nn.Module, data: Any, *, batch_size: int = 256, stateful: boo
         values = _as_numpy(y)
         lengths = None if batch.lengths is None or values.ndim < 3 else np.array(batch.lengths)
         rows += list(values) if lengths is None else [a[:n] for a, n in zip(values, lengths, strict=True)]
+    if not rows:
+        raise bad_argument("predict", "data", "hold at least one batch", "none")
     return np.stack(rows) if len({a.shape for a in rows}) == 1 else rows
 
 
@@ -365,6 +378,13 @@ def is_best(values: Sequence[float], monitor: str) -> bool:
     """Whether the last value is better than all before."""
     sign = -1 if monitor.removeprefix("validation_") in LARGER_IS_BETTER else 1
     return all(sign * values[-1] < sign * value for value in values[:-1])
+
+
+def _check_optimizer(learning_rate: Any, optimizer: Any) -> None:
+    if not callable(learning_rate):
+        check_positive(OWNER, "learning_rate", learning_rate)
+    if optimizer is not None and not isinstance(optimizer, optim.Optimizer):
+        raise bad_argument(OWNER, "optimizer", "be one of mlx.optimizers", type_name(optimizer), TypeError)
 
 
 def _check_monitor(monitor: str, patience: int | None, metrics: Any, validation: Any) -> None:

@@ -98,13 +98,14 @@ def metrics_of(owner: str, metrics: Any) -> dict[str, Metric]:
 def counted(predictions: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
     """Predictions and targets without those that do not count: padding, and what the mask leaves out; each (n, ...) then."""
     y, chosen = batch.y, _chosen(predictions, batch)
-    assert y is not None
+    assert y is not None, "callers refuse batches without targets"
     if chosen is None:
         return predictions, y
     if y.shape[: chosen.ndim] != chosen.shape:
         raise bad_argument("fit", "y", f"have shape {chosen.shape} or (*{chosen.shape}, K), as the predictions", y.shape)
     rows = mx.array(np.flatnonzero(chosen))
-    return (a.reshape(-1, *a.shape[chosen.ndim :])[rows] for a in (predictions, y))  # type: ignore[return-value]
+    chosen_predictions, chosen_y = (a.reshape(-1, *a.shape[chosen.ndim :])[rows] for a in (predictions, y))
+    return chosen_predictions, chosen_y
 
 
 def _chosen(predictions: mx.array, batch: Batch) -> NDArray[np.bool_] | None:
