@@ -81,8 +81,8 @@ class Checkpoints:
 
     def write(self, model: nn.Module, optimizer: optim.Optimizer, state: RunState, precision: Precision) -> None:
         """Write a checkpoint whole or not at all: under another name first; then the oldest ones go."""
-        trees = {"model": model.parameters(), "optimizer": optimizer.state, "best": state.best, "random": mx.random.state}
-        arrays = {f"{part}/{path}": a for part, tree in trees.items() for path, a in tree_flatten(tree)}
+        trees = {"model": model.parameters(), "optimizer": optimizer.state, "best": state.best}
+        arrays = {f"{part}/{path}": a for part, tree in trees.items() for path, a in _arrays(tree).items()}
         states = _put_away(state.states, arrays)
         numbers = {name: getattr(state, name) for name in _NUMBERS}
         told = {
@@ -110,9 +110,10 @@ class Checkpoints:
         """Take back the newest checkpoint that can be read; without any, nothing changes.
 
         Raises:
-            ValueError: it is of another model, or of a run with other settings.
+            ValueError: it is of another model, or of a run with other settings; or none of them can be read.
         """
-        for path in self.files():
+        found = self.files()
+        for path in found:
             try:
                 arrays, told = _read(path)
             except (OSError, RuntimeError, ValueError, KeyError) as error:
@@ -120,6 +121,14 @@ class Checkpoints:
                 continue
             self._take(path, arrays, told, model, optimizer, state, precision)
             return
+        if found:
+            raise bad_argument("fit", "resume", f"find a checkpoint in {self.folder} that can be read", f"none of {len(found)}")
+
+    def check_empty(self) -> None:
+        """Raise an error where another run's checkpoints are."""
+        if self.files():
+            expected = "be a folder without checkpoints where resume is False"
+            raise bad_argument("fit", "checkpoint", expected, f"{self.files()[0]}")
 
     def _take(
         self,
@@ -134,20 +143,18 @@ class Checkpoints:
         for name, value in self.fixed.items():
             if told["fixed"].get(name) != value:
                 raise bad_argument("fit", name, f"be {told['fixed'].get(name)}, as in the run of {path}", value)
-        parts: dict[str, dict[str, mx.array]] = {"model": {}, "optimizer": {}, "best": {}, "random": {}, "states": {}}
+        parts: dict[str, dict[str, mx.array]] = {"model": {}, "optimizer": {}, "best": {}, "states": {}}
         for name, a in arrays.items():
             part, _, where = name.partition("/")
             parts[part][where] = a
         _check_same(path, dict(tree_flatten(model.parameters())), parts["model"])
-        known = {name: a for name, a in tree_flatten(optimizer.state)}
+        known = _arrays(optimizer.state)
         if known.keys() != parts["optimizer"].keys():
             different = sorted(known.keys() ^ parts["optimizer"].keys())[0]
             raise bad_argument("fit", "optimizer", f"be of the kind in {path}", f"another one: they differ in {different}")
         model.load_weights(list(parts["model"].items()))
         optimizer.state = tree_unflatten(list(parts["optimizer"].items()))
         optimizer.init(model.trainable_parameters())
-        randomness = cast(list[mx.array], mx.random.state)
-        randomness[:] = [parts["random"].get(str(k), a) for k, a in enumerate(randomness)]
         for name in _NUMBERS:
             setattr(state, name, told["state"][name])
         restored = History.from_config(told["history"])
@@ -159,6 +166,11 @@ class Checkpoints:
 
 
 _NUMBERS = [f.name for f in fields(RunState) if f.name not in ("history", "best", "states")]
+
+
+def _arrays(tree: Any) -> dict[str, mx.array]:
+    """A tree's arrays by path; a schedule's rate is a plain number until its first step."""
+    return {path: a for path, a in tree_flatten(tree) if isinstance(a, mx.array)}
 
 
 def _put_away(tree: Any, arrays: dict[str, mx.array]) -> Any:

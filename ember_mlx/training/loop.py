@@ -74,7 +74,7 @@ def fit(
         learning_rate: of Adam, or one of mlx.optimizers' schedules.
         optimizer: used in its place; MLX's own Adam has no bias correction unless told.
         clip_norm: the gradients' norm is cut to this; None: never.
-        seed: of the order of the data and of dropout: `mx.random.seed` is called with it.
+        seed: of the order of the data and of dropout: `mx.random.seed` is called before each step with a number made of it and the step's.
         bucket: whether sequences of about the same length share a batch. It saves padding, which this package's layers do not compute
             anyway, and makes batches less random.
         patience: epochs without a better `monitor` before training stops; the best weights are restored then and at the end.
@@ -133,13 +133,15 @@ def fit(
     feed = _Feed(train, batch_size, seed, bucket, group if group is not None and group.size() > 1 else None)
     optimizer = optim.Adam(learning_rate, bias_correction=True) if optimizer is None else optimizer
     stepper = _Stepper(model, function, optimizer, math.inf if clip_norm is None else clip_norm, Precision(precision), stateful, feed.group)
-    mx.random.seed(seed)
     fixed = {"seed": seed, "batch_size": batch_size, "bucket": bucket, "precision": precision, "sequences": feed.sequences}
     store = None if checkpoint is None else Checkpoints(checkpoint, fixed, check_integer(OWNER, "keep", keep))
     every = None if every is None else check_integer(OWNER, "every", every)
     state = RunState()
-    if store is not None and resume:
-        store.restore(model, optimizer, state, stepper.precision)
+    if store is not None:
+        if resume:
+            store.restore(model, optimizer, state, stepper.precision)
+        elif feed.is_first:
+            store.check_empty()
     history, began = state.history, time.perf_counter() - state.seconds
 
     def save() -> None:
@@ -150,6 +152,7 @@ def fit(
     def train_epoch() -> None:
         for batch in feed.batches(state.epoch, skip=state.done):
             where = f"in step {state.step + 1}, epoch {state.epoch + 1}"
+            mx.random.seed(feed.random_seed(state.step))
             loss, targets, state.states, asked = stepper.step(batch, state.states, where, interrupted)
             state.count(loss, targets)
             shown.step(state.loss / max(1, state.targets))
@@ -197,6 +200,11 @@ class _Feed:
         self.is_first = group is None or group.rank() == 0
         self.sequences = len(data) if isinstance(data, Sequences) else None
         self.count = -(-len(data) // batch_size) if isinstance(data, Sequences) else len(data) if hasattr(data, "__len__") else None
+
+    def random_seed(self, step: int) -> int:
+        """A step's seed: other processes have others, and a run that goes on has the one that it would have had."""
+        rank = 0 if self.group is None else self.group.rank()
+        return int(np.random.SeedSequence([self.seed, step, rank]).generate_state(1)[0])
 
     def batches(self, epoch: int, skip: int) -> Iterator[Batch | None]:
         """Those of an epoch, without the first ones; None where this process has no part of a batch."""
