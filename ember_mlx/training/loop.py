@@ -23,6 +23,7 @@ from .data import Batch, Sequences, as_batch, as_sequences, is_batches
 from .history import History
 from .interrupts import stop_between_steps
 from .objectives import LARGER_IS_BETTER, LOSSES, Loss, check_labels, count_of, counted, loss_of, metrics_of
+from .peers import Peers
 from .precision import PRECISIONS, Precision
 from .progress import show_progress
 
@@ -97,6 +98,7 @@ def fit(
         TypeError: an argument of a wrong kind.
         ValueError: an argument of a wrong value, or data that do not fit the model or the loss; before the first step where train is
             Sequences.
+        RuntimeError: another process of a distributed run was lost.
         FloatingPointError: the loss or a gradient is not finite; the weights are those before the step.
 
     Example:
@@ -130,9 +132,10 @@ def fit(
         if data is not None:
             _rehearse(OWNER, name, model, data, function, stateful)
     group = mx.distributed.init() if distributed else None
-    feed = _Feed(train, batch_size, seed, bucket, group if group is not None and group.size() > 1 else None)
+    peers = Peers(group) if group is not None and group.size() > 1 else None
+    feed = _Feed(train, batch_size, seed, bucket, peers)
     optimizer = optim.Adam(learning_rate, bias_correction=True) if optimizer is None else optimizer
-    stepper = _Stepper(model, function, optimizer, math.inf if clip_norm is None else clip_norm, Precision(precision), stateful, feed.group)
+    stepper = _Stepper(model, function, optimizer, math.inf if clip_norm is None else clip_norm, Precision(precision), stateful, peers)
     fixed = {"seed": seed, "batch_size": batch_size, "bucket": bucket, "precision": precision, "sequences": feed.sequences}
     store = None if checkpoint is None else Checkpoints(checkpoint, fixed, check_integer(OWNER, "keep", keep))
     every = None if every is None else check_integer(OWNER, "every", every)
@@ -153,7 +156,12 @@ def fit(
         for batch in feed.batches(state.epoch, skip=state.done):
             where = f"in step {state.step + 1}, epoch {state.epoch + 1}"
             mx.random.seed(feed.random_seed(state.step))
-            loss, targets, state.states, asked = stepper.step(batch, state.states, where, interrupted)
+            try:
+                loss, targets, state.states, asked = stepper.step(batch, state.states, where, interrupted)
+            except RuntimeError as error:
+                if feed.peers is None:
+                    raise
+                raise RuntimeError(f"[{OWNER}] another process was lost {where}; start again with resume=True: {error}") from error
             state.count(loss, targets)
             shown.step(state.loss / max(1, state.targets))
             if asked:
@@ -195,20 +203,20 @@ def fit(
 class _Feed:
     """The batches of each epoch, or this process's part of them."""
 
-    def __init__(self, data: Any, batch_size: int, seed: int, bucket: bool, group: Any):
-        self.data, self.batch_size, self.seed, self.bucket, self.group = data, batch_size, seed, bucket, group
-        self.is_first = group is None or group.rank() == 0
+    def __init__(self, data: Any, batch_size: int, seed: int, bucket: bool, peers: Peers | None):
+        self.data, self.batch_size, self.seed, self.bucket, self.peers = data, batch_size, seed, bucket, peers
+        self.is_first = peers is None or peers.rank == 0
         self.sequences = len(data) if isinstance(data, Sequences) else None
         self.count = -(-len(data) // batch_size) if isinstance(data, Sequences) else len(data) if hasattr(data, "__len__") else None
 
     def random_seed(self, step: int) -> int:
         """A step's seed: other processes have others, and a run that goes on has the one that it would have had."""
-        rank = 0 if self.group is None else self.group.rank()
+        rank = 0 if self.peers is None else self.peers.rank
         return int(np.random.SeedSequence([self.seed, step, rank]).generate_state(1)[0])
 
     def batches(self, epoch: int, skip: int) -> Iterator[Batch | None]:
         """Those of an epoch, without the first ones; None where this process has no part of a batch."""
-        part = slice(None) if self.group is None else slice(self.group.rank(), None, self.group.size())
+        part = slice(None) if self.peers is None else slice(self.peers.rank, None, self.peers.size)
         if isinstance(self.data, Sequences):
             for index in self.data.order(self.batch_size, seed=[self.seed, epoch], bucket=self.bucket)[skip:]:
                 yield self.data.batch(index[part]) if len(index[part]) else None
@@ -226,10 +234,17 @@ class _Stepper:
     """One step of the optimizer after another."""
 
     def __init__(
-        self, model: nn.Module, loss: Loss, optimizer: optim.Optimizer, clip_norm: float, precision: Precision, stateful: bool, group: Any
+        self,
+        model: nn.Module,
+        loss: Loss,
+        optimizer: optim.Optimizer,
+        clip_norm: float,
+        precision: Precision,
+        stateful: bool,
+        peers: Peers | None,
     ):
         self.model, self.loss, self.optimizer, self.clip_norm = model, loss, optimizer, clip_norm
-        self.precision, self.stateful, self.group = precision, stateful, group
+        self.precision, self.stateful, self.peers = precision, stateful, peers
         self.constrained = [m for m in model.modules() if hasattr(m, "apply_weight_constraints")]
         self.value_and_gradients = mx.value_and_grad(self._loss)
         optimizer.init(model.trainable_parameters())
@@ -242,15 +257,13 @@ class _Stepper:
         else:
             (value, targets, states), gradients = self.value_and_gradients(parameters, batch, states)
             self.model.update(parameters)
-        if self.group is not None:
-            value, targets, gradients = _joined(self.group, value, targets, gradients)
+        asked = bool(interrupted)
+        if self.peers is not None:
+            value, targets, gradients, asked = self.peers.join(value, targets, gradients, asked)
         if self.precision.scale != 1:
             value, gradients = tree_map(lambda a: a / self.precision.scale, (value, gradients))
         gradients, norm = optim.clip_grad_norm(gradients, self.clip_norm)
         mx.eval(value, targets, norm, states)
-        asked = bool(interrupted)
-        if self.group is not None:
-            asked = bool(mx.distributed.all_sum(mx.array(int(asked)), group=self.group).item())
         number, finite = float(value), math.isfinite(float(norm))
         if not math.isfinite(number) or not (finite or self.precision.may_overflow):
             raise FloatingPointError(_complaint(number, gradients, where))
@@ -268,15 +281,6 @@ class _Stepper:
         chosen, y = counted(predictions, batch)
         value = self.loss(chosen.astype(mx.float32) if self.precision.half else chosen, y)
         return value * self.precision.scale, mx.array(count_of(predictions, batch)), states
-
-
-def _joined(group: Any, value: mx.array, targets: mx.array, gradients: Any) -> tuple[mx.array, mx.array, Any]:
-    """Loss, number of targets and gradients of the whole batch, from every process's part of it."""
-    total = mx.distributed.all_sum(targets, group=group)
-    weight = targets / mx.maximum(total, 1)
-    value = mx.distributed.all_sum(value * weight, group=group)
-    gradients = nn.average_gradients(tree_map(lambda g: g * (weight * group.size()), gradients), group)
-    return value, total, gradients
 
 
 def _complaint(loss: float, gradients: Any, where: str) -> str:
