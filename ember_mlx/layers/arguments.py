@@ -183,7 +183,8 @@ def type_name(value: Any) -> str:
 def check_array(owner: str, name: str, a: Any) -> None:
     """Raise a TypeError unless `a` is a floating-point mx.array."""
     if not isinstance(a, mx.array):
-        raise bad_argument(owner, name, "be an mx.array", type_name(a), TypeError)
+        hint = f"; mx.array({name.split(' ')[0]}) makes one" if isinstance(a, (np.ndarray, list)) and " " not in name else ""
+        raise bad_argument(owner, name, "be an mx.array", type_name(a) + hint, TypeError)
     if not mx.issubdtype(a.dtype, mx.floating):
         raise bad_argument(owner, name, "have a floating-point dtype", dtype_name(a.dtype), TypeError)
 
