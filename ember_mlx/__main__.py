@@ -21,7 +21,11 @@ def main() -> int:
     if not given.check:
         return 0
     cells = tuple(cell.lower() for cell in given.only)
-    return check(Options(given.json, given.budget, given.quick, cells, given.limit, given.device))
+    try:
+        return check(Options(given.json, given.budget, given.quick, cells, given.limit, given.device))
+    except ValueError as error:
+        print(f"python -m ember_mlx: error: {error}", file=sys.stderr)
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -32,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget", type=_positive, metavar="SECONDS", help="stop after so long; what matters most comes first")
     parser.add_argument("--json", type=Path, metavar="PATH", help="append results to this file as they come, and go on from those in it")
     parser.add_argument(
-        "--limit", type=_positive, default=LIMIT, metavar="SECONDS", help="for each job; then its process is ended (%(default)g)"
+        "--limit", type=_positive, default=LIMIT, metavar="SECONDS", help="of each job, then its process ends (%(default)g)"
     )
     parser.add_argument("--device", help=argparse.SUPPRESS)
     return parser

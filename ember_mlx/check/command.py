@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..errors import bad_argument
 from .jobs import QUICK, STAGES, Job, cells_of, chosen
 from .report import described, failures, lines_of
 from .results import DONE, Log
@@ -54,9 +55,7 @@ def check(options: Options) -> int:
         return 2
     if options.only and (unknown := sorted(set(options.only) - set(cells_of(worker.jobs)))):
         worker.end()
-        raise SystemExit(
-            f"python -m ember_mlx: error: --only {unknown[0]}: there is no such cell; there are {', '.join(cells_of(worker.jobs))}"
-        )
+        raise bad_argument("check", "--only", f"name cells among {', '.join(cells_of(worker.jobs))}", unknown[0])
     jobs = chosen(worker.jobs, QUICK if options.quick else tuple(STAGES), options.only)
     log = Log(options.json, worker.machine)
     print("\n".join(["", *log.notes]))

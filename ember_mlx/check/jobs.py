@@ -22,6 +22,7 @@ STAGES = {
     "tuning": "layouts beside the table's choice",
 }
 QUICK = ("errors", "times")
+LONG = 1000  # steps of the rows whose memory and layouts are looked at
 HEADLINE_SIZE, SMALL = (33, 5, 64), (7, 3, 31)  # T, B, H
 HEADLINE_VARIANTS = {
     "cfc": ("default", "mixed_memory", "layered"),
@@ -58,7 +59,7 @@ class Job(NamedTuple):
 def all_jobs(kind: str) -> list[Job]:
     """Every job that kernels of a kind can do here, in the order of `STAGES`."""
     jobs = [*_errors(kind), *_times("times", HEADLINE), *_peers("peers", HEADLINE)]
-    jobs += [Job("memory", name, {"row": name}) for name in HEADLINE if "T1000" in name]
+    jobs += [Job("memory", name, {"row": name}) for name, row in HEADLINE.items() if row.T >= LONG]
     for name, row in OTHER.items():
         jobs += [*_times("sizes", {name: row}), *_peers("sizes", {name: row})]
     return [*jobs, *_layouts(kind), *(_sanitizer() if kind == "cuda" else ()), *_tuning()]
@@ -115,8 +116,8 @@ def _sanitizer() -> Iterator[Job]:
 
 
 def _tuning() -> Iterator[Job]:
-    for name in HEADLINE:
-        if "T1000" in name:
+    for name, row in HEADLINE.items():
+        if row.T >= LONG:
             for tile in CANDIDATES:
                 yield Job("tuning", f"{name}, {_described(tile)}", {"row": name, "tile": list(tile)})
 

@@ -1,6 +1,7 @@
 """Other libraries on the work of a row: what is installed runs, and waits for its results."""
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -112,7 +113,7 @@ def _flash_lstm(row: Row) -> Runs:
     def make(torch: Any) -> Any:
         flashrnn: Any = importlib.import_module("flashrnn")
 
-        class FlashLSTM(torch.nn.Module):  # type: ignore[name-defined, misc]
+        class FlashLSTM(torch.nn.Module):
             def __init__(self) -> None:
                 super().__init__()
                 self.inputs = torch.nn.Linear(row.inputs, 4 * row.units, bias=False)

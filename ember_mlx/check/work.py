@@ -12,7 +12,7 @@ from ..kernels.first_use import check, in_half, works
 from ..kernels.launches import launches_planned
 from ..kernels.tiles import Tile, forced_tile
 from ..scans.registry import RECURRENCES
-from .peers import layer_of, mlx_runs, own, runs_of
+from .peers import own, runs_of
 from .rows import ROWS, Row
 
 SECONDS, LEAST_RUNS = 1.0, 3  # of a figure
@@ -45,7 +45,7 @@ def _errors(kind: str, recurrence: str, variant: str, size: tuple[int, int, int]
 
 def _times(kind: str, row: Row) -> Result:
     """Milliseconds of the row's layer, and what the cost model expects of its kernels."""
-    runs, result = own(row, kind), {}
+    runs, result = own(row, kind), Result()
     for name, one in zip(("forward", "both"), runs, strict=True):
         result |= _timed(name, one)
         with launches_planned() as planned:
@@ -78,7 +78,7 @@ def _memory(kind: str, row: Row) -> Result:
 
 def _timed(name: str, one: Callable[[], None]) -> Result:
     """The median of runs within a second, three at least, the least and the largest; the first one, which compiles, aside."""
-    start, times = time.perf_counter(), []
+    start, times = time.perf_counter(), list[float]()
     one()
     first = time.perf_counter() - start
     end = time.perf_counter() + SECONDS
@@ -88,6 +88,3 @@ def _timed(name: str, one: Callable[[], None]) -> Result:
         times.append((time.perf_counter() - before) * 1e3)
     found = {"": statistics.median(times), "_least": min(times), "_largest": max(times), "_first": first * 1e3}
     return {f"{name}{end}": value for end, value in found.items()} | {f"{name}_runs": len(times)}
-
-
-__all__ = ["layer_of", "mlx_runs", "run"]

@@ -1,5 +1,6 @@
 """The other end of a worker, which may crash or hang."""
 
+import contextlib
 import json
 import queue
 import signal
@@ -25,7 +26,7 @@ class Worker:
 
     def __init__(self, device: str | None = None, before: Sequence[str] = ()):
         command = [*before, sys.executable, "-m", "ember_mlx.check.worker", *(["--device", device] if device else [])]
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True)
         self.lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -38,19 +39,15 @@ class Worker:
     def run(self, job: Job, limit: float) -> dict[str, Any]:
         """The result of a job; whatever happened to the process, and after `limit` seconds it is ended."""
         assert self.process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # the answer tells its end
             print(json.dumps([job.stage, job.given]), file=self.process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # its end is told by the answer
         return self._answer(limit)
 
     def end(self) -> int:
         """Let it end by itself, or end it; returns the exit status."""
         assert self.process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        except BrokenPipeError:
-            pass
         try:
             return self.process.wait(10)
         except subprocess.TimeoutExpired:
