@@ -5,10 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
+from ember_mlx.backend import gpu_kind
+from ember_mlx.check.command import SANITIZER, Options, _sanitized
 from ember_mlx.check.jobs import STAGES, Job, all_jobs, cells_of, chosen
 from ember_mlx.check.report import lines_of
 from ember_mlx.check.results import Log, read
@@ -177,3 +180,95 @@ def test_jobs_come_in_the_order_of_the_stages_and_each_once():
     assert {job.stage for job in all_jobs("cuda")} == set(STAGES)
     assert cells_of(chosen(jobs, ("times",), ("cfc", "gru"))) == ["cfc", "gru"]
     json.dumps(jobs)
+
+
+REPORT = ROOT / "benchmarks" / "report.py"
+
+
+def made_up(path):
+    log = Log(path, {"ember_mlx": "0.1.0", "mlx": "0.32.4", "numpy": "2.4", "python": "3.12", "system": "macOS", "kernels": "metal"})
+    row, times = {"row": "LSTM 64, B32 T100"}, {"state": "works", "forward_estimate": 0.5, "both_estimate": 1.5}
+    log.add(Job("errors", "lstm lstm", {}), {"state": "works", "outputs": 1e-7, "gradients": 2e-7})
+    log.add(Job("errors", "gru gru", {}), {"state": "CRASHED", "why": "signal SIGABRT"})
+    log.add(Job("times", row["row"], row), {**times, "forward": 0.25, "both": 1.0})
+    log.add(Job("peers", "LSTM 64, B32 T100, torch LSTM", {**row, "peer": "torch LSTM"}), {"state": "works", "forward": 1.0, "both": 5.0})
+    log.add(Job("peers", "LSTM 64, B32 T100, jax LSTM", {**row, "peer": "jax LSTM"}), {"state": "absent"})
+    log.add(Job("memory", row["row"], row), {"state": "works", "peak": 2**21, "arrays": 2.5})
+    for threads, both in ((128, 0.9), (256, 2.0)):
+        log.add(Job("tuning", f"{row['row']}, {threads} threads", row), {**times, "forward": 0.2, "both": both})
+
+
+def test_the_report_makes_tables(tmp_path):
+    path = tmp_path / "mac.jsonl"
+    made_up(path)
+    command = [sys.executable, str(REPORT), "--print", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    lines = done.stdout.splitlines()
+    assert "| **LSTM 64, B32 T100** | 0.25 ms | 0.50 ms | 1.00 ms | 1.50 ms |" in lines
+    assert "| torch LSTM | 1.00 ms (4.0 x) |  | 5.00 ms (5.0 x) |  |" in lines
+    assert not any("jax" in line for line in lines)
+    assert "| LSTM 64, B32 T100 | 2.0 | 2.5 |" in lines
+    assert "| lstm lstm | 1.0e-07 | 2.0e-07 |  |" in lines
+    assert "| errors: gru gru | CRASHED | signal SIGABRT |" in lines
+    best = lines[lines.index("**The best layouts**") + 4 :]
+    assert best[1].startswith("| LSTM 64, B32 T100, 128 threads |")
+
+
+def test_the_report_changes_what_is_between_the_marks(tmp_path):
+    path, document = tmp_path / "mac.jsonl", tmp_path / "docs" / "benchmarks.md"
+    made_up(path)
+    document.parent.mkdir()
+    script = tmp_path / "benchmarks" / "report.py"
+    script.parent.mkdir()
+    script.write_text(REPORT.read_text())
+    document.write_text((ROOT / "docs" / "benchmarks.md").read_text())
+    for _ in range(2):
+        subprocess.run(
+            [sys.executable, str(script), str(path)], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True
+        )
+    text = document.read_text()
+    assert text.startswith("# Figures of GPUs")
+    assert text.count("torch LSTM") == 1
+    assert text.count("<!-- measured: ") == 2
+
+
+def test_the_report_names_a_file_without_results(tmp_path):
+    (tmp_path / "empty").touch()
+    command = [sys.executable, str(REPORT), str(tmp_path / "empty")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == 2
+    assert "there are no results in these files" in done.stderr
+
+
+@pytest.mark.parametrize(("status", "state"), [(0, "works"), (9, "FAILED")])
+def test_a_sanitizers_verdict_is_the_jobs(tmp_path, monkeypatch, status, state):
+    """With a program of that name that says what it found."""
+    program = tmp_path / SANITIZER
+    answer = json.dumps({"state": "works", "outputs": 0.0, "gradients": 0.0})
+    program.write_text(f"#!/bin/sh\ncat > /dev/null\necho '========= Invalid __shared__ read'\necho '{answer}'\nexit {status}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    job = Job("sanitizer", "gru gru, racecheck", {"recurrence": "gru", "variant": "gru", "size": (5, 3, 31), "tool": "racecheck"})
+    result = _sanitized(job, Options(), 30)
+    assert result["state"] == state
+    assert ("Invalid __shared__ read" in result.get("why", "")) == (status == 9)
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert _sanitized(job, Options(), 30) == {"state": "absent"}
+
+
+@pytest.mark.skipif(gpu_kind() is not None, reason="it would run the whole check on the GPU that is here")
+def test_the_script_for_an_nvidia_host(tmp_path):
+    """Without a GPU: the archive is unpacked, and the check says that there is none."""
+    out = tmp_path / "out"
+    (tmp_path / "nvidia").mkdir()
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python3"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    with tarfile.open(tmp_path / "mlx-cuda.tar.xz", "w:xz") as archive:
+        archive.add(python, arcname="python3")
+    environment = os.environ | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}", "OUT": str(out), "PYTHONPATH": str(tmp_path)}
+    script = [str(ROOT / "benchmarks" / "h100.sh"), str(tmp_path / "mlx-cuda.tar.xz")]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert (out / "check.txt").read_text().splitlines()[-1] == "no GPU is MLX's default device here: no kernel was checked"

@@ -94,7 +94,7 @@ def _best_layouts(results: list[Result]) -> Iterable[str]:
     rows: dict[str, list[Result]] = {}
     for result in results:
         if "both" in result:
-            rows.setdefault(", ".join(result["name"].split(", ")[:-5]), []).append(result)
+            rows.setdefault(result["row"], []).append(result)
     for found in rows.values():
         for result in sorted(found, key=lambda result: float(result["both"]))[:3]:
             yield f"  {result['name']:<64} {described(result)}"

@@ -79,7 +79,7 @@ class Log:
 
     def add(self, job: Job, result: Result) -> None:
         """Keep a job's result."""
-        self.results[job.key] = {"key": job.key, "stage": job.stage, "name": job.name, **result}
+        self.results[job.key] = {"key": job.key, "stage": job.stage, "name": job.name, **_row(job), **result}
         if self.path is not None:
             self._write(self.results[job.key])
 
@@ -91,6 +91,10 @@ class Log:
         assert self.path is not None
         with self.path.open("a") as file:
             file.write(f"{before}{json.dumps(entry)}\n")
+
+
+def _row(job: Job) -> Result:
+    return {"row": job.given["row"]} if "row" in job.given else {}
 
 
 def _difference(other: Result, machine: Result) -> str:
