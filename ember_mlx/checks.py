@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import bad_argument
 
@@ -68,6 +70,14 @@ def check_size(owner: str, name: str, *shape: int) -> None:
     if math.prod(shape) > MOST_ELEMENTS:
         got = f"one of shape {shape}"
         raise bad_argument(owner, name, f"need no array of more than {MOST_ELEMENTS} elements", got)
+
+
+def check_rectangular(owner: str, name: str, values: Any) -> NDArray[Any]:
+    """Return nested lists as an array, or raise ValueError for rows of different lengths."""
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise bad_argument(owner, name, "have rows of one length", repr(values)) from None
 
 
 def check_flag(owner: str, name: str, value: object) -> bool:

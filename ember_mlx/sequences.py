@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .checks import check_flag, check_integer
 from .errors import bad_argument
-from .layers.arguments import check_array, dtype_name, type_name
+from .layers.arguments import check_array, dtype_name, integer_array, type_name
 from .scans.dispatch import can_evaluate
 
 
@@ -50,7 +50,10 @@ def pack_sequences(sequences: Sequence[mx.array | NDArray[Any]]) -> tuple[mx.arr
 
 def _checked_sequence(owner: str, k: int, a: Any) -> mx.array:
     name = f"sequences[{k}]"
-    a = mx.array(a) if isinstance(a, np.ndarray) else a  # as MLX does it: float64, NumPy's default, becomes float32
+    if isinstance(a, np.ndarray):
+        if a.dtype.kind in "OSUTMm":
+            raise bad_argument(owner, name, "have a floating-point dtype", a.dtype, TypeError)
+        a = mx.array(a)  # as MLX does it: float64, NumPy's default, becomes float32
     check_array(owner, name, a)
     if a.ndim != 2 or 0 in a.shape:
         raise bad_argument(owner, name, "have shape (T_i, I), with at least one step and one feature", a.shape)
@@ -131,7 +134,8 @@ def bucket_batches(
         )
     batch_size, pool = check_integer(owner, "batch_size", batch_size), check_integer(owner, "pool", pool)
     shuffle, drop_last = check_flag(owner, "shuffle", shuffle), check_flag(owner, "drop_last", drop_last)
-    rng = np.random.Generator(np.random.PCG64(check_integer(owner, "seed", seed, minimum=0))) if shuffle else None
+    seed = check_integer(owner, "seed", seed, minimum=0)
+    rng = np.random.Generator(np.random.PCG64(seed)) if shuffle else None
     return _batches(values, batch_size, pool * batch_size, drop_last, rng)
 
 
@@ -153,9 +157,4 @@ def _values(owner: str, lengths: Any) -> NDArray[np.integer]:
     """Lengths as NumPy integers."""
     if isinstance(lengths, mx.array) and not can_evaluate([lengths]):
         raise bad_argument(owner, "lengths", "have values, which arrays have not inside mx.compile, mx.vmap and export", "none")
-    if not isinstance(lengths, (mx.array, np.ndarray, Sequence)) or isinstance(lengths, str):
-        raise bad_argument(owner, "lengths", "be an array or a sequence of integers", type_name(lengths), TypeError)
-    values = np.array(lengths)
-    if values.dtype.kind not in "iu" and values.size:
-        raise bad_argument(owner, "lengths", "hold integers", values.dtype, TypeError)
-    return values.astype(np.int64)
+    return np.array(integer_array(owner, lengths)).astype(np.int64)

@@ -4,7 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 import ember_mlx
 from ember_mlx import GRU, LSTM, LTC, RNN, Bidirectional, CfC, CTRQNet, LQNet, NCPMap, RandomMap, StrideAware, StrideAwareCfC
@@ -115,3 +115,58 @@ def test_sequences_cut_at_different_places_go_on(kind):
         whole = mx.concatenate([dt[b, :n], more_dt[b]]) if layer.timed else None
         alone = layer(mx.concatenate([x[b, :n], more[b]]), None, whole, return_sequences=True)
         assert_close(y[b], alone[n:], 1e-5)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LAYERS if kind != "both"])  # whose layers have them
+def test_settings_are_checked_whenever_they_are_assigned(kind):
+    layer = make(kind)
+    for name, check in layer.settings.items():
+        before = getattr(layer, name)
+        setattr(layer, name, before)
+        with pytest.raises((TypeError, ValueError), match=rf"^\[{type(layer).__name__}\] {name} must .*, got .*bogus"):
+            setattr(layer, name, "bogus")
+        assert getattr(layer, name) == check("", name, before)
+    layer(mx.zeros((B, T, I)))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LAYERS if kind != "both"])
+def test_what_parameters_were_made_for_stays_as_it_is(kind):
+    layer = make(kind)
+    fixed = {name for name in layer.get_config() if hasattr(layer, name) and name not in layer.settings}
+    assert fixed
+    for name in fixed | {"input_size", "units"}:
+        with pytest.raises(ValueError, match=rf"^\[{type(layer).__name__}\] {name} must stay as it is"):
+            setattr(layer, name, getattr(layer, name))
+
+
+def wrong_shapes(a):
+    """Shapes that NumPy would broadcast, and others."""
+    yield (*a.shape, 1)
+    yield (1, *a.shape)
+    for axis, n in enumerate(a.shape):
+        for other in {k for k in (1, n - 1, n + 1, 2 * n) if k > 0} - {n}:
+            yield (*a.shape[:axis], other, *a.shape[axis + 1 :])
+    yield ()
+
+
+@every_layer
+def test_a_parameter_of_another_shape_or_kind_is_refused(kind):
+    layer, x = make(kind), mx.zeros((B, T, I))
+    parameters = tree_flatten(layer.parameters())
+    for path, a in parameters:
+        wrong = [mx.zeros(shape) for shape in wrong_shapes(a)] + ([mx.zeros(a.shape, mx.int32)] if a.size else [])
+        for value in wrong:
+            layer.update(tree_unflatten([(path, value)]))
+            name = "the weights" if path.endswith("map_id") else path.split(".")[-1]
+            with pytest.raises((TypeError, ValueError), match=rf"^\[\w+\] ([\w.]+\.)?{name} must"):
+                layer(x)
+        layer.update(tree_unflatten([(path, a)]))
+    layer(x)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LAYERS if kind not in ("rnn", "lstm", "gru", "strides")])
+def test_a_time_delta_may_be_a_number_of_any_kind(kind):
+    layer, x = make(kind), mx.random.normal((B, T, I))
+    expected = layer(x, time_deltas=2.0)
+    for dt in (2, np.float32(2), np.float64(2), np.float16(2), np.int64(2), mx.array(2.0), mx.full((B, T, 1), 2.0)):
+        assert_close(layer(x, time_deltas=dt), expected, 1e-6)

@@ -92,7 +92,74 @@ CALLS = {
     "dt-infinite-in-float32": (
         ValueError,
         lambda: layer()(X, time_deltas=1e39),
-        "[CfC] time_deltas must be finite and not negative, got 1e+39.",
+        "[CfC] time_deltas must be at most 3.4e+38, the largest number of x's dtype, got 1e+39.",
+    ),
+    "dt-beyond-float32": (
+        ValueError,
+        lambda: layer()(X, time_deltas=mx.full((4, 5), 1e300, mx.float64)),
+        "[CfC] time_deltas must be at most 3.4e+38, the largest number of x's dtype, got 1e+300 at (0, 0).",
+    ),
+    "dt-text": (TypeError, lambda: layer()(X, time_deltas="1"), "[CfC] time_deltas must be an mx.array, got str."),
+    "dt-bool": (TypeError, lambda: layer()(X, time_deltas=True), "[CfC] time_deltas must be an mx.array, got bool."),
+    "lengths-ragged": (
+        ValueError,
+        lambda: layer()(X, lengths=[[1], [1, 2], 3, 4]),
+        "[CfC] lengths must have rows of one length, got [[1], [1, 2], 3, 4].",
+    ),
+    "lengths-text": (TypeError, lambda: layer()(X, lengths=["1", "2", "3", "4"]), "[CfC] lengths must hold integers, got <U1."),
+    "lengths-none": (ValueError, lambda: layer()(X, lengths=[]), "[CfC] lengths must have shape (B,) = (4,), got (0,)."),
+    "map-too-large": (
+        ValueError,
+        lambda: LTC(10**12, 3),
+        "[LTC] neuron_map must need no array of more than 2147483647 elements, got one of shape (1000000000000, 1000000000000).",
+    ),
+    "input-too-large": (
+        ValueError,
+        lambda: LTC(10, 10**9),
+        "[LTC] input_size must need no array of more than 2147483647 elements, got one of shape (1000000000, 10).",
+    ),
+    "hidden-too-large": (
+        ValueError,
+        lambda: GRU(3, 10**9),
+        "[GRU] hidden_size must need no array of more than 2147483647 elements, got one of shape (3000000000, 1000000000).",
+    ),
+    "layers-too-many": (
+        ValueError,
+        lambda: GRU(3, 4, 10**9),
+        "[GRU] num_layers must need no array of more than 2147483647 elements, got one of shape (1000000000, 12, 4).",
+    ),
+    "backbone-too-large": (
+        ValueError,
+        lambda: layer(backbone_layers=10**9),
+        "[CfC] backbone_units must need no array of more than 2147483647 elements, got one of shape (1000000000, 128, 128).",
+    ),
+    "proj-too-large": (
+        ValueError,
+        lambda: layer(proj_size=10**10),
+        "[CfC] proj_size must need no array of more than 2147483647 elements, got one of shape (10000000000, 6).",
+    ),
+    "config-none": (TypeError, lambda: CfC.from_config(None), "[CfC] config must be a dict, as get_config returns it, got NoneType."),
+    "config-empty": (ValueError, lambda: CfC.from_config({}), "[CfC] config must hold 'neuron_map', got nothing."),
+    "config-of-another": (
+        ValueError,
+        lambda: CfC.from_config(LTC(6, 3).get_config()),
+        "[CfC] config must hold no other names than neuron_map, input_size, ",
+    ),
+    "config-bidirectional": (ValueError, lambda: Bidirectional.from_config({}), "[Bidirectional] config must hold 'layer', got nothing."),
+    "config-map-text": (
+        TypeError,
+        lambda: CfC.from_config(layer().get_config() | {"neuron_map": "NCP"}),
+        "[map_from_config] a map's description must be a dict, as map_to_config returns it, got 'NCP'.",
+    ),
+    "config-map-without-class": (
+        ValueError,
+        lambda: CfC.from_config(layer().get_config() | {"neuron_map": {"config": {}}}),
+        "[map_from_config] a map's description must hold 'class', got 'config'.",
+    ),
+    "mapping-array": (
+        ValueError,
+        lambda: LTC(6, 3, input_mapping=np.array([1, 2])),
+        "[LTC] input_mapping must be 'affine', 'linear' or None, got array([1, 2]).",
     ),
     "dt-integers": (
         TypeError,

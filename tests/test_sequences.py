@@ -89,6 +89,26 @@ MESSAGES = {
         lambda: pack_sequences([mx.zeros((2, 3), mx.int32)]),
         "[pack_sequences] sequences[0] must have a floating-point dtype, got int32.",
     ),
+    "pack-text": (
+        TypeError,
+        lambda: pack_sequences([np.array([["a"]])]),
+        "[pack_sequences] sequences[0] must have a floating-point dtype, got <U1.",
+    ),
+    "pack-objects": (
+        TypeError,
+        lambda: pack_sequences([np.array([[None]])]),
+        "[pack_sequences] sequences[0] must have a floating-point dtype, got object.",
+    ),
+    "unpack-ragged": (
+        ValueError,
+        lambda: unpack_sequences(mx.zeros((2, 3, 1)), [[1], [1, 2]]),
+        "[unpack_sequences] lengths must have rows of one length, got [[1], [1, 2]].",
+    ),
+    "bucket-seed-negative": (
+        ValueError,
+        lambda: list(bucket_batches([1, 2], 1, seed=-1)),
+        "[bucket_batches] seed must be at least 0, got -1.",
+    ),
     "pack-rank": (
         ValueError,
         lambda: pack_sequences([mx.zeros((2, 3)), mx.zeros((2,))]),
@@ -153,7 +173,7 @@ MESSAGES = {
     "bucket-number": (
         TypeError,
         lambda: bucket_batches(3, 2),
-        "[bucket_batches] lengths must be an array or a sequence of integers, got int.",
+        "[bucket_batches] lengths must be an mx.array or a sequence of integers, got int.",
     ),
     "bucket-shuffle": (TypeError, lambda: bucket_batches([1], 2, shuffle=1), "[bucket_batches] shuffle must be True or False, got 1."),
     "bucket-pool": (ValueError, lambda: bucket_batches([1], 2, pool=0), "[bucket_batches] pool must be at least 1, got 0."),

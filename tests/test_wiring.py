@@ -12,6 +12,7 @@ import pytest
 
 from ember_mlx.wiring import (
     AutoNCPMap,
+    EnhancedNCPMap,
     FullyConnectedMap,
     NCPMap,
     NeuronMap,
@@ -521,6 +522,48 @@ COMPLAINTS = {
         lambda: NeuronMap(1, layers=[]),
         ValueError,
         "[NeuronMap] layers must hold each of the ids 0 ... 0 exactly once, got [].",
+    ),
+    "layers-number": (lambda: NeuronMap(2, layers=3), TypeError, "[NeuronMap] layers must be a list of lists of neuron ids, got 3."),
+    "layers-ragged": (
+        lambda: NeuronMap(3, layers=[[[0], [1, 2]]]),
+        ValueError,
+        "[NeuronMap] layers[0] must have rows of one length, got [[0], [1, 2]].",
+    ),
+    "layer-names-number": (
+        lambda: NeuronMap(2, layers=[[0], [1]], layer_names=3),
+        TypeError,
+        "[NeuronMap] layer_names must be a list of str, one a layer, got 3.",
+    ),
+    "layer-names-text": (
+        lambda: NeuronMap(2, layers=[[0], [1]], layer_names="ab"),
+        TypeError,
+        "[NeuronMap] layer_names must be a list of str, one a layer, got 'ab'.",
+    ),
+    "enhanced-unknown": (
+        lambda: EnhancedNCPMap(4, 3, 2, foo=1),
+        TypeError,
+        "EnhancedNCPMap.__init__() got an unexpected keyword argument 'foo'",
+    ),
+    "config-text": (
+        lambda: NeuronMap.from_config("NCP"),
+        TypeError,
+        "[NeuronMap] config must be a dict, as get_config returns it, got 'NCP'.",
+    ),
+    "units-large": (
+        lambda: NeuronMap(10**9),
+        ValueError,
+        "[NeuronMap] units must need no array of more than 2147483647 elements, got one of shape (1000000000, 1000000000).",
+    ),
+    "inputs-large": (
+        lambda: NeuronMap(4).build(10**11),
+        ValueError,
+        "[NeuronMap] input_dim must need no array of more than 2147483647 elements, got one of shape (100000000000, 4).",
+    ),
+    "policy-large": (
+        lambda: AutoNCPMap(10**10, 3),
+        ValueError,
+        "[AutoNCPMap] inter_neurons + command_neurons + motor_neurons must need no array of more than 2147483647 elements, got one of "
+        "shape (10000000000, 10000000000).",
     ),
     "layer-names-alone": (lambda: NeuronMap(1, layer_names=["a"]), ValueError, "[NeuronMap] layer_names must come with layers, got ['a']."),
     "layer-names-count": (

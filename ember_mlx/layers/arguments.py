@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
+from ..checks import check_rectangular
 from ..errors import bad_argument
 from ..scans.dispatch import can_evaluate
 
@@ -210,16 +212,18 @@ def _read_time_deltas(
     """(T, B) in `dtype`."""
     if time_deltas is None:
         return mx.ones((T, B), dtype)
-    if isinstance(time_deltas, (int, float)) and not isinstance(time_deltas, bool):
-        if not 0 <= time_deltas <= float(np.finfo(dtype_name(dtype)).max):
-            raise bad_argument(owner, "time_deltas", "be finite and not negative", time_deltas)
-        return mx.full((T, B), time_deltas, dtype)
+    most = float(np.finfo(dtype_name(dtype)).max)
+    if isinstance(time_deltas, (int, float, np.integer, np.floating)) and not isinstance(time_deltas, bool):
+        value = float(time_deltas)
+        if not 0 <= value <= most:
+            raise bad_argument(owner, "time_deltas", _possible_times(value, most), time_deltas)
+        return mx.full((T, B), value, dtype)
     check_array(owner, "time_deltas", time_deltas)
     shape: tuple[int, ...] = (T,) if not batched else (B, T) if batch_first else (T, B)
     name = "(T,)" if not batched else "(B, T)" if batch_first else "(T, B)"
     if time_deltas.shape not in ((), shape, (*shape, 1)):
         raise bad_argument(owner, "time_deltas", f"have shape {name} = {shape}, {(*shape, 1)} or be a scalar", time_deltas.shape)
-    _check_time_values(owner, time_deltas, lengths, batch_first)
+    _check_time_values(owner, time_deltas, lengths, batch_first, most)
     dt = time_deltas.astype(dtype)
     if dt.ndim == 0:
         return mx.broadcast_to(dt, (T, B))
@@ -229,19 +233,23 @@ def _read_time_deltas(
     return dt.swapaxes(0, 1) if batch_first else dt
 
 
-def _check_time_values(owner: str, time_deltas: mx.array, lengths: mx.array | None, batch_first: bool) -> None:
+def _possible_times(value: float, most: float) -> str:
+    return f"be at most {most:.3g}, the largest number of x's dtype" if most < value < np.inf else "be finite and not negative"
+
+
+def _check_time_values(owner: str, time_deltas: mx.array, lengths: mx.array | None, batch_first: bool, most: float) -> None:
     """Raise a ValueError for a step's time that cannot be; what lies past a sequence's length is not used and may be anything."""
     if not can_evaluate([time_deltas]):
         return
-    values = np.array(time_deltas.astype(mx.float32))
-    wrong = ~(np.isfinite(values) & (values >= 0))
+    values = np.array(time_deltas.astype(mx.float64 if time_deltas.dtype == mx.float64 else mx.float32))
+    wrong = ~((values >= 0) & (values <= most))
     if lengths is not None and values.ndim > 0 and can_evaluate([lengths]):
         t, ends = np.arange(values.shape[1 if batch_first else 0]), np.asarray(lengths)
         valid = t[None, :] < ends[:, None] if batch_first else t[:, None] < ends[None, :]
         wrong &= valid.reshape(valid.shape + (1,) * (values.ndim - 2))
     if wrong.any():
         place = tuple(int(i) for i in np.argwhere(wrong)[0])
-        raise bad_argument(owner, "time_deltas", "be finite and not negative", f"{values[place]} at {place}")
+        raise bad_argument(owner, "time_deltas", _possible_times(values[place], most), f"{values[place]} at {place}")
 
 
 def _read_lengths(owner: str, lengths: Any, T: int, B: int, batched: bool) -> mx.array | None:
@@ -264,15 +272,19 @@ def _read_lengths(owner: str, lengths: Any, T: int, B: int, batched: bool) -> mx
 def integer_array(owner: str, lengths: Any) -> mx.array:
     """Lengths as an mx.array of integers."""
     if isinstance(lengths, (np.ndarray, Sequence)) and not isinstance(lengths, str):
-        values = np.asarray(lengths)
-        if values.dtype.kind not in "iu":
-            raise bad_argument(owner, "lengths", "hold integers", values.dtype, TypeError)
-        return mx.array(values)
+        return mx.array(_integers(owner, lengths))
     if not isinstance(lengths, mx.array):
         raise bad_argument(owner, "lengths", "be an mx.array or a sequence of integers", type_name(lengths), TypeError)
     if not mx.issubdtype(lengths.dtype, mx.integer):
         raise bad_argument(owner, "lengths", "hold integers", dtype_name(lengths.dtype), TypeError)
     return lengths
+
+
+def _integers(owner: str, lengths: Any) -> NDArray[np.int64]:
+    values = check_rectangular(owner, "lengths", lengths)
+    if values.dtype.kind not in "iu" and values.size:
+        raise bad_argument(owner, "lengths", "hold integers", values.dtype, TypeError)
+    return values.astype(np.int64)
 
 
 def _read_one_state(owner: str, a: Any, layout: StateLayout, batch: int, batched: bool) -> mx.array | None:

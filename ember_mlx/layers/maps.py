@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..checks import check_integer
+from ..checks import check_integer, check_size
 from ..errors import bad_argument
 from ..wiring import FullyConnectedMap, NeuronMap
 from .arguments import type_name
@@ -29,12 +29,15 @@ def built_map(owner: str, neuron_map: Any, input_size: int | None) -> NeuronMap:
     if isinstance(neuron_map, NeuronMap):
         neuron_map = copy.deepcopy(neuron_map)
     else:
-        neuron_map = FullyConnectedMap(check_integer(owner, "neuron_map", neuron_map))
+        units = check_integer(owner, "neuron_map", neuron_map)
+        check_size(owner, "neuron_map", units, units)
+        neuron_map = FullyConnectedMap(units)
     if input_size is None and not neuron_map.is_built():
         raise bad_argument(owner, "input_size", "be given where neuron_map is not built", "None")
     if neuron_map.is_built() and input_size not in (None, neuron_map.input_dim):
         raise bad_argument(owner, "input_size", f"be {neuron_map.input_dim}, for which neuron_map is built", input_size)
     if input_size is not None:
+        check_size(owner, "input_size", input_size, neuron_map.units)
         neuron_map.build(input_size)
     neuron_map.freeze()
     return neuron_map

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_integer, check_number
+from ..checks import check_integer, check_number, check_size
 from ..errors import bad_argument
 from .neuron_map import NeuronMap, check_sparsity, random_order, random_polarities
 
@@ -77,7 +77,9 @@ class NCPMap(NeuronMap):
         motor = check_integer(owner, "motor_neurons", motor_neurons)
         if sensory_neurons is not None:
             check_integer(owner, "sensory_neurons", sensory_neurons)
-        ids = np.arange(motor + command + inter)
+        units = motor + command + inter
+        check_size(owner, "inter_neurons + command_neurons + motor_neurons", units, units)
+        ids = np.arange(units)
         super().__init__(
             len(ids),
             motor,

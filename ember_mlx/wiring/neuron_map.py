@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..checks import check_integer, check_interval
+from ..checks import check_integer, check_interval, check_names, check_rectangular, check_size
 from ..errors import bad_argument
 
 if TYPE_CHECKING:
@@ -75,10 +75,11 @@ class NeuronMap:
         """See the class."""
         owner = type(self).__name__
         self._units = check_integer(owner, "units", units)
+        check_size(owner, "units", self._units, self._units)
         self._output_dim = self._units if output_dim is None else check_integer(owner, "output_dim", output_dim)
         if self._output_dim > self._units:
             raise bad_argument(owner, "output_dim", f"be at most units = {self._units}", output_dim)
-        self._input_dim = None if input_dim is None else check_integer(owner, "input_dim", input_dim)
+        self._input_dim = None if input_dim is None else self._check_inputs(input_dim)
         self._sparsity_level = None if sparsity_level is None else check_sparsity(owner, sparsity_level)
         self._seed = secrets.randbits(32) if seed is None else check_integer(owner, "seed", seed, minimum=0)
         self._layers, self._layer_names = self._check_layers(layers, layer_names)
@@ -229,7 +230,7 @@ class NeuronMap:
             (5, 2)
         """
         owner = type(self).__name__
-        input_dim = check_integer(owner, "input_dim", input_dim)
+        input_dim = self._check_inputs(input_dim)
         if self.is_built() and input_dim != self.input_dim:
             raise bad_argument(owner, "input_dim", f"be {self.input_dim}, with which this map was built", input_dim)
         self._input_dim = input_dim
@@ -354,6 +355,8 @@ class NeuronMap:
             >>> NeuronMap.from_config(pair.get_config()) == pair
             True
         """
+        if not isinstance(config, Mapping):
+            raise bad_argument(cls.__name__, "config", "be a dict, as get_config returns it", repr(config), TypeError)
         arguments = {name: value for name, value in config.items() if name not in _MATRIX_NAMES}
         neuron_map = cls(**arguments)
         neuron_map._set_matrices(*(config.get(name) for name in _MATRIX_NAMES))
@@ -436,6 +439,12 @@ class NeuronMap:
     def _generator(self, stream: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64([self.seed, stream]))
 
+    def _check_inputs(self, input_dim: int) -> int:
+        owner = type(self).__name__
+        input_dim = check_integer(owner, "input_dim", input_dim)
+        check_size(owner, "input_dim", input_dim, self.units)
+        return input_dim
+
     def _set_matrices(self, adjacency_matrix: ArrayLike | None, sensory_adjacency_matrix: ArrayLike | None) -> None:
         """Take the given matrices; None leaves a matrix to be made when it is first read."""
         if adjacency_matrix is not None:
@@ -446,10 +455,7 @@ class NeuronMap:
 
     def _check_matrix(self, name: str, values: ArrayLike, rows: int | None) -> NDArray[np.int8]:
         owner = type(self).__name__
-        try:
-            matrix = np.asarray(values)
-        except ValueError:
-            raise bad_argument(owner, name, "have rows of one length", values) from None
+        matrix = check_rectangular(owner, name, values)
         if matrix.ndim != 2 or matrix.shape[0] != (rows or max(matrix.shape[0], 1)) or matrix.shape[1] != self.units:
             raise bad_argument(owner, name, f"have shape ({'inputs' if rows is None else rows}, {self.units})", matrix.shape)
         if matrix.dtype.kind not in "iuf":
@@ -480,15 +486,19 @@ class NeuronMap:
             if names is not None:
                 raise bad_argument(owner, "layer_names", "come with layers", names)
             return None, None
-        arrays = [np.asarray(ids) for ids in layers]
+        if not isinstance(layers, list | tuple | np.ndarray):
+            raise bad_argument(owner, "layers", "be a list of lists of neuron ids", repr(layers), TypeError)
+        arrays = [check_rectangular(owner, f"layers[{k}]", ids) for k, ids in enumerate(layers)]
         if any(ids.ndim != 1 or ids.dtype.kind not in "iu" for ids in arrays):
             raise bad_argument(owner, "layers", "hold one list of integer neuron ids a layer", layers, TypeError)
         if not arrays or sorted(np.concatenate(arrays).tolist()) != list(range(self.units)):
             raise bad_argument(owner, "layers", f"hold each of the ids 0 ... {self.units - 1} exactly once", [a.tolist() for a in arrays])
-        names = [f"layer {k + 1}" for k in range(len(arrays))] if names is None else [str(name) for name in names]
+        names = [f"layer {k + 1}" for k in range(len(arrays))] if names is None else names
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise bad_argument(owner, "layer_names", "be a list of str, one a layer", repr(names), TypeError)
         if len(names) != len(arrays):
             raise bad_argument(owner, "layer_names", f"hold {len(arrays)} names", names)
-        return [ids.astype(np.int64) for ids in arrays], names
+        return [ids.astype(np.int64) for ids in arrays], list(names)
 
 
 _MAP_CLASSES[NeuronMap.__name__] = NeuronMap
@@ -525,15 +535,20 @@ def map_from_config(described: dict[str, Any]) -> NeuronMap:
         A map equal to the described one.
 
     Raises:
-        ValueError: if no class of that name is known.
+        TypeError: if it is no dict.
+        ValueError: if it lacks one of the two, or no class of that name is known.
 
     Example:
         >>> map_from_config({"class": "NeuronMap", "config": {"units": 2}})
         NeuronMap(units=2, inputs=None, outputs=2, synapses=0, sensory_synapses=None)
     """
+    owner, parts = "map_from_config", ("class", "config")
+    if not isinstance(described, Mapping):
+        raise bad_argument(owner, "a map's description", "be a dict, as map_to_config returns it", repr(described), TypeError)
+    check_names(owner, "a map's description", map(str, described), parts, parts)
     name = described["class"]
     if name not in _MAP_CLASSES:
-        raise bad_argument("map_from_config", "class", f"be one of {', '.join(sorted(_MAP_CLASSES))}", repr(name))
+        raise bad_argument(owner, "class", f"be one of {', '.join(sorted(_MAP_CLASSES))}", repr(name))
     return _MAP_CLASSES[name].from_config(described["config"])
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..checks import check_choice, check_integer, check_interval
+from ..checks import check_choice, check_integer, check_interval, check_rectangular
 from ..errors import bad_argument
 from .maps import RandomMap
 from .ncp import NCPMap
@@ -225,7 +225,10 @@ class EnhancedNCPMap(SpatialMap, NCPMap):
         distance_power: every distance is raised to it; greater than 0.
         neuron_type: a name for the kind of neuron, for whoever reads the map.
         neuron_params: {"time_scale_factor": number}; see :class:`EnhancedNeuronMap`.
-        fanouts: `sensory_fanout`, `inter_fanout`, `recurrent_command_synapses` and `motor_fanin`, as NCPMap takes them.
+        sensory_fanout: inter neurons that an input reaches, as in :class:`NCPMap`.
+        inter_fanout: command neurons that an inter neuron reaches.
+        recurrent_command_synapses: synapses among the command neurons.
+        motor_fanin: command neurons that reach a motor neuron.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -256,10 +259,25 @@ class EnhancedNCPMap(SpatialMap, NCPMap):
         distance_power: float = 1.0,
         neuron_type: str | None = None,
         neuron_params: Mapping[str, float] | None = None,
-        **fanouts: int | None,
+        sensory_fanout: int | None = None,
+        inter_fanout: int | None = None,
+        recurrent_command_synapses: int | None = None,
+        motor_fanin: int | None = None,
     ) -> None:
         """See the class."""
-        NCPMap.__init__(self, inter_neurons, command_neurons, motor_neurons, sensory_neurons, sparsity_level, seed, **fanouts)
+        NCPMap.__init__(
+            self,
+            inter_neurons,
+            command_neurons,
+            motor_neurons,
+            sensory_neurons,
+            sparsity_level,
+            seed,
+            sensory_fanout=sensory_fanout,
+            inter_fanout=inter_fanout,
+            recurrent_command_synapses=recurrent_command_synapses,
+            motor_fanin=motor_fanin,
+        )
         self._set_space(coordinates, network_structure, distance_metric, distance_power, neuron_type, neuron_params)
 
 
@@ -313,12 +331,11 @@ def _checked_structure(owner: str, structure: Sequence[int] | None, units: int) 
 
 def _checked_coordinates(owner: str, coordinates: ArrayLike | None, units: int, structure: tuple[int, int, int] | None) -> Points:
     if coordinates is None:
+        _, y, z = (min(n, units) for n in structure or (1, 1, 1))  # no neuron is beyond these
+        ids = np.arange(units)
         # from 1 on: the origin has no direction, which the cosine asks for
-        return (np.argwhere(np.ones(structure or ()))[:units] + 1).astype(np.float64)
-    try:
-        points = np.asarray(coordinates)
-    except ValueError:
-        raise bad_argument(owner, "coordinates", f"have shape (units, 3) = ({units}, 3)", "rows of different lengths") from None
+        return (np.stack([ids // (y * z), ids // z % y, ids % z], axis=1) + 1).astype(np.float64)
+    points = check_rectangular(owner, "coordinates", coordinates)
     if points.dtype.kind not in "iuf":
         raise bad_argument(owner, "coordinates", "hold numbers", points.dtype, TypeError)
     if points.shape != (units, 3):
