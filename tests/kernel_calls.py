@@ -35,7 +35,6 @@ class KernelCall(NamedTuple):
         source: the body of the kernel.
         header: what stands before it.
         template: names and values of the template arguments.
-        threads: of a threadgroup.
     """
 
     name: str
@@ -44,7 +43,6 @@ class KernelCall(NamedTuple):
     source: str
     header: str
     template: tuple[tuple[str, Any], ...]
-    threads: int
 
     @property
     def buffers(self) -> int:
@@ -60,7 +58,7 @@ def noting(calls: list[KernelCall]) -> Callable[..., Any]:
         def call(inputs, template, grid, threadgroup, output_shapes, output_dtypes):
             given = tuple(Input(n, a.dtype, a.ndim) for n, a in zip(input_names, inputs, strict=True))
             outputs = tuple(zip(output_names, output_dtypes, strict=True))
-            calls.append(KernelCall(name, given, outputs, source, header, tuple(map(tuple, template)), threadgroup[0]))
+            calls.append(KernelCall(name, given, outputs, source, header, tuple(map(tuple, template))))
             return [mx.zeros(shape, dtype) for shape, dtype in zip(output_shapes, output_dtypes, strict=True)]
 
         return call

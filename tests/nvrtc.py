@@ -2,7 +2,7 @@
 
 All recurrences, variants and layouts of the table, in float32 and bfloat16; and those of 64 units once more in an Apple GPU's layouts with
 the 128 registers a thread that it has. What the table chooses for 64 units must fit into registers. What is compiled is noted in
-out/check-cuda.jsonl, where a later run goes on. Status 1 where a kernel fails.
+out/check-cuda.jsonl, with the registers and the stack that it takes; a later run goes on there. Status 1 where a kernel fails.
 
     python -m tests.nvrtc --jobs 2 ltc
 """
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +53,7 @@ using Strides = cuda::std::array<int64_t, MAX_NDIM>;
 """
 DEFAULT_HEADER = f'\n#include "{UTILS}"\n\n#include <cooperative_groups.h>\n\n'
 HEADER_MEMORY = 320 * 2**20  # bytes that NVRTC needs to keep those headers compiled
+NEEDED = ("lib/libnvrtc.so.13", "include/cuda_fp16.h", "include/cccl/cuda/std/array")
 APPLE = "--maxrregcount=128"  # registers that a thread has on an Apple GPU
 DONE = Path("out/check-cuda.jsonl")
 
@@ -112,11 +114,17 @@ class Work(NamedTuple):
         return hashlib.sha256(told.encode()).hexdigest()[:24]
 
 
-def unsupported_reason() -> str | None:
-    """Why NVRTC cannot be used here, or None."""
-    missing = [
-        name for name in ("lib/libnvrtc.so.13", "include/cuda_fp16.h", "include/cccl/cuda/std/array") if not (_folder() / name).exists()
-    ]
+class Result(NamedTuple):
+    """Of a text: what its kernel takes, None where it did not compile, and what is wrong with it, or None."""
+
+    work: Work
+    resources: Resources | None
+    complaint: str | None
+
+
+def unsupported_reason(*more: str) -> str | None:
+    """Why NVRTC cannot be used here, with `more` of the extra's files; None if it can."""
+    missing = [name for name in (*NEEDED, *more) if not (cuda_folder() / name).exists()]
     return f"extra 'cuda' is not installed: nvidia/cu13 lacks {', '.join(missing)}" if missing else None
 
 
@@ -159,7 +167,7 @@ def compile_text(kernel: str, text: str, options: tuple[str, ...] = ()) -> Compi
 
     The assembler tells the kernel's resources in the log. The headers that all texts begin with are compiled once a process.
     """
-    program, folder = ctypes.c_void_p(), _folder()
+    program, folder = ctypes.c_void_p(), cuda_folder()
     headers, names = (ctypes.c_char_p * 1)(UTILS_TEXT.encode()), (ctypes.c_char_p * 1)(UTILS.encode())
     _call("CreateProgram", ctypes.byref(program), text.encode(), b"kernel.cu", 1, headers, names)
     try:
@@ -196,7 +204,7 @@ def _call(name: str, *arguments: Any) -> None:
         raise RuntimeError(f"nvrtc{name}: error {code}")
 
 
-def _folder() -> Path:
+def cuda_folder() -> Path:
     """Where the wheels of CUDA 13 put their files."""
     found = importlib.util.find_spec("nvidia")
     return Path(next(iter(found.submodule_search_locations or ())) if found else "nvidia") / "cu13"
@@ -204,7 +212,7 @@ def _folder() -> Path:
 
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(_folder() / "lib" / "libnvrtc.so.13"))
+    library = ctypes.CDLL(str(cuda_folder() / "lib" / "libnvrtc.so.13"))
     library.nvrtcSetPCHHeapSize(ctypes.c_size_t(HEADER_MEMORY))
     return library
 
@@ -226,34 +234,43 @@ def all_work(names: Sequence[str]) -> list[Work]:
     return list(work.values())
 
 
-def run(one: Work) -> tuple[Work, str | None]:
-    """Compile; what is wrong, or None."""
+def run(one: Work) -> Result:
+    """Compile a text and judge it."""
     done = compile_text(one.kernel, one.text, one.options)
     if not done.ok:
-        return one, done.log
-    if one.fits and done.resources.spilled:
-        return one, f"not all of it is in registers: {done.resources}"
-    return one, None
+        return Result(one, None, done.log)
+    spilled = one.fits and done.resources.spilled
+    return Result(one, done.resources, f"not all of it is in registers: {done.resources}" if spilled else None)
 
 
 def check(names: Sequence[str], jobs: int) -> int:
     """Compile all that is not in DONE; prints what fails, and how many, and returns the exit status."""
-    start, work, failed = time.perf_counter(), all_work(names), 0
-    DONE.parent.mkdir(exist_ok=True)
-    known = _known()
+    start, work, known, failed = time.perf_counter(), all_work(names), _known(), 0
     waiting = [one for one in work if one.key not in known]
     print(f"NVRTC {'.'.join(map(str, version()))}: {len(work)} kernels, {len(work) - len(waiting)} of them compiled before", flush=True)
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool, DONE.open("a") as file:
-        for number, (one, complaint) in enumerate(pool.imap_unordered(run, waiting), 1):
-            if complaint is None:
-                print(json.dumps({"key": one.key, "kernel": one.kernel}), file=file, flush=True)
-            else:
-                failed += 1
-                print(f"FAILED {one.label} {' '.join(one.options)}\n{one.kernel}\n{complaint}", flush=True)
+    DONE.parent.mkdir(exist_ok=True)
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+    try:
+        for number, future in enumerate(as_completed([pool.submit(run, one) for one in waiting]), 1):
+            failed += _report(future.result())
             if number % 100 == 0:
                 print(f"{number} of {len(waiting)}, {failed} failed, {time.perf_counter() - start:.0f} s", flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
     print(f"{len(work) - failed} kernels compiled, {failed} failed, {time.perf_counter() - start:.0f} s")
     return 1 if failed else 0
+
+
+def _report(result: Result) -> bool:
+    """Note a kernel in DONE, or print what is wrong with it; whether it failed."""
+    one = result.work
+    if result.resources is None or result.complaint:
+        print(f"FAILED {one.label} {' '.join(one.options)}\n{one.kernel}\n{result.complaint}", flush=True)
+        return True
+    line = {"key": one.key, "label": one.label, "kernel": one.kernel, "options": one.options, **result.resources._asdict()}
+    with DONE.open("a") as file:
+        print(json.dumps(line), file=file)
+    return False
 
 
 def _known() -> set[str]:
@@ -271,8 +288,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m tests.nvrtc", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recurrence", nargs="*", help=f"of {', '.join(RECURRENCES)}; all if none is named")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time, each with 1 GB of memory")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time, each with 0.5 GB of memory")
     options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {options.jobs}")
     unknown = sorted(set(options.recurrence) - set(RECURRENCES))
     if unknown:
         parser.error(f"there is no recurrence {', '.join(unknown)}; there are {', '.join(RECURRENCES)}")

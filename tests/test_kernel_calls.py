@@ -27,7 +27,7 @@ def test_no_kernel_needs_more_buffers_than_metal_has():
 
 def test_a_kernel_with_too_many_buffers_is_named():
     inputs = tuple(Input(f"a{k}", mx.float32, 1) for k in range(30))
-    call = KernelCall("wide", inputs, (("y", mx.float32),), "y[0] = a3[0];", "", (), 32)
+    call = KernelCall("wide", inputs, (("y", mx.float32),), "y[0] = a3[0];", "", ())
     assert beyond([call]) == []
     assert beyond([call._replace(source="y[0] = a3[a3_shape[0] - 1];")]) == ["wide: 32 buffers"]
     assert beyond([call._replace(outputs=(*call.outputs, ("z", mx.float32)))]) == ["wide: 32 buffers"]

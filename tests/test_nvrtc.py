@@ -5,6 +5,8 @@ import json
 import mlx.core as mx
 import pytest
 
+from ember_mlx.scans.registry import RECURRENCES
+
 from . import nvrtc
 from .kernel_calls import Input, KernelCall, Scan, calls_of
 from .nvrtc import APPLE, Compiled, Resources, Work, compile_call, mlx_kernel, unsupported_reason
@@ -19,7 +21,6 @@ CALL = KernelCall(
     "int n = x_shape[1];\ny[threadIdx.x] = FACTOR * float(x[threadIdx.x + n - 1]) + k_ndim;",
     "#define FACTOR 2.0f\n",
     (("N", 3), ("FAST", True), ("T", mx.float16)),
-    32,
 )
 
 
@@ -96,7 +97,7 @@ __global__ void custom_kernel_scaled_3_t_float16_t(
 
 
 def test_what_the_assembler_says_of_a_kernel():
-    log = "ptxas         .     16 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads\nptxas info    : Used 128 registers, used 1 barriers\n"
+    log = "ptxas . 16 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads\nptxas info : Used 128 registers, used 1 barriers\n"
     assert Compiled(True, log, "", b"").resources == Resources(128, 16, 4, 8)
     assert Resources(128, 16, 4, 8).spilled == 16
     with pytest.raises(ValueError, match="no resources in NVRTC's log: nothing"):
@@ -133,13 +134,27 @@ def test_the_check_of_all_kernels(monkeypatch, tmp_path, capsys):
     assert "not all of it is in registers: Resources(registers=128, stack=" in printed
     assert printed.splitlines()[-1].startswith("1 kernels compiled, 2 failed, ")
     lines = nvrtc.DONE.read_text()
-    assert [json.loads(line)["key"] for line in lines.splitlines()] == [work[0].key]
+    (line,) = map(json.loads, lines.splitlines())
+    assert (line["key"], line["kernel"], line["stack"]) == (work[0].key, work[0].kernel, 0)
+    assert 0 < line["registers"] < 32
     nvrtc.DONE.write_text(lines + '{"key": "torn')
     del work[1:]
     assert nvrtc.main(["--jobs", "1"]) == 0
     printed = capsys.readouterr().out
     assert "1 kernels, 1 of them compiled before" in printed
     assert printed.splitlines()[-1].startswith("1 kernels compiled, 0 failed, ")
+
+
+def test_a_kernel_has_a_name_of_its_own():
+    """MLX's CUDA build keeps compiled kernels by their names."""
+    texts = {(one.kernel, one.text) for one in nvrtc.all_work(list(RECURRENCES))}
+    assert len({kernel for kernel, _ in texts}) == len(texts)
+
+
+def test_at_least_one_process_is_needed(capsys):
+    with pytest.raises(SystemExit):
+        nvrtc.main(["--jobs", "0"])
+    assert "--jobs must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_an_unknown_recurrence_names_those_there_are(capsys):
@@ -149,7 +164,7 @@ def test_an_unknown_recurrence_names_those_there_are(capsys):
 
 
 def test_missing_wheels_are_a_reason(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(nvrtc, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(nvrtc, "cuda_folder", lambda: tmp_path)
     assert "extra 'cuda' is not installed" in nvrtc.unsupported_reason()
     with pytest.raises(SystemExit):
         nvrtc.main([])
