@@ -1,8 +1,9 @@
 """python -m tests.nvrtc: every kernel's CUDA text, as MLX builds it, compiled for sm_90a by NVRTC, which needs no GPU.
 
 All recurrences, variants and layouts of the table, in float32 and bfloat16; and those of 64 units once more in an Apple GPU's layouts with
-the 128 registers a thread that it has. What the table chooses for 64 units must fit into registers. What is compiled is noted in
-out/check-cuda.jsonl, with the registers and the stack that it takes; a later run goes on there. Status 1 where a kernel fails.
+the 128 registers a thread that it has. A kernel fails that does not compile, that keeps anything outside registers, or that has shuffles in
+one arm of a branch; then the status is 1. The others are noted in out/check-cuda.jsonl with the registers that they take, and a later run
+passes them over.
 
     python -m tests.nvrtc --jobs 2 ltc
 """
@@ -29,7 +30,8 @@ import mlx.core as mx
 
 from ember_mlx.scans.registry import RECURRENCES
 
-from .kernel_calls import KernelCall, all_scans, calls_of, chosen_scans
+from .kernel_calls import KernelCall, Scan, all_scans, calls_of, chosen_scans
+from .ptx import shuffles_in_arms
 
 TYPES = {mx.float32: "float", mx.int32: "int32_t", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16"}
 # MLX's names of types in a kernel's name
@@ -55,6 +57,8 @@ DEFAULT_HEADER = f'\n#include "{UTILS}"\n\n#include <cooperative_groups.h>\n\n'
 HEADER_MEMORY = 320 * 2**20  # bytes that NVRTC needs to keep those headers compiled
 NEEDED = ("lib/libnvrtc.so.13", "include/cuda_fp16.h", "include/cccl/cuda/std/array")
 APPLE = "--maxrregcount=128"  # registers that a thread has on an Apple GPU
+# a stage's units fill whole simdgroups, so that all lanes of one take the same arm, which cannot be read off the text
+WHOLE_SIMDGROUPS = re.compile(r"cfc layered\w*_mixed_memory, cfc_(forward|backward)(_together)?")
 DONE = Path("out/check-cuda.jsonl")
 
 
@@ -98,19 +102,17 @@ class Work(NamedTuple):
         kernel: its name.
         text: as MLX builds it.
         options: beside MLX's.
-        fits: whether all that it keeps must be in registers.
     """
 
     label: str
     kernel: str
     text: str
     options: tuple[str, ...] = ()
-    fits: bool = False
 
     @property
     def key(self) -> str:
         """What its result depends on."""
-        told = "\n".join([str(version()), UTILS_TEXT, self.text, *self.options, str(self.fits)])
+        told = "\n".join([str(version()), UTILS_TEXT, self.text, *self.options])
         return hashlib.sha256(told.encode()).hexdigest()[:24]
 
 
@@ -189,6 +191,21 @@ def compile_call(call: KernelCall, options: tuple[str, ...] = ()) -> Compiled:
     return compile_text(*mlx_kernel(call), options)
 
 
+def label(scan: Scan, call: KernelCall) -> str:
+    """For whom a kernel is."""
+    return f"{scan.recurrence} {scan.variant}, {call.name}"
+
+
+def complaint(label: str, done: Compiled, spilled: int = 0) -> str | None:
+    """What is wrong with a kernel: its text, more bytes outside registers than that, or lanes that wait for each other; None: nothing."""
+    if not done.ok:
+        return done.log
+    if done.resources.spilled > spilled:
+        return f"not all of it is in registers: {done.resources}"
+    shuffles = [] if WHOLE_SIMDGROUPS.fullmatch(label) else shuffles_in_arms(done.ptx)
+    return f"shuffles in one arm of branches: {', '.join(sorted(set(shuffles)))}" if shuffles else None
+
+
 def _answer(name: str, program: ctypes.c_void_p) -> bytes:
     """One of NVRTC's results of a program, without the zero at its end."""
     size = ctypes.c_size_t()
@@ -229,7 +246,7 @@ def all_work(names: Sequence[str]) -> list[Work]:
     for scan in (*all_scans("sm_90"), *chosen_scans(64, "applegpu_g13")):
         options = (APPLE,) if scan.family.startswith("applegpu") else ()
         for call in calls_of("cuda", scan) if scan.recurrence in names else ():
-            one = Work(f"{scan.recurrence} {scan.variant}, {call.name}", *mlx_kernel(call), options, fits=scan.tile is None)
+            one = Work(label(scan, call), *mlx_kernel(call), options)
             work.setdefault((one.text, *options), one)
     return list(work.values())
 
@@ -237,10 +254,7 @@ def all_work(names: Sequence[str]) -> list[Work]:
 def run(one: Work) -> Result:
     """Compile a text and judge it."""
     done = compile_text(one.kernel, one.text, one.options)
-    if not done.ok:
-        return Result(one, None, done.log)
-    spilled = one.fits and done.resources.spilled
-    return Result(one, done.resources, f"not all of it is in registers: {done.resources}" if spilled else None)
+    return Result(one, done.resources if done.ok else None, complaint(one.label, done))
 
 
 def check(names: Sequence[str], jobs: int) -> int:

@@ -9,7 +9,7 @@ from ember_mlx.scans.registry import RECURRENCES
 
 from . import nvrtc
 from .kernel_calls import Input, KernelCall, Scan, calls_of
-from .nvrtc import APPLE, Compiled, Resources, Work, compile_call, mlx_kernel, unsupported_reason
+from .nvrtc import APPLE, Compiled, Resources, Work, compile_call, complaint, mlx_kernel, unsupported_reason
 
 REASON = unsupported_reason()
 compiles = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -60,6 +60,16 @@ def test_a_broken_text_fails_with_the_compilers_message():
     bad = compile_call(CALL._replace(source=CALL.source.replace("FACTOR", "FACTOR_OF")))
     assert not bad.ok
     assert 'identifier "FACTOR_OF" is undefined' in bad.log
+
+
+@compiles
+def test_a_shuffle_for_which_some_lanes_do_not_come_is_found():
+    source = "float v = x[0]; for (int k = 0; k < {}; k++) v += __shfl_xor_sync(0xffffffffu, v, k); y[threadIdx.x] = v;"
+    call = CALL._replace(source=source.format("int(threadIdx.x)"))
+    assert "shuffles in one arm of branches: @%p" in complaint("test, scaled", compile_call(call))
+    assert complaint("cfc layered_mixed_memory, cfc_forward", compile_call(call)) is None
+    call = CALL._replace(source=source.format("k_shape[0]"))
+    assert complaint("test, scaled", compile_call(call)) is None
 
 
 def test_the_text_is_what_mlx_builds():
@@ -122,7 +132,7 @@ def test_the_check_of_all_kernels(monkeypatch, tmp_path, capsys):
     work = [
         Work("test, good", *mlx_kernel(CALL)),
         Work("test, broken", *mlx_kernel(CALL._replace(source="y[0] = nothing;"))),
-        Work("test, spilling", *mlx_kernel(forward), (APPLE,), fits=True),
+        Work("test, spilling", *mlx_kernel(forward), (APPLE,)),
     ]
     monkeypatch.setattr(nvrtc, "all_work", lambda names: work)
     monkeypatch.setattr(nvrtc, "DONE", tmp_path / "out" / "done.jsonl")
