@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         StrideAwareLTC,
         spatial_regularization,
     )
+    from .saving import load, save
     from .sequences import bucket_batches, pack_sequences, unpack_sequences
     from .wiring import AutoNCPMap, EnhancedNCPMap, EnhancedNeuronMap, FullyConnectedMap, NCPMap, NeuronMap, RandomMap
 
@@ -49,8 +50,10 @@ _HOMES = {
     "bucket_batches": ".sequences",
     "convert": ".convert",
     "current_backend": ".backend",
+    "load": ".saving",
     "pack_sequences": ".sequences",
     "reference": ".reference",
+    "save": ".saving",
     "spatial_regularization": ".layers",
     "training": ".training",
     "unpack_sequences": ".sequences",
@@ -81,8 +84,10 @@ __all__ = [
     "bucket_batches",
     "convert",
     "current_backend",
+    "load",
     "pack_sequences",
     "reference",
+    "save",
     "spatial_regularization",
     "training",
     "unpack_sequences",

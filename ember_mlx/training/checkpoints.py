@@ -1,12 +1,9 @@
 """A run's state in files, from which it goes on as if it had never stopped."""
 
-import json
-import os
-import struct
 import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,12 +11,13 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..errors import bad_argument
+from ..files import different, read_safetensors, write_safetensors
 from .history import History
 from .precision import Precision
 
 OWNER = "checkpoint"
 FORMAT = 1
-PARTIAL = ".partial.safetensors"
+WHAT = "checkpoint"
 
 
 @dataclass
@@ -86,6 +84,7 @@ class Checkpoints:
         states = _put_away(state.states, arrays)
         numbers = {name: getattr(state, name) for name in _NUMBERS}
         told = {
+            "what": WHAT,
             "format": FORMAT,
             "fixed": self.fixed,
             "state": numbers,
@@ -93,16 +92,11 @@ class Checkpoints:
             "precision": precision.to_config(),
             "states": states,
         }
-        partial, path = self.folder / PARTIAL, self.folder / f"step-{state.step:09}.safetensors"
+        path = self.folder / f"step-{state.step:09}.safetensors"
         try:
-            mx.save_safetensors(str(partial), arrays, {"ember_mlx": json.dumps(told)})
-            _check_complete(partial)
-            _sync(partial)
-            os.replace(partial, path)
-        except (OSError, RuntimeError, ValueError) as error:
-            partial.unlink(missing_ok=True)
+            write_safetensors(path, arrays, told)
+        except OSError as error:
             raise OSError(f"[{OWNER}] {path} could not be written, the ones before it are as they were: {error}") from error
-        _sync(self.folder)
         for old in self.files()[self.keep :]:
             old.unlink()
 
@@ -115,7 +109,7 @@ class Checkpoints:
         found = self.files()
         for path in found:
             try:
-                arrays, told = _read(path)
+                arrays, told = read_safetensors(path, WHAT, FORMAT)
             except (OSError, RuntimeError, ValueError, KeyError) as error:
                 warnings.warn(f"[{OWNER}] {path} cannot be read, the one before it is taken: {error}", RuntimeWarning, stacklevel=3)
                 continue
@@ -147,11 +141,12 @@ class Checkpoints:
         for name, a in arrays.items():
             part, _, where = name.partition("/")
             parts[part][where] = a
-        _check_same(path, dict(tree_flatten(model.parameters())), parts["model"])
+        if (found := different(dict(tree_flatten(model.parameters())), parts["model"])) is not None:
+            raise bad_argument("fit", "model", f"be the one in {path}, whose {found[0]} is {found[2]}", found[1])
         known = _arrays(optimizer.state)
         if known.keys() != parts["optimizer"].keys():
-            different = sorted(known.keys() ^ parts["optimizer"].keys())[0]
-            raise bad_argument("fit", "optimizer", f"be of the kind in {path}", f"another one: they differ in {different}")
+            odd = sorted(known.keys() ^ parts["optimizer"].keys())[0]
+            raise bad_argument("fit", "optimizer", f"be of the kind in {path}", f"another one: they differ in {odd}")
         model.load_weights(list(parts["model"].items()))
         optimizer.state = tree_unflatten(list(parts["optimizer"].items()))
         optimizer.init(model.trainable_parameters())
@@ -190,45 +185,3 @@ def _taken_out(told: Any, arrays: dict[str, mx.array]) -> Any:
         return None
     (kind, branches), *_ = told.items()
     return {"list": list, "tuple": tuple}[kind](_taken_out(branch, arrays) for branch in branches)
-
-
-def _read(path: Path) -> tuple[dict[str, mx.array], Any]:
-    """Arrays and what is told of them, or an error that says why not."""
-    _check_complete(path)
-    arrays, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], mx.load(str(path), return_metadata=True))
-    if "ember_mlx" not in metadata:
-        raise ValueError("it is no checkpoint of ember_mlx")
-    told = json.loads(metadata["ember_mlx"])
-    if told.get("format") != FORMAT:
-        raise ValueError(f"its format is {told.get('format')}, this version reads {FORMAT}")
-    return arrays, told
-
-
-def _check_complete(path: Path) -> None:
-    """Raise an error unless the file has all bytes that its header speaks of; MLX writes without looking whether the disk is full."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        header = json.loads(file.read(length)) if 8 + length <= size else None
-    if header is None:
-        raise ValueError("it is cut off, or no safetensors file")
-    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    if 8 + length + end != size:
-        raise ValueError(f"it is cut off: {size} bytes of {8 + length + end}")
-
-
-def _check_same(path: Path, parameters: dict[str, mx.array], saved: dict[str, mx.array]) -> None:
-    for name in (*parameters, *saved):
-        found = [f"{a.shape} of {a.dtype}" if (a := tree.get(name)) is not None else "nothing" for tree in (parameters, saved)]
-        if found[0] != found[1]:
-            raise bad_argument("fit", "model", f"be the one in {path}, whose {name} is {found[1]}", found[0])
-
-
-def _sync(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

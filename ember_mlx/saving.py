@@ -1,0 +1,155 @@
+"""A layer or model in one file, and back; code is never run from a file."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from . import __version__, layers
+from .checks import check_names
+from .errors import bad_argument
+from .files import different, read_safetensors, write_safetensors
+from .layers import SequenceModel
+from .layers.arguments import type_name
+from .layers.base import RecurrentLayer
+
+FORMAT, WHAT, SUFFIX = 1, "saved layer", ".safetensors"
+Config = dict[str, Any]
+
+OWN = {name: cls for name in layers.__all__ if isinstance(cls := getattr(layers, name), type) and issubclass(cls, nn.Module)}
+CONTAINERS: dict[str, type[nn.Module]] = {"SequenceModel": SequenceModel, "mlx.nn.Sequential": nn.Sequential}
+# layers of mlx.nn: their constructor's arguments, from their attributes
+OF_MLX: dict[type[nn.Module], Callable[[Any], Config]] = {
+    nn.Linear: lambda m: {"input_dims": m.weight.shape[1], "output_dims": m.weight.shape[0], "bias": "bias" in m},
+    nn.Dropout: lambda m: {"p": 1 - m._p_1},
+    nn.LayerNorm: lambda m: {"dims": m.dims, "eps": m.eps, "affine": "weight" in m, "bias": "bias" in m},
+    nn.RMSNorm: lambda m: {"dims": m.weight.shape[0], "eps": m.eps},
+    nn.GRU: lambda m: {"input_size": m.Wx.shape[1], "hidden_size": m.hidden_size, "bias": "b" in m},
+    nn.LSTM: lambda m: {"input_size": m.Wx.shape[1], "hidden_size": m.hidden_size, "bias": "bias" in m},
+    nn.GELU: lambda m: {"approx": m._approx},
+    **{kind: lambda m: {} for kind in (nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.Softplus)},
+}
+MLX_NAMES = {f"mlx.nn.{cls.__name__}": cls for cls in OF_MLX}
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Save a layer or model whole: what it is, its weights, and which of them are frozen.
+
+    What can be saved: every layer of this package, SequenceModel, and of mlx.nn Sequential, Linear, Dropout, LayerNorm, RMSNorm, GRU, LSTM
+    and the plain activations; and modules of your own that have `get_config` and a class method `from_config`, as these layers do.
+
+    Args:
+        model: the layer or model.
+        path: a name that ends in .safetensors; a file that is there is replaced once the new one is whole.
+
+    Raises:
+        TypeError: a module that cannot be described.
+        ValueError: a name that ends otherwise.
+        OSError: the file could not be written.
+
+    Example:
+        >>> import tempfile
+        >>> import mlx.core as mx
+        >>> from ember_mlx import CfC, NCPMap, SequenceModel, load, save
+        >>> model = SequenceModel(CfC(NCPMap(8, 4, 2, 3, seed=1)), outputs=5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(model, f"{folder}/model.safetensors")
+        ...     same = load(f"{folder}/model.safetensors")
+        >>> x = mx.random.normal((2, 7, 3))
+        >>> mx.array_equal(model(x), same(x)).item()
+        True
+    """
+    path = _checked_path("save", path)
+    if not isinstance(model, nn.Module):
+        raise bad_argument("save", "model", "be an mlx.nn.Module", type_name(model), TypeError)
+    told = {"what": WHAT, "format": FORMAT, "version": __version__, "model": _described(model, "model"), "frozen": _frozen(model)}
+    try:
+        write_safetensors(path, dict(tree_flatten(model.parameters())), told | {"training": model.training})
+    except OSError as error:
+        raise OSError(f"[save] {path} could not be written: {error}") from error
+
+
+def load(path: str | Path, classes: Sequence[type[nn.Module]] = ()) -> nn.Module:
+    """The layer or model that `save` wrote.
+
+    Args:
+        path: the file.
+        classes: modules of your own that may be in it.
+
+    Returns:
+        The module, in training or evaluation mode and with its weights frozen as it was saved.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TypeError: a class that is no module.
+        ValueError: a file that is cut off, no saved layer, of another format, or that names a class which is not known.
+    """
+    path = _checked_path("load", path)
+    if not path.exists():
+        raise FileNotFoundError(f"[load] path must be a saved layer, got {path}, where nothing is.")
+    for cls in classes:
+        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+            raise bad_argument("load", "classes", "hold subclasses of mlx.nn.Module", type_name(cls), TypeError)
+    try:
+        arrays, told = read_safetensors(path, WHAT, FORMAT)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise bad_argument("load", "path", f"be a {WHAT}", f"{path}: {error}") from error
+    model = _made(told["model"], {cls.__name__: cls for cls in classes})
+    found = different({name: a.astype(arrays[name].dtype) if name in arrays else a for name, a in tree_flatten(model.parameters())}, arrays)
+    if found is not None:
+        raise bad_argument("load", "path", f"hold {found[0]} of the layer that it names, {found[1]}", f"{path}: {found[2]}")
+    model.load_weights(list(arrays.items()))
+    modules = dict(model.named_modules())
+    for name, keys in told["frozen"].items():
+        nn.Module.unfreeze(modules[name], recurse=False)
+        nn.Module.freeze(modules[name], recurse=False, keys=keys)
+    return model.train(told["training"])
+
+
+def _checked_path(owner: str, path: Any) -> Path:
+    if not isinstance(path, (str, Path)):
+        raise bad_argument(owner, "path", "be a text or a Path", type_name(path), TypeError)
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        raise bad_argument(owner, "path", f"end in {SUFFIX}", path)
+    return path
+
+
+def _described(module: Any, where: str) -> Config:
+    """A module's class and constructor arguments, as values that JSON can hold."""
+    name = type(module).__name__
+    if type(module) in CONTAINERS.values():
+        name = next(known for known, cls in CONTAINERS.items() if cls is type(module))
+        return {"class": name, "layers": [_described(layer, f"{where}.layers[{k}]") for k, layer in enumerate(module.layers)]}
+    if type(module) in OF_MLX:
+        return {"class": f"mlx.nn.{name}", "config": OF_MLX[type(module)](module)}
+    if isinstance(module, nn.Module) and hasattr(module, "get_config"):
+        return {"class": name, "config": module.get_config()}
+    expected = f"be a layer of ember_mlx, one of {', '.join([*CONTAINERS, *MLX_NAMES])}, or have get_config and from_config"
+    raise bad_argument("save", where, expected, type_name(module), TypeError)
+
+
+def _made(described: Config, classes: dict[str, type[nn.Module]]) -> nn.Module:
+    """The module of a description, with new weights."""
+    name = described["class"]
+    if name in CONTAINERS:
+        return CONTAINERS[name](*(_made(layer, classes) for layer in described["layers"]))
+    if name in MLX_NAMES:
+        cls = MLX_NAMES[name]
+        check_names("load", name, described["config"], inspect.signature(cls.__init__).parameters, ())
+        return cls(**described["config"])
+    known = OWN | classes
+    if name not in known:
+        raise bad_argument("load", "classes", f"hold {name}, which the file names; known are {', '.join(sorted(known))}", list(classes))
+    made: nn.Module = known[name].from_config(described["config"])  # type: ignore[attr-defined]
+    return made
+
+
+def _frozen(model: nn.Module) -> dict[str, list[str]]:
+    """By the name of each module that has any, its frozen parameters."""
+    return {
+        name: sorted(module._no_grad) for name, module in model.named_modules() if module._no_grad or isinstance(module, RecurrentLayer)
+    }
