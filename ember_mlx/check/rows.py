@@ -96,8 +96,8 @@ def _other() -> Iterator[tuple[str, Row]]:
     yield from _sized("CfC 1024, backbone 1024", large, 1024, (), ((32, 100),))
     for cell in (GRU, RNN):
         yield from _sized(f"{cell.__name__} 256", _gated(cell, 256, 256), 256, (f"torch {cell.__name__}",), inputs=256)
-    for cell, units in itertools.product((LSTM, GRU, RNN), (512, 1024)):
-        yield from _sized(f"{cell.__name__} {units}", _gated(cell, units, units), units, (f"torch {cell.__name__}",), inputs=units)
+    for kind, units in itertools.product((LSTM, GRU, RNN), (512, 1024)):
+        yield from _sized(f"{kind.__name__} {units}", _gated(kind, units, units), units, (f"torch {kind.__name__}",), inputs=units)
     for units in (64, 512, 1024):
         projected = lambda n=units: LSTM(INPUTS if n == 64 else n, n, proj_size=n // 2)  # noqa: E731
         inputs = INPUTS if units == 64 else units
