@@ -7,13 +7,26 @@ and the noise; before the backward scan the slopes, recomputed from the stored s
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
 
+from ...kernels.first_use import STEPS, SmallProblem, few_lengths, few_sequences, few_units, part_within
 from ...kernels.inputs import dims, lengths_of, nothing, too_many
 from ...kernels.launches import launch, scan_launch
 from ...kernels.loader import KernelText, axes
 from ...kernels.packing import ProductShape, pack
-from ...kernels.tiles import FUNCTION, THREADGROUP_BYTES, Family, Tile, Work, current_family, forced_tile, layouts_for, rows_for
+from ...kernels.tiles import (
+    FUNCTION,
+    THREADGROUP_BYTES,
+    Family,
+    Tile,
+    Work,
+    checked_variant,
+    current_family,
+    forced_tile,
+    layouts_for,
+    rows_for,
+)
 from ..ops import outer
 from .ops import drive, noise
 from .problems import random_arrays
@@ -98,6 +111,9 @@ def layouts(family: Family, spec: QuantumSpec) -> list[Tile]:
 def variant_of(kind: str, spec: QuantumSpec, arrays: Tree) -> Variant:
     """The kernel variant that serves some arrays."""
     (batch, H), has_noise = arrays["h_c0"].shape, "xi" in arrays
+    checked = checked_variant.get()
+    if checked is not None:
+        return checked._replace(H=H)
     return Variant(H, has_noise, forced_tile.get() or choose_tile(current_family(), H, has_noise, batch))
 
 
@@ -116,9 +132,13 @@ def refusal(kind: str, spec: QuantumSpec, arrays: Tree) -> str | None:
     return too_many(2 * arrays["dt"].size * variant.H)
 
 
-def small_problem(spec: QuantumSpec, arrays: Tree) -> Tree:
-    """Three steps of as many sequences, of different lengths, in the same variant."""
-    return random_arrays(spec, 3, *arrays["h_c0"].shape, lengths=True, noise="xi" in arrays)
+def small_problem(kind: str, spec: QuantumSpec, arrays: Tree) -> SmallProblem:
+    """As many units, or a part of them where there are many."""
+    variant = variant_of(kind, spec, arrays)
+    H = few_units(variant.H, part_within((3 if variant.noise else 2) * variant.H**2))
+    B = few_sequences(variant.tile.rows)
+    small = random_arrays(spec, STEPS, B, H, lengths=False, noise=variant.noise, dtype=np.float32)
+    return SmallProblem(spec, small | {"lengths": few_lengths(B)}, variant)
 
 
 def quantum_fused_forward(kind: str, spec: QuantumSpec, arrays: Tree) -> list[mx.array]:
