@@ -27,6 +27,8 @@ RUN_FLAGS = [
     *("-Xclang", "-fbfloat16-excess-precision=none", "-fno-math-errno", "-Werror=vla-extension", "-Werror=vla-cxx-extension"),
     *("-gline-tables-only", "-gdwarf-4", "-fno-caret-diagnostics", *STRICT_VECTORS, *QUIET),
 ]
+# Of the kernel's own text: Metal is C++14, and its arrays have elements.
+TEXT_FLAGS = ["-Werror=pre-c++17-compat", "-Werror=zero-length-array"]
 CHECKED_FLAGS = ["-DMSL_CHECKED", "-fsanitize=thread"]
 CHECKED_FLAGS += [
     "-mllvm",
@@ -195,14 +197,14 @@ def kernel_library(kernel: str, text: str, checked: bool, originals: dict[str, s
     def make(path: Path) -> None:
         item = path.with_suffix(".o")
         try:
-            result = run([*clang(), *flags, *precompiled_prelude("c++", flags), "-c", "-", "-o", str(item)], text)
+            result = run([*clang(), *flags, *TEXT_FLAGS, *precompiled_prelude("c++", flags), "-c", "-", "-o", str(item)], text)
             if result.returncode:
                 raise KernelCompileError(compile_message(kernel, result.stderr, originals))
             must_run([*linker(), "-o", str(path), str(item)], "linking a kernel")
         finally:
             item.unlink(missing_ok=True)
 
-    return cached(".checked.so" if checked else ".so", make, text, *flags)
+    return cached(".checked.so" if checked else ".so", make, text, *flags, *TEXT_FLAGS)
 
 
 def check_address_spaces(kernel: str, text: str, originals: dict[str, str]) -> None:
