@@ -123,8 +123,8 @@ def refusal(kind: str, spec: CfCSpec, arrays: Tree) -> str | None:
     if arrays["dt"].dtype != mx.float32:
         return "kernels compute in float32"
     (T, B), first, H = arrays["dt"].shape, arrays["stages"][0], spec.units
-    numbers = T * B * max(len(first["w_h"]) * max(1, len(first.get("dense", []))), 4 * H if spec.mixed_memory else H)
-    return too_many(numbers)
+    width = max(len(first["w_h"]) * max(1, len(first.get("dense", []))), 4 * H if spec.mixed_memory else H)
+    return too_many((T + 1) * B * width, B * (6 * H if spec.mixed_memory else spec.heads * H))
 
 
 def small_problem(kind: str, spec: CfCSpec, arrays: Tree) -> SmallProblem:

@@ -109,8 +109,8 @@ def refusal(kind: str, spec: GatedSpec, arrays: Tree) -> str | None:
     """Why no kernel serves such arrays, or None."""
     if arrays["h0"].dtype != mx.float32:
         return "kernels compute in float32"
-    D, T, B, _ = arrays["x"].shape
-    return too_many(D * T * B * arrays["b"].shape[1])
+    (D, T, B, _), rows, P = arrays["x"].shape, arrays["b"].shape[1], arrays["h0"].shape[2]
+    return too_many(D * (T + 1) * B * max(rows, P), D * B * (rows + 2 * rows // spec.gates))
 
 
 def small_problem(kind: str, spec: GatedSpec, arrays: Tree) -> SmallProblem:

@@ -154,7 +154,22 @@ def refusal(kind: str, spec: LTCSpec, arrays: Tree) -> str | None:
     if variant_of(kind, spec, arrays).tile.rows == 0:
         memory = " with mixed memory" if spec.mixed_memory else ""
         return f"{spec.units} units{memory} need more than {THREADGROUP_BYTES} bytes of threadgroup memory"
-    return too_many(arrays["dt"].size * max(spec.units * (6 if spec.mixed_memory else 1), spec.sensory.inputs))
+    (T, B), H, I, E = arrays["dt"].shape, spec.units, spec.sensory.inputs, spec.evaluations
+    block = block_steps(spec, T, B) * B  # (step, sequence) pairs
+    rows = ((spec.synapses.count, E * block), (spec.sensory.count, block))
+    sums = [4 * S * -(-R // sum_rows(R, S)) for S, R in rows]
+    return too_many((T + 1) * B * max(H * (6 if spec.mixed_memory else 1), I), max(E, 3) * block * H, *sums)
+
+
+def block_steps(spec: LTCSpec, T: int, B: int) -> int:
+    """Steps whose evaluations are in memory at a time."""
+    return max(1, max(BLOCK_VALUES, T * B * spec.units // 4) // max(1, spec.evaluations * B * spec.units))
+
+
+def sum_rows(R: int, S: int) -> int:
+    """Of R rows, those that a thread of ltc_gradients adds up for one of S synapses."""
+    S, R = max(1, S), max(1, R)
+    return min(-(-R // max(1, min(SUM_THREADS // S, R // LEAST_ROWS))), max(LEAST_ROWS, MOST_EVALUATIONS // S))
 
 
 def small_problem(kind: str, spec: LTCSpec, arrays: Tree) -> SmallProblem:
@@ -210,7 +225,7 @@ def backward_launches(kind: str, spec: LTCSpec, arrays: Tree, outputs: list[mx.a
     before = [mx.concatenate([mx.expand_dims(arrays[name], 0), kept[:-1]]) for name, kept in zip(names, outputs, strict=True)]
     lengths, carry, parts = lengths_of(arrays, T, B), [mx.zeros((B, H)) for _ in outputs], []
     arrays, weights = arrays | {"delta": _delta(spec, arrays), "cm": _capacitance(spec, arrays)}, _weights(variant, arrays)
-    steps = max(1, max(BLOCK_VALUES, T * B * H // 4) // (spec.evaluations * B * H))
+    steps = block_steps(spec, T, B)
     for start in reversed(range(0, T, steps)):
         block = slice(start, min(start + steps, T))
         part = arrays | {name: arrays[name][block] for name in ("u", "delta", "x") if name in arrays}
@@ -436,7 +451,7 @@ def _synapse_sums(kind: str, synapses: Synapses, floats: mx.array, v: mx.array, 
     if S == 0:
         return mx.zeros((4, 0))
     R = v.size // K
-    rows = min(-(-R // max(1, min(SUM_THREADS // S, R // LEAST_ROWS))), max(LEAST_ROWS, MOST_EVALUATIONS // S))
+    rows = sum_rows(R, S)
     (sums,) = launch_parallel(
         kind,
         GRADIENTS,

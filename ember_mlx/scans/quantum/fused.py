@@ -33,7 +33,9 @@ from .problems import random_arrays
 from .spec import QuantumSpec
 
 Tree = dict[str, Any]
-BLOCK_STEPS = 256  # steps whose drive and slopes are in memory at a time
+BLOCK_STEPS = 256  # steps whose drive and slopes are in memory at a time, at most
+BLOCK_BYTES = 2**28  # of their slopes
+SLOPES = 11  # of a unit, see metal/quantum.metal
 SPLIT = 4
 ROW_BUFFERS = 6  # rows of threadgroup memory for each sequence, in both directions
 BY_STEP = ("x", "dt", "t", "xi")
@@ -129,7 +131,8 @@ def refusal(kind: str, spec: QuantumSpec, arrays: Tree) -> str | None:
     variant = variant_of(kind, spec, arrays)
     if variant.tile.rows == 0:
         return f"{variant.H} units need more than {THREADGROUP_BYTES} bytes of threadgroup memory"
-    return too_many(2 * arrays["dt"].size * variant.H)
+    (T, B), H = arrays["dt"].shape, variant.H
+    return too_many(2 * (T + 1) * B * H, SLOPES * B * H)
 
 
 def small_problem(kind: str, spec: QuantumSpec, arrays: Tree) -> SmallProblem:
@@ -146,7 +149,7 @@ def quantum_fused_forward(kind: str, spec: QuantumSpec, arrays: Tree) -> list[mx
     variant = variant_of(kind, spec, arrays)
     (T, B), H = arrays["dt"].shape, variant.H
     # a harmonic drive has I sines for each unit and step
-    parts = [_steps(arrays, block) for block in _blocks(T)] if spec.harmonic else [arrays]
+    parts = [_steps(arrays, block) for block in _blocks(T, B, H)] if spec.harmonic else [arrays]
     inputs = [
         mx.concatenate([drive(spec, part) for part in parts]),  # (1)
         pack(arrays["omega"], variant.square),
@@ -169,7 +172,7 @@ def quantum_fused_backward(kind: str, spec: QuantumSpec, arrays: Tree, outputs: 
     before = [mx.concatenate([mx.expand_dims(a, 0), kept[:-1]]) for a, kept in zip((arrays["h_c0"], arrays["h_s0"]), outputs, strict=True)]
     weights = [pack(arrays[name].T, variant.square) for name in ("omega", "w_h")]
     lengths, carry, parts = lengths_of(arrays, T, B), mx.zeros((B, 2, H)), []
-    for block in reversed(_blocks(T)):
+    for block in reversed(_blocks(T, B, H)):
         part, steps = _steps(arrays, block), block.stop - block.start
         point = linearise(spec, part, *(a[block] for a in before))
         here = mx.clip(lengths - block.start, 0, steps)
@@ -247,8 +250,9 @@ def _joined(parts: list[Tree]) -> Tree:
     }
 
 
-def _blocks(T: int) -> list[slice]:
-    return [slice(start, min(start + BLOCK_STEPS, T)) for start in range(0, T, BLOCK_STEPS)]
+def _blocks(T: int, B: int, H: int) -> list[slice]:
+    steps = max(1, min(BLOCK_STEPS, BLOCK_BYTES // (4 * SLOPES * B * H)))
+    return [slice(start, min(start + steps, T)) for start in range(0, T, steps)]
 
 
 def _steps(arrays: Tree, block: slice) -> Tree:
