@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo reproduce test lint attack bench golden clean
+.PHONY: demo reproduce test lint check-cuda attack bench golden clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -20,6 +20,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m tests.metal_host metal/*.metal
+
+# every kernel's CUDA text by MLX's own compiler, without a GPU; goes on where an earlier run stopped
+check-cuda: $(VENV)/.cuda
+	$(BIN)/python -m tests.nvrtc $(ARGS)
 
 attack: $(VENV)/.test
 	$(BIN)/python -m tests.attack $(ARGS)

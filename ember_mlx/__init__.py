@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         CfC,
         CTRQNet,
         LQNet,
+        SequenceModel,
         StrideAware,
         StrideAwareCfC,
         StrideAwareLTC,
@@ -41,6 +42,7 @@ _HOMES = {
     "NeuronMap": ".wiring",
     "RNN": ".layers",
     "RandomMap": ".wiring",
+    "SequenceModel": ".layers",
     "StrideAware": ".layers",
     "StrideAwareCfC": ".layers",
     "StrideAwareLTC": ".layers",
@@ -50,6 +52,7 @@ _HOMES = {
     "pack_sequences": ".sequences",
     "reference": ".reference",
     "spatial_regularization": ".layers",
+    "training": ".training",
     "unpack_sequences": ".sequences",
     "use_backend": ".backend",
 }
@@ -71,6 +74,7 @@ __all__ = [
     "NCPMap",
     "NeuronMap",
     "RandomMap",
+    "SequenceModel",
     "StrideAware",
     "StrideAwareCfC",
     "StrideAwareLTC",
@@ -80,6 +84,7 @@ __all__ = [
     "pack_sequences",
     "reference",
     "spatial_regularization",
+    "training",
     "unpack_sequences",
     "use_backend",
 ]
@@ -89,7 +94,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(_HOMES[name], __name__)
-    return module if name in ("convert", "reference") else getattr(module, name)
+    return module if name in ("convert", "reference", "training") else getattr(module, name)
 
 
 def __dir__() -> list[str]:

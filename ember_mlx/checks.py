@@ -36,6 +36,14 @@ def check_interval(owner: str, name: str, value: object, low: float, high: float
     return number
 
 
+def check_probability(owner: str, name: str, value: object) -> float:
+    """Return `value` as a float, or raise TypeError (no number) or ValueError (not in [0, 1])."""
+    number = check_number(owner, name, value)
+    if not 0 <= number <= 1:
+        raise bad_argument(owner, name, "be in [0, 1]", value)
+    return number
+
+
 def check_positive(owner: str, name: str, value: object) -> float:
     """Return `value` as a float, or raise TypeError (no number) or ValueError (not finite, or not above 0)."""
     return check_interval(owner, name, value, 0, math.inf, open_below=True)

@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
-from demo_models import Classifier
-from demo_tasks import EVENT_DIGITS, Sequences, Task
-from demo_training import History
+from demo_models import beliefs
+from demo_tasks import EVENT_DIGITS, Task
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+
+from ember_mlx.training import History, Sequences
 
 INK, MUTED, PALE = "#22262e", "#6f7887", "#e6e9ef"
 EMBER, DEEP = "#d9531e", "#2b5c8a"
@@ -27,7 +29,7 @@ WHOLE = MaxNLocator(integer=True, steps=[1, 2, 5, 10])
 SIZE, DPI = (13, 8.4), 150
 
 
-def draw(path: Path, task: Task, name: str, model: Classifier, test: Sequences, predicted: NDArray[np.int64], history: History) -> None:
+def draw(path: Path, task: Task, name: str, model: nn.Module, test: Sequences, predicted: NDArray[np.intp], history: History) -> None:
     """Write the picture of a run to `path`."""
     figure = Figure(SIZE, dpi=DPI, facecolor="white")
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)  # inches
@@ -47,13 +49,13 @@ def draw(path: Path, task: Task, name: str, model: Classifier, test: Sequences, 
 def _draw_history(figure: SubFigure, history: History) -> None:
     """Training loss and test accuracy, one above the other."""
     accuracy, loss = figure.subplots(2, 1, sharex=True)
-    epochs = np.arange(1, len(history.losses) + 1)
-    _curve(accuracy, epochs, history.accuracies, DEEP, f"{history.accuracies[-1]:.3f}")
-    _curve(loss, epochs, history.losses, EMBER, f"{history.losses[-1]:.3f}")
+    epochs = np.arange(1, len(history["loss"]) + 1)
+    _curve(accuracy, epochs, history["validation_accuracy"], DEEP, f"{history['validation_accuracy'][-1]:.3f}")
+    _curve(loss, epochs, history["loss"], EMBER, f"{history['loss'][-1]:.3f}")
     _title(accuracy, "Test accuracy after each epoch")
     _title(loss, "Training loss")
     accuracy.set_ylim(0, 1.02)
-    loss.set_ylim(0, 1.06 * max(history.losses))
+    loss.set_ylim(0, 1.06 * max(history["loss"]))
     loss.set_xlabel("epoch")
     loss.set_xticks([tick for tick in WHOLE.tick_values(1, epochs[-1]) if 1 <= tick <= epochs[-1]])
     loss.set_xlim(0.5, epochs[-1] * 1.08 + 0.5)  # room for the last value
@@ -94,10 +96,10 @@ def _example(test: Sequences, predicted: NDArray[np.int64]) -> int:
     return int(right[0]) if right.size else 0
 
 
-def _draw_digit(figure: SubFigure, task: Task, model: Classifier, test: Sequences, index: int) -> None:
+def _draw_digit(figure: SubFigure, task: Task, model: nn.Module, test: Sequences, index: int) -> None:
     """A digit, its event stream below the same time axis as what the model believes, event by event."""
     length = test.lengths[index]
-    bits, runs = test.x[index, :length, 0], test.dt[index, :length]
+    bits, runs = test.x[index, :length, 0], test.time_deltas[index, :length]
     elapsed = np.concatenate([[0], np.cumsum(runs)])
     left, right = figure.subfigures(1, 2, width_ratios=(1, 2.9))
     image = left.subplots()
@@ -121,7 +123,7 @@ def _draw_digit(figure: SubFigure, task: Task, model: Classifier, test: Sequence
     belief.set_xlim(0, elapsed[-1])
 
 
-def _draw_utterance(figure: SubFigure, task: Task, model: Classifier, test: Sequences, index: int) -> None:
+def _draw_utterance(figure: SubFigure, task: Task, model: nn.Module, test: Sequences, index: int) -> None:
     """The coefficients of an utterance above what the model believes, frame by frame."""
     length = test.lengths[index]
     values, frames = test.x[index, :length], np.arange(length + 1)
@@ -142,10 +144,10 @@ def _draw_utterance(figure: SubFigure, task: Task, model: Classifier, test: Sequ
     belief.xaxis.set_major_locator(WHOLE)
 
 
-def _draw_belief(axes: Axes, task: Task, model: Classifier, test: Sequences, index: int, edges: NDArray[np.floating]) -> None:
+def _draw_belief(axes: Axes, task: Task, model: nn.Module, test: Sequences, index: int, edges: NDArray[np.floating]) -> None:
     """The probability of each class after every step."""
     steps = slice(test.lengths[index])
-    probabilities = np.array(model.every_step(mx.array(test.x[index, steps]), mx.array(test.dt[index, steps])))  # (T, classes)
+    probabilities = np.array(beliefs(model, mx.array(test.x[index, steps]), mx.array(test.time_deltas[index, steps])))  # (T, classes)
     count = len(task.classes)
     axes.pcolormesh(edges, np.arange(count + 1) - 0.5, probabilities.T, cmap=BELIEF, vmin=0, vmax=1)
     for edge in np.arange(1, count) - 0.5:

@@ -2,71 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ember_mlx import AutoNCPMap, CfC, FullyConnectedMap
+from ember_mlx import AutoNCPMap, CfC, FullyConnectedMap, SequenceModel
 
 BACKBONE = {"activation": "tanh", "backbone_units": 64}
 
 
-class Classifier(nn.Module):
-    """A recurrent layer that returns every step, and a linear read-out."""
-
-    def __init__(self, recurrent: nn.Module, units: int, classes: int):
-        super().__init__()
-        self.recurrent, self.read_out = recurrent, nn.Linear(units, classes)
-
-    def __call__(self, x: mx.array, dt: mx.array, lengths: mx.array) -> mx.array:
-        """(B, T, I), (B, T), (B,) -> logits (B, classes) after each sequence's last valid step."""
-        h = self.recurrent(x, time_deltas=dt, lengths=lengths)
-        return self.read_out(mx.take_along_axis(h, (lengths - 1)[:, None, None], axis=1)[:, 0])
-
-    def every_step(self, x: mx.array, dt: mx.array) -> mx.array:
-        """One sequence (T, I), (T,) -> the probability of each class after every step, (T, classes)."""
-        return mx.softmax(self.read_out(self.recurrent(x[None], time_deltas=dt[None])[0]), axis=-1)
-
-
 class TimeAsInput(nn.Module):
-    """A layer of mlx.nn, which has no time deltas: they are one more input."""
+    """A model of layers of mlx.nn, which have no time deltas: they are one more input."""
 
-    def __init__(self, layer: nn.Module, time_scale: float):
+    def __init__(self, model: SequenceModel, time_scale: float):
         super().__init__()
-        self.layer, self.time_scale = layer, time_scale
+        self.model, self.time_scale = model, time_scale
 
-    def __call__(self, x: mx.array, time_deltas: mx.array, lengths: mx.array | None = None) -> mx.array:
-        h = self.layer(mx.concatenate([x, self.time_scale * time_deltas[:, :, None]], axis=2))
-        return h[0] if isinstance(h, tuple) else h
-
-
-def cfc_mixed(units: int, inputs: int, time_scale: float) -> nn.Module:
-    return CfC(FullyConnectedMap(units), inputs, mixed_memory=True, time_scale_factor=time_scale, return_sequences=True, **BACKBONE)
+    def __call__(self, x: mx.array, time_deltas: mx.array, lengths: mx.array | None = None, *, return_sequences: bool = False) -> mx.array:
+        with_time = mx.concatenate([x, self.time_scale * time_deltas[:, :, None]], axis=2)
+        return self.model(with_time, lengths=lengths, return_sequences=return_sequences)
 
 
-def cfc(units: int, inputs: int, time_scale: float) -> nn.Module:
-    return CfC(FullyConnectedMap(units), inputs, time_scale_factor=time_scale, return_sequences=True, **BACKBONE)
+def make_model(name: str, units: int, inputs: int, classes: int, time_scale: float) -> nn.Module:
+    """A model of `demo.MODELS`: (B, T, I), time deltas (B, T) and lengths (B,) -> logits (B, classes)."""
+    if name in ("lstm", "gru"):
+        layer = {"lstm": nn.LSTM, "gru": nn.GRU}[name](inputs + 1, units)
+        return TimeAsInput(SequenceModel(layer, outputs=classes), time_scale)
+    neurons = AutoNCPMap(units, units // 4) if name == "ncp" else FullyConnectedMap(units)
+    options = {} if name == "ncp" else BACKBONE | {"mixed_memory": name == "cfc-mixed"}
+    return SequenceModel(CfC(neurons, inputs, time_scale_factor=time_scale, **options), outputs=classes)
 
 
-def ncp(units: int, inputs: int, time_scale: float) -> nn.Module:
-    return CfC(AutoNCPMap(units, units // 4), inputs, time_scale_factor=time_scale, return_sequences=True)
-
-
-def lstm(units: int, inputs: int, time_scale: float) -> nn.Module:
-    return TimeAsInput(nn.LSTM(inputs + 1, units), time_scale)
-
-
-def gru(units: int, inputs: int, time_scale: float) -> nn.Module:
-    return TimeAsInput(nn.GRU(inputs + 1, units), time_scale)
-
-
-MODELS: dict[str, Callable[[int, int, float], nn.Module]] = {"cfc-mixed": cfc_mixed, "cfc": cfc, "ncp": ncp, "lstm": lstm, "gru": gru}
-
-
-def make_model(name: str, units: int, inputs: int, classes: int, time_scale: float) -> Classifier:
-    return Classifier(MODELS[name](units, inputs, time_scale), units, classes)
+def beliefs(model: nn.Module, x: mx.array, time_deltas: mx.array) -> mx.array:
+    """One sequence (T, I), (T,) -> the probability of each class after every step, (T, classes)."""
+    return mx.softmax(model(x[None], time_deltas=time_deltas[None], return_sequences=True)[0], axis=-1)
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 
 import mlx.core as mx
+import mlx.nn as nn
 from demo_figure import draw
-from demo_models import Classifier, make_model, parameter_count
+from demo_models import make_model, parameter_count
 from demo_tasks import EVENT_DIGITS, SPEAKERS, Recipe, Task, load
-from demo_training import History, predict, train
+from demo_training import train
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from ember_mlx.training import History, predict
 
 
 def run(options: argparse.Namespace) -> None:
@@ -24,12 +27,12 @@ def run(options: argparse.Namespace) -> None:
     console.print(
         f"{task.title}: {len(training.y)} to train on, {len(test.y)} to test, lengths {test.lengths.min()} to {test.lengths.max()}"
     )
-    history = train(model, (training, test), recipe, options.seed, console)
+    history = train(model, (training, test), recipe, options.seed)
     picture = options.out / task.picture
-    draw(picture, task, options.model, model, test, predict(model, test), history)
+    draw(picture, task, options.model, model, test, predict(model, test).argmax(axis=-1), history)
     console.print(results(task, options.model, model, recipe, history))
     print(f"picture: {picture}")
-    print(f"test accuracy {history.accuracies[-1]:.3f}")
+    print(f"test accuracy {history['validation_accuracy'][-1]:.3f}")
 
 
 def chosen_recipe(task: Task, options: argparse.Namespace) -> Recipe:
@@ -39,15 +42,16 @@ def chosen_recipe(task: Task, options: argparse.Namespace) -> Recipe:
     return recipe._replace(**{name: value for name, value in changes.items() if value is not None})
 
 
-def results(task: Task, name: str, model: Classifier, recipe: Recipe, history: History) -> Table:
+def results(task: Task, name: str, model: nn.Module, recipe: Recipe, history: History) -> Table:
     """The figures of this run, and those of layers from elsewhere."""
     best, best_accuracy = max(task.peers, key=lambda peer: peer[1])
     caption = f"* measured elsewhere with PyTorch on the same data; a {best} reaches {best_accuracy:.2f}"
     table = Table("model", box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
     for heading in ("parameters", "epochs", "train loss", "test accuracy", "seconds"):
         table.add_column(heading, justify="right")
-    loss, accuracy = f"{history.losses[-1]:.3f}", f"{history.accuracies[-1]:.3f}"
-    table.add_row(name, f"{parameter_count(model):,}", str(recipe.epochs), loss, accuracy, f"{history.seconds:.0f}")
+    last = history.last()
+    loss, accuracy, seconds = f"{last['loss']:.3f}", f"{last['validation_accuracy']:.3f}", f"{last['seconds']:.0f}"
+    table.add_row(name, f"{parameter_count(model):,}", str(recipe.epochs), loss, accuracy, seconds)
     for peer, accuracy in task.peers:
         table.add_row(f"{peer} *", "", "", "", f"{accuracy:.3f}", "", style="dim")
     return table

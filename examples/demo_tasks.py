@@ -1,17 +1,15 @@
-"""The two tasks of the demo: their data, in batches, and what is known about them."""
+"""The two tasks of the demo: their data, and what is known about them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import mlx.core as mx
 import numpy as np
-from numpy.typing import NDArray
+
+from ember_mlx.training import Sequences
 
 DATA = Path(__file__).parent / "data"
-TEST_BATCH = 250
 
 
 class Recipe(NamedTuple):
@@ -83,42 +81,6 @@ SPEAKERS = Task(
 )
 
 
-class Sequences(NamedTuple):
-    """Labelled sequences, padded at the end.
-
-    Args:
-        x: (N, T, I) inputs.
-        dt: (N, T) elapsed time before each step.
-        lengths: (N,) valid steps.
-        y: (N,) classes.
-    """
-
-    x: NDArray[np.float32]
-    dt: NDArray[np.float32]
-    lengths: NDArray[np.int32]
-    y: NDArray[np.int32]
-
-    def batch(self, rows: NDArray[np.integer]) -> tuple[mx.array, ...]:
-        """x, dt, lengths and y of some sequences, cut behind the longest of them."""
-        steps = self.lengths[rows].max()
-        return tuple(map(mx.array, (self.x[rows, :steps], self.dt[rows, :steps], self.lengths[rows], self.y[rows])))
-
-    def shuffled(self, batch_size: int, rng: np.random.Generator) -> Iterator[tuple[mx.array, ...]]:
-        """All sequences once, in random batches.
-
-        Batches of similar lengths would waste fewer steps on padding, but the layer does not compute padded steps anyway, and the
-        length tells much about the class (a one has few events): a batch of nearly one class pulls the weights to and fro.
-        """
-        order = rng.permutation(len(self.y))
-        for start in range(0, len(order), batch_size):
-            yield self.batch(order[start : start + batch_size])
-
-    def in_order(self) -> Iterator[tuple[mx.array, ...]]:
-        """All sequences once, in their order."""
-        for start in range(0, len(self.y), TEST_BATCH):
-            yield self.batch(np.arange(start, min(start + TEST_BATCH, len(self.y))))
-
-
 def load(task: Task) -> tuple[Sequences, Sequences]:
     """The training and the test sequences."""
     with np.load(DATA / task.file) as arrays:
@@ -128,4 +90,4 @@ def load(task: Task) -> tuple[Sequences, Sequences]:
 def _part(arrays: np.lib.npyio.NpzFile, part: str) -> Sequences:
     x, lengths, y = (arrays[f"{name}_{part}"] for name in ("x", "len", "y"))
     dt = arrays[f"dt_{part}"] if f"dt_{part}" in arrays else np.ones(x.shape[:2], x.dtype)
-    return Sequences(x, dt, lengths, y)
+    return Sequences(x, y, dt, lengths)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optim
 import numpy as np
 from demo_figure import DEEP, EMBER, INK, MUTED, PALE
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -20,7 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ember_mlx import GRU, LSTM, LTC, CfC
+from ember_mlx import GRU, LSTM, LTC, CfC, SequenceModel
+from ember_mlx.training import History, Sequences, evaluate, fit
 
 Windows = tuple[NDArray[np.float32], NDArray[np.float32]]  # (N, 32, 17) each: observations, and those one step later
 WINDOW, STRIDE, BATCH = 32, 10, 16
@@ -35,17 +34,6 @@ RATES = {"ltc": 1e-2}
 RATE = 1e-3
 # Hasani et al. 2021, table of the half-cheetah results; None: not in the paper
 PAPER = {"ltc": (2.308, 0.015), "cfc": None, "lstm": (2.500, 0.140), "gru": None}
-
-
-class Forecaster(nn.Module):
-    """A recurrent layer that returns every step, and a linear read-out."""
-
-    def __init__(self, recurrent: nn.Module, units: int, outputs: int):
-        super().__init__()
-        self.recurrent, self.read_out = recurrent, nn.Linear(units, outputs)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.read_out(self.recurrent(x))
 
 
 class Run(NamedTuple):
@@ -75,38 +63,32 @@ def _windows(traces: list[NDArray[np.float32]]) -> Windows:
     return x, y
 
 
-def train(
-    name: str, units: int, epochs: int, seed: int, data: dict[str, Windows], advance: Callable[[Run], None]
-) -> tuple[Forecaster, Run]:
+def train(name: str, units: int, epochs: int, seed: int, data: dict[str, Windows], advance: Callable[[Run], None]) -> tuple[nn.Module, Run]:
     """Train a model; `advance` is told of every epoch. Returns it as it is after the last epoch."""
     mx.random.seed(seed)
     inputs = data["train"][0].shape[2]
-    model = Forecaster(MODELS[name](units, inputs), units, inputs)
-    optimizer = optim.Adam(RATES.get(name, RATE), bias_correction=True)
-    step = nn.value_and_grad(model, lambda x, y: nn.losses.mse_loss(model(x), y))
-    rng, run, began = np.random.default_rng(seed), Run([], [], 0.0), time.perf_counter()
-    for _ in range(epochs):
-        for x, y in _batches(data["train"], rng):
-            _, gradients = step(x, y)
-            optimizer.update(model, gradients)
-            mx.eval(model.parameters(), optimizer.state)
-        for part, errors in (("validation", run.validation), ("test", run.test)):
-            errors.append(error(model, data[part]))
-        run = run._replace(seconds=time.perf_counter() - began)
-        advance(run)
-    return model, run
+    model = SequenceModel(MODELS[name](units, inputs), outputs=inputs)
+    parts = {part: Sequences(*windows) for part, windows in data.items()}
+    errors: list[float] = []
 
+    def after_epoch(model: nn.Module, history: History) -> None:
+        errors.append(evaluate(model, parts["test"], ["mse"])["mse"])
+        advance(Run(history["validation_loss"], errors, history["seconds"][-1]))
 
-def _batches(windows: Windows, rng: np.random.Generator) -> Iterator[tuple[mx.array, mx.array]]:
-    order = rng.permutation(len(windows[0]))
-    for start in range(0, len(order), BATCH):
-        chosen = order[start : start + BATCH]
-        yield mx.array(windows[0][chosen]), mx.array(windows[1][chosen])
-
-
-def error(model: Forecaster, windows: Windows) -> float:
-    """The mean squared error."""
-    return float(np.mean((np.array(model(mx.array(windows[0]))) - windows[1]) ** 2))
+    history = fit(
+        model,
+        parts["train"],
+        epochs=epochs,
+        loss="mse",
+        batch_size=BATCH,
+        validation=parts["validation"],
+        learning_rate=RATES.get(name, RATE),
+        clip_norm=None,
+        seed=seed,
+        progress=False,
+        callbacks=[after_epoch],
+    )
+    return model, Run(history["validation_loss"], errors, history["seconds"][-1])
 
 
 def reproduce(path: Path, names: list[str], units: int, epochs: int, seeds: Sequence[int], runs: int | None, out: Path) -> None:
@@ -114,7 +96,7 @@ def reproduce(path: Path, names: list[str], units: int, epochs: int, seeds: Sequ
     console, data = Console(highlight=False), load(path, runs)
     console.print("half-cheetah: " + ", ".join(f"{len(x)} windows to {verb}" for (x, _), verb in zip(data.values(), PARTS, strict=True)))
     results: dict[str, list[Run]] = {name: [] for name in names}
-    models: dict[str, Forecaster] = {}
+    models: dict[str, nn.Module] = {}
     columns = [TextColumn("{task.description:<14}"), BarColumn(bar_width=None), TextColumn("{task.fields[error]}"), TimeElapsedColumn()]
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
         for name, seed in ((name, seed) for name in names for seed in seeds):
@@ -150,7 +132,7 @@ def spread(mean: float, deviation: float) -> str:
     return f"{mean:.3f} ± {deviation:.3f}"
 
 
-def draw(path: Path, results: dict[str, list[Run]], models: dict[str, Forecaster], test: Windows) -> None:
+def draw(path: Path, results: dict[str, list[Run]], models: dict[str, nn.Module], test: Windows) -> None:
     """Errors by epoch, the reached errors beside the paper's, and one observation as each model forecasts it."""
     colors = dict(zip(results, (EMBER, DEEP, "#7a9a3a", "#8d6cab"), strict=False))
     figure = Figure((13, 7.6), dpi=150, facecolor="white", layout="constrained")

@@ -1,7 +1,7 @@
 """python -m tests.chain RECURRENCE VARIANT UNITS THREADS,ROWS,SPLIT: how long a warp takes for a step of a kernel, reasoned from its code.
 
-Compiles a layout's scans for sm_90 (nvcc) and reads the code of their loops (nvdisasm, of the CUDA toolkit or of Triton, on the PATH or in
-NVDISASM). Each instruction waits as many cycles as the assembler wrote into it, and for results that take longer by the latencies below.
+Compiles a layout's scans for sm_90a (NVRTC) and reads the code of their loops (nvdisasm); both come with the extra `cuda`. Each instruction
+waits as many cycles as the assembler wrote into it, and for results that take longer by the latencies below.
 One warp alone, on the way that a step takes: of a branch the arm that follows, but for jumps without a condition. It shows what stands
 in sequence, and which of two layouts is better; it does not replace a measurement.
 
@@ -9,9 +9,7 @@ in sequence, and which of two layouts is better; it does not replace a measureme
 """
 
 import argparse
-import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,16 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import mlx.core as mx
-
-from ember_mlx.kernels.loader import kernels_made_by
-from ember_mlx.kernels.tiles import Tile, forced_tile
+from ember_mlx.kernels.tiles import Tile
 from ember_mlx.scans.registry import RECURRENCES
 
-from .comparisons import to_mlx
-from .nvcc import NVCC, compiling
+from .kernel_calls import Scan, calls_of
+from .nvrtc import compile_call, cuda_folder, unsupported_reason
 
-NVDISASM = os.environ.get("NVDISASM", "nvdisasm")
+NVDISASM = "bin/nvdisasm"
 # cycles until the result of an instruction without a fixed latency is there; a barrier costs its own
 LATENCIES = {"LDS": 30, "SHFL": 24, "MUFU": 24, "LDG": 30, "LDC": 25}  # LDG: read a step ahead
 OTHER_LATENCY, BARRIER = 14, 20
@@ -57,10 +52,14 @@ class Instruction(NamedTuple):
         return re.sub(r"^@!?U?P\w+\s+", "", self.text).split()[0]
 
 
-def disassembled(cubin: Path) -> tuple[list[Instruction], dict[str, int]]:
+def disassembled(cubin: bytes) -> tuple[list[Instruction], dict[str, int]]:
     """A kernel's instructions, and which one follows each label."""
-    command = [NVDISASM, "-hex", "-c", str(cubin)]
-    lines = iter(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        command = [str(cuda_folder() / NVDISASM), "-hex", "-c", str(path)]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    lines = iter(text.splitlines())
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
     for line in lines:
@@ -109,23 +108,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("units", type=int)
     parser.add_argument("tile", help="threads,rows,split", type=lambda text: Tile(*map(int, text.split(",")), True))
     options = parser.parse_args(arguments)
-    if NVCC is None or shutil.which(NVDISASM) is None:
-        parser.error("nvcc and nvdisasm must be installed; NVDISASM may name the latter")
-    recurrence, reports = RECURRENCES[options.recurrence], dict[str, str]()
-    spec, arrays = recurrence.problem(options.variant, 3, 32, options.units, lengths=True)
-    given = to_mlx(arrays)
-    forced_tile.set(options.tile)
-    with tempfile.TemporaryDirectory() as folder, kernels_made_by("cuda", compiling(Path(folder), reports)):
-        states = recurrence.fused.forward("cuda", spec, given)
-        recurrence.fused.backward("cuda", spec, given, states, [mx.ones_like(a) for a in states])
-        for kernel in sorted(name for name in reports if name.endswith(("forward", "backward"))):
-            instructions, labels = disassembled(Path(folder) / f"{kernel}.cubin")
-            for first, last in loops(instructions, labels):
-                cycles, counts = chain(instructions, labels, first, last)
-                if not counts["SHFL"]:
-                    continue  # no step: it reads or clears memory
-                most = ", ".join(f"{count} {name}" for name, count in counts.most_common(6))
-                print(f"{kernel}: {cycles} cycles, {counts.total()} instructions: {most}")
+    reason = unsupported_reason(NVDISASM)
+    if reason:
+        parser.error(reason)
+    for call in calls_of("cuda", Scan(options.recurrence, options.variant, (3, 32, options.units), tile=options.tile)):
+        if not call.name.endswith(("forward", "backward")):
+            continue
+        instructions, labels = disassembled(compile_call(call).cubin)
+        for first, last in loops(instructions, labels):
+            cycles, counts = chain(instructions, labels, first, last)
+            if not counts["SHFL"]:
+                continue  # no step: it reads or clears memory
+            most = ", ".join(f"{count} {name}" for name, count in counts.most_common(6))
+            print(f"{call.name}: {cycles} cycles, {counts.total()} instructions: {most}")
 
 
 if __name__ == "__main__":

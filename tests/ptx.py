@@ -1,4 +1,4 @@
-"""What nvcc made of a kernel: whether a shuffle lies in one arm of a branch that lanes of a warp may take differently."""
+"""What the compiler made of a kernel: whether a shuffle lies in one arm of a branch that lanes of a warp may take differently."""
 
 import re
 from typing import NamedTuple

@@ -165,7 +165,7 @@ def one_more(read):
 PLANTS = {
     "values": (of_form(wrong_by_a_thousandth), "numpy outputs: y"),
     "a gradient of zero": (of_form(None, without_a_gradient), "numpy gradient: gradient of"),
-    "lengths too long by one": (replaced(arguments, "_read_lengths", one_more), "outputs: y"),
+    "lengths too long by one": (replaced(arguments, "read_lengths", one_more), "outputs: y"),
     "times not used": (replaced(arguments, "_read_time_deltas", lambda read: lambda *given: mx.ones_like(read(*given))), "outputs: y"),
     "states not used": (replaced(base, "read_state", lambda read: lambda *given: [None] * len(read(*given))), "outputs: y"),
     "the ops form": (replaced(several, "scan", lambda scan: lambda *given: [1.001 * a for a in scan(*given)]), "ops outputs: y"),

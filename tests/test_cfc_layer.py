@@ -373,6 +373,11 @@ def test_dropout_drops_this_part_and_keeps_the_mean():
     assert 0.97 < factors.mean().item() < 1.03
 
 
+def test_all_can_be_dropped():
+    (factors,) = CfC(6, I, backbone_dropout=1.0, backbone_units=10)._dropout(mx.ones((10, 10)))["dropout"]
+    assert (factors == 0).all()
+
+
 def test_dropout_acts_in_training_only(batch):
     layer = CfC(6, I, backbone_dropout=0.5, backbone_layers=2)
     assert not mx.array_equal(layer(batch[0]), layer(batch[0]))

@@ -1,6 +1,13 @@
 """The reasoned time of a step: what waits for what."""
 
-from .chain import BARRIER, LATENCIES, Instruction, chain, loops
+import re
+
+import pytest
+
+from .chain import BARRIER, LATENCIES, NVDISASM, Instruction, chain, loops, main
+from .nvrtc import unsupported_reason
+
+REASON = unsupported_reason(NVDISASM)
 
 READ = Instruction("LDS.128 R4, [R2]", 1, 0, 0)
 ADD = Instruction("FFMA R8, R4, R5, R8", 4, 7, 0)
@@ -23,3 +30,12 @@ def test_only_jumps_without_a_condition_are_followed():
 def test_loops_are_those_with_a_jump_back():
     code = [*[ADD] * 70, Instruction("@!P0 BRA `(.L_0)", 1, 7, 0), Instruction("BRA `(.L_9)", 1, 7, 0), ADD]
     assert loops(code, {".L_0": 3, ".L_9": 72}) == [(3, 70)]
+
+
+@pytest.mark.skipif(REASON is not None, reason=str(REASON))
+def test_a_kernels_chain_is_printed(capsys):
+    main(["rnn", "tanh", "64", "256,1,4"])
+    forward, backward = capsys.readouterr().out.splitlines()
+    cycles = [int(re.match(rf"gated_{way}: (\d+) cycles, ", line)[1]) for way, line in (("forward", forward), ("backward", backward))]
+    assert all(100 < count < 1000 for count in cycles)
+    assert "16 FFMA" in backward  # 64 inputs of a unit, shared by 4 lanes

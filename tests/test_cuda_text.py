@@ -1,31 +1,19 @@
-"""The kernels' text as CUDA, compiled by nvcc where it is installed.
+"""The kernels' text as CUDA, compiled by NVRTC for sm_90a.
 
-It compiles, what the table puts into registers stays there, and no branch that lanes of a warp take differently has come to lie around
-shuffles.
+What the table puts into registers stays there, and no branch that lanes of a warp take differently has come to lie around shuffles.
 """
 
-import inspect
-import re
-
-import mlx.core as mx
 import pytest
 
-from ember_mlx.kernels.first_use import in_half
-from ember_mlx.kernels.loader import kernels_made_by
-from ember_mlx.kernels.tiles import family_of
-from ember_mlx.scans.registry import RECURRENCES
+from .kernel_calls import Scan, calls_of
+from .nvrtc import compile_call, complaint, label, unsupported_reason
 
-from .comparisons import to_mlx
-from .nvcc import NVCC, compiling
-from .ptx import shuffles_in_arms
-
-pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed here")
+REASON = unsupported_reason()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 FILES = {"rnn": "gated", "lstm": "gated", "gru": "gated"}
 BY_STEP = ("lstm-512",)
 # bytes that the assembler keeps in memory, arrays among them; 0 where nothing is said
-SPILLED = {"ctrqnet-56": 8, "ltc-128": 8, "ltc-256": 16}
-# a stage's units fill whole simdgroups, so that all lanes of one take the same arm, which cannot be read off the text
-WITH_A_SIMDGROUPS_BRANCH = {("ncp-mixed-memory", "cfc_forward"), ("ncp-mixed-memory", "cfc_backward")}
+SPILLED = {"ltc-128": 8}
 CASES = {
     "cfc-64": ("cfc", "default", (3, 2, 64), False),
     "cfc-64-256-sequences": ("cfc", "default", (1, 256, 64), False),
@@ -58,21 +46,11 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_tables_layouts_compile_without_spills(case, tmp_path, monkeypatch):
-    name, variant, (T, B, H), half = CASES[case]
-    recurrence, reports = RECURRENCES[name], {}
-    monkeypatch.setattr(inspect.getmodule(recurrence.fused.forward), "current_family", lambda: family_of("sm_90"))
-    spec, arrays = recurrence.problem(variant, T, B, H, lengths=True)
-    given = to_mlx(arrays)
-    given = in_half(arrays | {"x": arrays["x"].astype("float32")}, mx.bfloat16) if half else given
-    with kernels_made_by("cuda", compiling(tmp_path, reports)):
-        states = recurrence.fused.forward("cuda", spec, given)
-        recurrence.fused.backward("cuda", spec, given, states, [mx.ones_like(a) for a in states])
+def test_the_tables_layouts_compile_without_spills(case):
+    name, variant, size, half = CASES[case]
+    scan = Scan(name, variant, size, half)
+    calls = calls_of("cuda", scan)
     parts = ("next", "previous") if case in BY_STEP else ("forward", "backward")
-    assert {f"{FILES.get(name, name)}_{part}" for part in parts} <= set(reports)
-    for kernel, report in reports.items():
-        spills = list(map(int, re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", report)))
-        assert len(spills) == 3
-        assert max(spills) <= SPILLED.get(case, 0), f"{kernel}: {report}"
-        if (case, kernel) not in WITH_A_SIMDGROUPS_BRANCH:
-            assert not shuffles_in_arms((tmp_path / f"{kernel}.ptx").read_text()), kernel
+    assert {f"{FILES.get(name, name)}_{part}" for part in parts} <= {call.name for call in calls}
+    for call in calls:
+        assert complaint(label(scan, call), compile_call(call), SPILLED.get(case, 0)) is None

@@ -80,7 +80,7 @@ def test_a_seed_gives_one_result(tmp_path):
     first, second = (run_demo("--quick", "--epochs", 1, "--seed", 3, "--out", tmp_path).stdout.splitlines() for _ in range(2))
     assert first[-1].startswith("test accuracy 0.")
     assert first[-1] == second[-1]
-    losses = [next(line for line in lines if line.startswith("epoch  1/1")).split("accuracy")[0] for lines in (first, second)]
+    losses = [next(line for line in lines if line.startswith("epoch 1/1")).split("accuracy")[0] for lines in (first, second)]
     assert losses[0] == losses[1]
 
 
@@ -90,7 +90,7 @@ def test_ctrl_c_ends_cleanly(tmp_path):
     command = [sys.executable, str(DEMO), "--quick", "--epochs", "1000", "--out", str(tmp_path)]
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
-            if line.startswith("epoch  1/"):
+            if line.startswith("epoch    1/"):
                 break
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=TIME_LIMIT)

@@ -287,6 +287,13 @@ def test_dropout_drops_this_part_and_keeps_the_mean():
     assert 0.97 < dropped.mean().item() < 1.03
 
 
+def test_all_can_be_dropped(x):
+    """The second layer then sees zeros."""
+    layer, second = GRU(I, H, 2, dropout=1.0), GRU(H, H)
+    second.layers[0]["forward"].update(layer.layers[1]["forward"].parameters())
+    assert mx.allclose(layer(x), second(mx.zeros((*x.shape[:2], H))), atol=1e-6)
+
+
 def test_dropout_acts_between_layers_and_in_training_only(x):
     layer = GRU(I, H, 2, dropout=0.5)
     assert not mx.array_equal(layer(x), layer(x))
@@ -503,7 +510,7 @@ MESSAGES = {
     "proj-size": (ValueError, lambda: LSTM(3, 2, proj_size=2), "[LSTM] proj_size must be less than hidden_size = 2, got 2."),
     "bias": (TypeError, lambda: GRU(3, 2, bias=1), "[GRU] bias must be True or False, got 1."),
     "bidirectional": (TypeError, lambda: GRU(3, 2, bidirectional="yes"), "[GRU] bidirectional must be True or False, got 'yes'."),
-    "dropout": (ValueError, lambda: GRU(3, 2, 2, dropout=1.0), "[GRU] dropout must be in [0, 1), got 1.0."),
+    "dropout": (ValueError, lambda: GRU(3, 2, 2, dropout=-0.1), "[GRU] dropout must be in [0, 1], got -0.1."),
     "dropout-one-layer": (
         ValueError,
         lambda: GRU(3, 2, dropout=0.5),

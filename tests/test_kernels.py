@@ -1,7 +1,5 @@
 """Every kernel's own text, run on the CPU by the host runner and, where there is one, on the GPU."""
 
-import json
-import runpy
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -447,52 +445,6 @@ def test_lint_names_file_and_line(file):
         assert lint_file(path)[0] == f"{path}:{len(lines) + 1}: double: Metal has no double: `double`"
 
 
-@on_host
-@pytest.mark.parametrize(
-    ("maker", "status", "last"), [(metal_kernel, 0, "every kernel works here"), (BrokenKernel, 1, "of the kernels failed")]
-)
-def test_report_for_an_issue(monkeypatch, capsys, maker, status, last):
-    from ember_mlx import __main__ as report
-
-    monkeypatch.setattr(report, "gpu_kind", lambda: "metal")
-    monkeypatch.setattr(report, "TIMED", (3, 2, 8))
-    monkeypatch.setattr(report, "REPETITIONS", 1)
-    monkeypatch.setattr("sys.argv", ["ember_mlx", "--check"])
-    few = FAMILIES[-1]._replace(threads=64, resident_rows=1, streamed_rows=1)
-    monkeypatch.setattr(report, "current_family", lambda: few)
-    monkeypatch.setattr(report, "_served", lambda kind: CASES[:1])
-    with kernels_made_by("metal", maker):
-        assert report.main() == status
-    out = capsys.readouterr().out.strip().splitlines()
-    assert out[-1].endswith(last)
-    assert out[0].startswith(f"ember_mlx {ember_mlx.__version__}, mlx ")
-    assert sum(line.startswith("cfc ") for line in out) == 1
-    assert any("works in all its 5 layouts" in line for line in out) == (not status)
-    if status:
-        assert all("FAILED: " in line and "undeclared identifier" in line for line in out if line.startswith("cfc "))
-
-
-@on_host
-def test_report_tells_a_layout_that_fails(monkeypatch):
-    from ember_mlx import __main__ as report
-
-    def failing(kind, recurrence, spec, arrays, like):
-        if forced_tile.get().rows == 0:
-            raise RuntimeError("no such luck")
-        return (1.0, 0.0) if forced_tile.get().half else (0.0, 0.0)
-
-    monkeypatch.setattr(report, "check", failing)
-    text, failures = report._check_layouts("metal", "cfc", "mixed_memory")
-    assert failures == text.count("WRONG: 1.0e+00 (outputs)") + text.count("FAILED: no such luck")
-    assert text.count("FAILED: no such luck") == 1
-
-
-def test_the_report_covers_every_kernel():
-    from ember_mlx import __main__ as report
-
-    assert list(report._served("metal")) == CASES
-
-
 def test_every_choice_of_the_table_is_among_the_layouts_that_are_checked():
     for family in FAMILIES:
         for options in ({}, {"mode": "pure"}, {"mixed_memory": True}):
@@ -504,40 +456,3 @@ def test_every_choice_of_the_table_is_among_the_layouts_that_are_checked():
                 for half in (False, True)
             }
             assert chosen <= set(fused.layouts(family_of(family.name), CfCSpec(((0, 1),), **options)))
-
-
-def test_report_without_a_gpu(capsys, monkeypatch):
-    from ember_mlx import __main__ as report
-
-    monkeypatch.setattr(report, "gpu_kind", lambda: None)
-    monkeypatch.setattr("sys.argv", ["ember_mlx", "--check"])
-    assert report.main() == 2
-    assert "no kernel was checked" in capsys.readouterr().out
-
-
-@on_host
-@pytest.mark.parametrize("arguments", [[], ["--tune"], ["--only-check", "--small"]], ids=["times", "tune", "check"])
-def test_gpu_benchmark(monkeypatch, capsys, tmp_path, arguments):
-    """The script for a machine with a GPU, on the host: it checks, times and writes JSON."""
-    folder = Path(__file__).parent.parent / "benchmarks"
-    monkeypatch.syspath_prepend(str(folder))
-    bench = runpy.run_path(str(folder / "gpu.py"))
-    parts = bench["main"].__globals__
-    monkeypatch.setitem(parts, "gpu_kind", lambda: "metal")
-    monkeypatch.setitem(parts, "check_all", lambda kind, size: {"cfc default": (1e-7, 1e-7, True)})
-    monkeypatch.setitem(parts, "candidates", lambda weights, half: [Tile(64, 1, 8, False), Tile(64, 1, 8, True)])
-    parts["ROWS"].clear()
-    bench["add"]("CfC 4", lambda: CfC(4, bench["I"], backbone_units=5, return_sequences=True), 4, ("ops", "mlx.nn.GRU"), ((2, 3),))
-    path = tmp_path / "bench.json"
-    monkeypatch.setattr("sys.argv", ["gpu.py", "--seconds", "0.001", "--json", str(path), *arguments])
-    with kernels_made_by("metal", metal_kernel), pytest.raises(SystemExit) as leave:
-        bench["main"]()
-    assert leave.value.code == 0
-    out, result = capsys.readouterr().out, json.loads(path.read_text())
-    assert result["errors"] == {"cfc default": [1e-7, 1e-7, True]}
-    if not arguments:
-        assert set(result["ms"]["CfC 4, B2 T3"]) == {"ember_mlx", "ops", "mlx.nn.GRU"}
-        assert out.splitlines()[-1].startswith("| CfC 4, B2 T3 | mlx.nn.GRU |")
-    elif arguments == ["--tune"]:
-        assert len(result["tune"]["CfC 4, B2 T3"]["tiles"]) == 2
-        assert "the table's choice" in out

@@ -35,7 +35,7 @@ def skipping_map():
 
 
 CALLS = {
-    "x-numpy": (TypeError, lambda: layer()(np.zeros((4, 5, 3))), "[CfC] x must be an mx.array, got numpy.ndarray."),
+    "x-numpy": (TypeError, lambda: layer()(np.zeros((4, 5, 3))), "[CfC] x must be an mx.array, got numpy.ndarray; mx.array(x) makes one."),
     "x-integer": (TypeError, lambda: layer()(mx.zeros((4, 5, 3), mx.int32)), "[CfC] x must have a floating-point dtype, got int32."),
     "x-rank": (ValueError, lambda: layer()(mx.zeros((3,))), "[CfC] x must have shape (B, T, I), or (T, I) without batch, got (3,)."),
     "x-rank-time-first": (
@@ -166,7 +166,11 @@ CALLS = {
         lambda: layer()(X, time_deltas=mx.ones((4, 5), mx.int32)),
         "[CfC] time_deltas must have a floating-point dtype, got int32.",
     ),
-    "dt-list": (TypeError, lambda: layer()(X, time_deltas=[1.0] * 5), "[CfC] time_deltas must be an mx.array, got list."),
+    "dt-list": (
+        TypeError,
+        lambda: layer()(X, time_deltas=[1.0] * 5),
+        "[CfC] time_deltas must be an mx.array, got list; mx.array(time_deltas) makes one.",
+    ),
     "lengths-range": (ValueError, lambda: layer()(X, lengths=[1, 0, 6, 5]), "[CfC] lengths must lie in 1..T = 1..5, got 0, 6."),
     "lengths-array-range": (
         ValueError,
@@ -258,7 +262,7 @@ CALLS = {
     ),
     "backbone-units": (ValueError, lambda: layer(backbone_units=0), "[CfC] backbone_units must be at least 1, got 0."),
     "backbone-layers": (ValueError, lambda: layer(backbone_layers=-1), "[CfC] backbone_layers must be at least 0, got -1."),
-    "dropout": (ValueError, lambda: layer(backbone_dropout=1.0), "[CfC] backbone_dropout must be in [0, 1), got 1.0."),
+    "dropout": (ValueError, lambda: layer(backbone_dropout=1.5), "[CfC] backbone_dropout must be in [0, 1], got 1.5."),
     "time-scale": (
         ValueError,
         lambda: layer(time_scale_factor=0),

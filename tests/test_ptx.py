@@ -1,4 +1,4 @@
-"""The look at nvcc's output for shuffles in one arm of a branch."""
+"""The look at PTX for shuffles in one arm of a branch."""
 
 import pytest
 

@@ -9,7 +9,7 @@ TIMES_ROUNDING = 8
 TIMES_ROUNDING_SATURATED = 16  # after times at which gates saturate: the slopes s (1 - s) come from the stored s
 POINTWISE = 6e-7  # relative, of the kernels' own tanh and the like on the CPU, where exp and divide are exact
 # tests/attack: results in any dtype against float64 loops, relative to the largest value, or to a gradient's part in a random direction
-ATTACK_TIMES_ROUNDING = 32  # times what rounded inputs move a result by, of which two samples are taken
+ATTACK_TIMES_ROUNDING = 32  # times what rounded inputs move a result by, of which four samples are taken
 ATTACK_GRADIENT = 3e-5
 ATTACK_CURVATURE = 1e-3
 FOLLOWED = 1e-2  # where rounded inputs move a result by more, no arithmetic of that precision follows it

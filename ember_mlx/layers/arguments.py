@@ -80,7 +80,7 @@ def read_steps(owner: str, x: Any, time_deltas: Any, lengths: Any, input_size: i
         x = x.swapaxes(0, 1)
     T, B, _ = x.shape
     dtype = mx.float64 if x.dtype == mx.float64 else mx.float32
-    lengths = _read_lengths(owner, lengths, T, B, batched)
+    lengths = read_lengths(owner, lengths, T, B, batched)
     dt = _read_time_deltas(owner, time_deltas, lengths, T, B, batched, batch_first, dtype)
     return _without_padding(Steps(x, dt, lengths, batched, batch_first))
 
@@ -183,7 +183,8 @@ def type_name(value: Any) -> str:
 def check_array(owner: str, name: str, a: Any) -> None:
     """Raise a TypeError unless `a` is a floating-point mx.array."""
     if not isinstance(a, mx.array):
-        raise bad_argument(owner, name, "be an mx.array", type_name(a), TypeError)
+        hint = f"; mx.array({name.split(' ')[0]}) makes one" if isinstance(a, (np.ndarray, list)) and " " not in name else ""
+        raise bad_argument(owner, name, "be an mx.array", type_name(a) + hint, TypeError)
     if not mx.issubdtype(a.dtype, mx.floating):
         raise bad_argument(owner, name, "have a floating-point dtype", dtype_name(a.dtype), TypeError)
 
@@ -252,7 +253,7 @@ def _check_time_values(owner: str, time_deltas: mx.array, lengths: mx.array | No
         raise bad_argument(owner, "time_deltas", _possible_times(values[place], most), f"{values[place]} at {place}")
 
 
-def _read_lengths(owner: str, lengths: Any, T: int, B: int, batched: bool) -> mx.array | None:
+def read_lengths(owner: str, lengths: Any, T: int, B: int, batched: bool) -> mx.array | None:
     """(B,) int32, or None."""
     if lengths is None:
         return None

@@ -8,7 +8,7 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_choice, check_flag, check_integer, check_interval, check_positive, check_size
+from ..checks import check_choice, check_flag, check_integer, check_positive, check_probability, check_size
 from ..errors import bad_argument
 from ..scans.cfc.scan import CFC
 from ..scans.cfc.spec import MODES, CfCSpec
@@ -95,7 +95,7 @@ class CfC(RecurrentLayer):
 
     read_options = ("output",)
     settings: ClassVar[dict[str, Check]] = RecurrentLayer.settings | {
-        "backbone_dropout": lambda owner, name, value: check_interval(owner, name, value, 0, 1),
+        "backbone_dropout": check_probability,
         "time_scale_factor": check_positive,
         "output": lambda owner, name, value: check_choice(owner, name, value, OUTPUTS),
     }
@@ -223,7 +223,7 @@ class CfC(RecurrentLayer):
         if not (self.training and p > 0 and self.backbone_layers):
             return {}
         shape = (*dt.shape, self.backbone_units or 0)
-        return {"dropout": [mx.random.bernoulli(1 - p, shape).astype(dt.dtype) / (1 - p) for _ in range(self.backbone_layers)]}
+        return {"dropout": [mx.random.bernoulli(1 - p, shape).astype(dt.dtype) / (1 - p or 1) for _ in range(self.backbone_layers)]}
 
     def check_read_options(self, *, output: str | None = None) -> None:  # type: ignore[override]
         """Raise a ValueError for an output that there is not."""

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..checks import check_choice, check_flag, check_integer, check_interval, check_size
+from ..checks import check_choice, check_flag, check_integer, check_probability, check_size
 from ..errors import bad_argument
 from ..scans.dispatch import Recurrence
 from ..scans.gated.scan import GRU as GRU_SCAN
@@ -34,9 +34,7 @@ class GatedLayer(RecurrentLayer):
     state_names: tuple[str, ...] = ("h",)
     timed = False
     proj_size: int | None = None
-    settings: ClassVar[dict[str, Check]] = RecurrentLayer.settings | {
-        "dropout": lambda owner, name, value: check_interval(owner, name, value, 0, 1)
-    }
+    settings: ClassVar[dict[str, Check]] = RecurrentLayer.settings | {"dropout": check_probability}
 
     def __init__(
         self,
@@ -129,7 +127,7 @@ class GatedLayer(RecurrentLayer):
         if not (self.training and self.dropout):
             return u
         kept = mx.random.bernoulli(1 - self.dropout, u.shape).astype(u.dtype)
-        return u * kept / (1 - self.dropout)
+        return u * kept / (1 - self.dropout or 1)
 
     def output_of(self, state: list[mx.array]) -> mx.array:
         """The last layer's h; in one direction only."""

@@ -213,6 +213,8 @@ def _function(recurrence: Recurrence, form: str, spec: Hashable, like: Tree, kee
     return cast(Callable[..., list[mx.array]], forward)
 
 
+# MLX never warns of numbers; and a BLAS sometimes does for lanes that it does not use
+SILENT: dict[str, Any] = {"all": "ignore"}
 Run = Callable[[Sequence[mx.array]], list[mx.array]]  # leaves -> outputs
 RunBack = Callable[[Sequence[mx.array], list[mx.array], list[mx.array]], Tree]  # leaves, outputs, cotangents -> gradients
 
@@ -226,13 +228,15 @@ def _numpy_forms(recurrence: Recurrence, spec: Hashable, like: Tree, keep: bool)
         given = [as_numpy(a) for a in leaves]
         if keep:
             kept = Scratch(next(a.dtype for a in given if a.dtype.kind == "f"))
-        return [as_mlx(a) for a in recurrence.forward(spec, with_leaves(like, given), kept)]
+        with np.errstate(**SILENT):
+            return [as_mlx(a) for a in recurrence.forward(spec, with_leaves(like, given), kept)]
 
     def run_back(leaves: Sequence[mx.array], outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
         mx.eval(leaves, outputs, cotangents)
         y, dy = (tuple(map(as_numpy, given)) for given in (outputs, cotangents))
         arrays = with_leaves(like, [as_numpy(a) for a in leaves])
-        gradients = recurrence.backward(spec, arrays, y, dy, kept)
+        with np.errstate(**SILENT):
+            gradients = recurrence.backward(spec, arrays, y, dy, kept)
         return cast(Tree, with_leaves(gradients, map(as_mlx, leaves_of(gradients))))
 
     return run, run_back

@@ -7,6 +7,7 @@ it: none waits for work between calls, so that a forked process, a handler at ex
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -126,7 +127,7 @@ def run_parts(function: Callable[..., Result], *parts: Sequence[Any]) -> list[Re
 
 def _started(run: Callable[[int], None], k: int) -> bool:
     try:
-        threading.Thread(target=run, args=(k,), name=f"ember_mlx-{k}").start()
+        threading.Thread(target=copy_context().run, args=(run, k), name=f"ember_mlx-{k}").start()
     except RuntimeError:  # there are no more threads to be had, as at the interpreter's exit
         return False
     return True

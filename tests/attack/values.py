@@ -7,12 +7,12 @@ import numpy as np
 
 from tests.tolerances import ATTACK_CURVATURE, ATTACK_GRADIENT, ATTACK_TIMES_ROUNDING, FOLLOWED, ROUNDING, TIMES_ROUNDING_SATURATED
 
-from .problems import exact, is_padding
+from .problems import DTYPES, exact, is_padding
 from .sequences import call
 
 IMAGINARY = 1e-30  # of the complex step, which gives the first derivative without a difference
 STEPS = (1e-5, -1e-5, 3e-5, -3e-5)  # of two differences of first derivatives, which agree where they are right
-ROUNDED = 2  # problems with rounded inputs
+ROUNDED = 4  # problems with rounded inputs
 HALF = {mx.float16: 2.0**-10, mx.bfloat16: 2.0**-7}  # what a result is rounded by, relatively, with one to spare
 LEAST_HALF = {mx.float16: 2.0**-24, mx.bfloat16: 0}  # and absolutely
 LARGEST = 1e30  # of a result that is judged at all
@@ -36,6 +36,7 @@ class Expected(NamedTuple):
     outputs: dict[str, Value]
     slopes: dict[str, Value]
     curvature: Value
+    terms: dict[str, float]  # the size of what each slope is the sum of: a call each, rounded to the leaf's dtype before they are added
     floor: float  # what a derivative is known to at best: the slopes s (1 - s) of saturated gates come from a rounded s
 
 
@@ -51,8 +52,9 @@ def expected(problem):
     stacked = {name: np.stack([member[name] for member in members]) for name in names}
     constants = {name: np.broadcast_to(a, (len(members), *a.shape)) for name, a in problem.constants.items()}
     with np.errstate(all="ignore"):
-        outputs, loss = evaluated(problem, stacked | constants)
-        loss = loss.reshape(1 + ROUNDED, -1).imag / IMAGINARY
+        outputs, losses = evaluated(problem, stacked | constants)
+        calls = np.stack(losses).reshape(len(losses), 1 + ROUNDED, -1).imag / IMAGINARY
+        loss, terms = calls.sum(axis=0), np.abs(calls[:, 0]).sum(axis=0)
         slopes, ends = loss[:, 1 : -len(STEPS)], loss[:, -len(STEPS) :]
         curvatures = (ends[:, ::2] - ends[:, 1::2]) / (2 * np.array(STEPS[::2]))
         width = 1 + len(slopes[0]) + len(STEPS)
@@ -60,8 +62,10 @@ def expected(problem):
             {name: value_of(a[::width].real) for name, a in outputs.items()},
             {name: value_of(slopes[:, k]) for k, name in enumerate(names)},
             value_of(curvatures.ravel()),
+            {name: float(terms[1 + k]) for k, name in enumerate(names)},
             TIMES_ROUNDING_SATURATED
             * ROUNDING
+            * max(1, problem.config["x_size"])  # a weight's slope is that of a gate's sum, times the input
             * sum(float((np.abs(c) * np.minimum(np.abs(outputs[name][0]), 1)).sum()) for name, c in problem.cotangents.items()),
         )
 
@@ -76,14 +80,14 @@ def value_of(a):
 
 
 def evaluated(problem, stacked):
-    """The outputs and the loss of all members."""
+    """The outputs of all members, and the loss of each call of the layer."""
     ordered = {name: stacked[name] for name in sorted(stacked, key=lambda n: int(n[6:]) if n.startswith("state ") else -1)}
     outputs = call(problem.config, problem.neurons, ordered, problem.xi)
-    total = loss_of(problem, outputs)
+    losses = [loss_of(problem, outputs)]
     if problem.config["again"] is not None:
         again = {**ordered, "x": problem.config["again"] * ordered["x"]}
-        total = total + loss_of(problem, call(problem.config, problem.neurons, again, problem.xi))
-    return outputs, total
+        losses.append(loss_of(problem, call(problem.config, problem.neurons, again, problem.xi)))
+    return outputs, losses
 
 
 def loss_of(problem, outputs):
@@ -103,8 +107,9 @@ class Verdict(NamedTuple):
     interrupts: int = 0
 
 
-def judge_outputs(problem, want, got, loose=0.0):
-    """`loose`: what a result may differ by, relative to its largest value, besides what rounding explains."""
+def judge_outputs(problem, want, got, loose=0.0, in_halves=False):
+    """`loose`: what a result may differ by, relative to its largest value, besides what rounding explains; `in_halves`: products are
+    rounded to the dtype given, so that results move as often as that is coarser."""
     if sorted(got) != sorted(want.outputs):
         return Verdict([f"outputs {sorted(got)} instead of {sorted(want.outputs)}"], 1)
     wrong, judged = [], 0
@@ -115,7 +120,9 @@ def judge_outputs(problem, want, got, loose=0.0):
         elif np.isfinite(a).all() and largest(a) < largest_of(result.dtype):
             numbers, judged = exact(result), judged + 1
             rounding = HALF.get(result.dtype, 0) * np.abs(a) + LEAST_HALF.get(result.dtype, 0)
-            allowed = rounding + loose * largest(a) + ATTACK_TIMES_ROUNDING * max(ROUNDING * largest(a), expected.moved)
+            allowed = rounding + loose * largest(a) + times(problem, in_halves) * max(ROUNDING * largest(a), expected.moved)
+            if problem.config["cell"] in ("CfC", "GRU"):
+                allowed = allowed + ROUNDING  # a saturated gate s leaves (1 - s) n, known to the rounding of s
             error = np.abs(numbers - a) - allowed if expected.is_followed() else np.where(np.isfinite(numbers), -1, np.inf)
             if not error.max() <= 0:
                 place = tuple(int(k) for k in np.unravel_index(np.nan_to_num(error, nan=np.inf).argmax(), a.shape))
@@ -130,7 +137,12 @@ def largest_of(dtype):
     return 6e4 if dtype == mx.float16 else LARGEST
 
 
-def judge_gradient(problem, want, got, loose=0.0):
+def times(problem, in_halves):
+    """By how many times what rounded inputs move a result by it may differ."""
+    return ATTACK_TIMES_ROUNDING + (HALF[DTYPES[problem.config["dtype"]]] / ROUNDING if in_halves else 0)
+
+
+def judge_gradient(problem, want, got, loose=0.0, in_halves=False):
     wrong, judged = [], 0
     tame = all(slope.is_followed() for slope in want.slopes.values())  # else what is infinite in float32 makes NaN of zeros too
     for name, gradient in got.items():
@@ -145,8 +157,12 @@ def judge_gradient(problem, want, got, loose=0.0):
         if not slope.is_followed() or (infinite and (not tame or gradient.dtype == mx.float16)):
             continue
         products, judged = np.where(d != 0, g * d, 0), judged + 1
-        rounding = uses(problem.config) * HALF.get(leaf.dtype, 0) * np.abs(products).sum() + LEAST_HALF.get(leaf.dtype, 0) * np.abs(d).sum()
-        wrong += [f"gradient of {name}: {fault}" for fault in compared(products, slope, want, ATTACK_GRADIENT + loose, rounding)]
+        size = max(np.abs(products).sum(), want.terms[name])
+        rounding = uses(problem.config) * HALF.get(leaf.dtype, 0) * size + LEAST_HALF.get(leaf.dtype, 0) * np.abs(d).sum()
+        wrong += [
+            f"gradient of {name}: {fault}"
+            for fault in compared(products, slope, want, ATTACK_GRADIENT + loose, rounding, times(problem, in_halves))
+        ]
     return Verdict(wrong, judged)
 
 
@@ -156,10 +172,10 @@ def uses(config):
     return len(config["strides"] or [1]) * (2 if both else 1) * (1 if config["again"] is None else 2)
 
 
-def compared(products, slope, want, tolerance, rounding=0.0):
+def compared(products, slope, want, tolerance, rounding=0.0, times=ATTACK_TIMES_ROUNDING):
     """A derivative, the sum of these products, against the expected one."""
     size = max(float(np.sqrt((products**2).sum())), abs(slope.value)) if np.isfinite(products).all() else abs(slope.value)
-    allowed = tolerance * size + ATTACK_TIMES_ROUNDING * slope.moved + rounding + want.floor
+    allowed = tolerance * size + times * slope.moved + rounding + want.floor
     got = float(products.sum())
     return [] if abs(got - slope.value) <= allowed else [f"{got:.9g} instead of {slope.value:.9g}, allowed error {allowed:.1e}"]
 

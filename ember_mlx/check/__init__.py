@@ -1,0 +1,1 @@
+"""python -m ember_mlx --check: every kernel compiled, compared with NumPy and timed on this machine, in processes that may die."""

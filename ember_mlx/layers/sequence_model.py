@@ -1,0 +1,210 @@
+"""Layers one after another, with times, lengths and states."""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..checks import check_flag, check_integer
+from ..errors import bad_argument
+from .arguments import read_lengths, type_name
+from .base import RecurrentLayer
+from .bidirectional import Bidirectional
+
+OWNER = "SequenceModel"
+OF_MLX = (nn.RNN, nn.GRU, nn.LSTM)
+KEEP_FEATURES = (nn.Dropout, nn.LayerNorm, nn.RMSNorm, nn.BatchNorm, nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Identity)
+
+
+class SequenceModel(nn.Module):
+    """Layers of this package and of mlx.nn one after another; `mlx.nn.Sequential` hands on x alone.
+
+    Time deltas go to each layer that takes them, lengths and states to each recurrent one. All recurrent layers but the last return every
+    step; y is per step or per sequence as the last one's `return_sequences` says, and what follows it, as an `nn.Linear`, is applied to
+    that. Layers of mlx.nn that are recurrent (RNN, GRU, LSTM) always return every step.
+
+    Args:
+        layers: modules; those that are recurrent all have the same `batch_first`.
+        outputs: features of y, which a last `nn.Linear` makes; None: there is none.
+
+    Inputs:
+        x: (B, T, I), or (T, I) without batch; with `batch_first=False` in the layers (T, B, I).
+        initial_state: the states that a call returned, one entry for each recurrent layer; None: zeros.
+        time_deltas: (B, T), or a number: the time that passed before each step.
+        lengths: (B,) integers in 1..T, or None.
+        return_sequences: whether y is per step; None: as the last recurrent layer says.
+        return_state: whether the states are returned too.
+
+    Returns:
+        y (B, T, O), zero past each length, or (B, O); with return_state (y, states).
+
+    Raises:
+        TypeError: a layer that is no module, or a call's argument of a wrong kind.
+        ValueError: no layer, layers that do not fit each other, or a call's argument of a wrong shape or value.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> import mlx.nn as nn
+        >>> from ember_mlx import GRU, CfC, SequenceModel
+        >>> model = SequenceModel(CfC(32, 4, return_sequences=True), nn.Dropout(0.1), GRU(32, 16), outputs=7)
+        >>> x, dt = mx.zeros((8, 20, 4)), mx.ones((8, 20))
+        >>> y, states = model(x, time_deltas=dt, return_state=True)
+        >>> y.shape, len(states)
+        ((8, 20, 7), 2)
+        >>> model(x, states, dt, return_sequences=False).shape
+        (8, 7)
+    """
+
+    def __init__(self, *layers: nn.Module, outputs: int | None = None):
+        super().__init__()
+        if not layers:
+            raise bad_argument(OWNER, "layers", "hold at least one", "none")
+        for k, layer in enumerate(layers):
+            if not isinstance(layer, nn.Module):
+                raise bad_argument(OWNER, f"layers[{k}]", "be an mlx.nn.Module", type_name(layer), TypeError)
+        self.layers = list(layers)
+        _check_sizes(self.layers)
+        if outputs is not None:
+            check_integer(OWNER, "outputs", outputs)
+            features = _features(self.layers)
+            if features is None:
+                expected = "be None after a layer whose output size is not known; put an nn.Linear last"
+                raise bad_argument(OWNER, "outputs", expected, f"{outputs} after {type_name(layers[-1])}")
+            self.layers.append(nn.Linear(features, outputs))
+
+    def __call__(
+        self,
+        x: mx.array,
+        initial_state: Any = None,
+        time_deltas: Any = None,
+        lengths: Any = None,
+        *,
+        return_sequences: bool | None = None,
+        return_state: bool = False,
+    ) -> Any:
+        """Run the layers over a batch of sequences; see the class for the shapes."""
+        if return_sequences is not None:
+            check_flag(OWNER, "return_sequences", return_sequences)
+        check_flag(OWNER, "return_state", return_state)
+        recurrent = [k for k, layer in enumerate(self.layers) if _is_recurrent(layer)]
+        states, finals = self._states(initial_state, len(recurrent)), []
+        if time_deltas is not None and not any(_takes_times(layer) for layer in self.layers):
+            raise bad_argument(OWNER, "time_deltas", "be None, for none of the layers knows elapsed time", type_name(time_deltas))
+        by_step, y = True, x
+        for k, layer in enumerate(self.layers):
+            if k not in recurrent:
+                y = layer(y)
+                continue
+            wanted = True if k != recurrent[-1] else return_sequences
+            by_step = _returns_sequences(layer) if wanted is None else wanted
+            y, final = _run(layer, y, next(states), time_deltas, lengths, by_step)
+            finals.append(final)
+        if by_step and lengths is not None and y.ndim > 2 and recurrent[-1:] != [len(self.layers) - 1]:
+            y = self._without_padding(y, lengths)
+        return (y, finals) if return_state else y
+
+    @property
+    def input_size(self) -> int:
+        """Features of x."""
+        for layer in self.layers:
+            if (size := _sizes(layer)[0]) is not None:
+                return size
+        raise AttributeError(f"{OWNER} does not know the sizes of its layers")
+
+    @property
+    def output_size(self) -> int:
+        """Features of y."""
+        if (size := _features(self.layers)) is None:
+            raise AttributeError(f"{OWNER} does not know the sizes of its layers")
+        return size
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether x is (B, T, I)."""
+        return next((bool(layer.batch_first) for layer in map(_inner, self.layers) if isinstance(layer, RecurrentLayer)), True)
+
+    def _states(self, initial_state: Any, count: int) -> Iterator[Any]:
+        if initial_state is None:
+            return iter([None] * count)
+        if not isinstance(initial_state, (list, tuple)):
+            raise bad_argument(OWNER, "initial_state", "be a list of states, one a recurrent layer", type_name(initial_state), TypeError)
+        if len(initial_state) != count:
+            raise bad_argument(OWNER, "initial_state", f"hold {count} entries, one a recurrent layer", len(initial_state))
+        return iter(initial_state)
+
+    def _without_padding(self, y: mx.array, lengths: Any) -> mx.array:
+        """Zeros past each length."""
+        T, B = y.shape[:2][::-1] if self.batch_first else y.shape[:2]
+        ends = cast(mx.array, read_lengths(OWNER, lengths, T, B, True))
+        valid = mx.arange(T) < ends[:, None]
+        return mx.where((valid if self.batch_first else valid.T)[:, :, None], y, 0)
+
+
+def _inner(layer: nn.Module) -> nn.Module:
+    return layer.forward_layer if isinstance(layer, Bidirectional) else layer
+
+
+def _is_recurrent(layer: nn.Module) -> bool:
+    return isinstance(layer, (RecurrentLayer, Bidirectional, *OF_MLX))
+
+
+def _takes_times(layer: nn.Module) -> bool:
+    return isinstance(_inner(layer), RecurrentLayer) and bool(_inner(layer).timed)
+
+
+def _returns_sequences(layer: nn.Module) -> bool:
+    return bool(getattr(_inner(layer), "return_sequences", True))
+
+
+def _run(layer: nn.Module, x: mx.array, state: Any, time_deltas: Any, lengths: Any, by_step: bool) -> tuple[mx.array, Any]:
+    """A recurrent layer's y and states."""
+    if isinstance(layer, OF_MLX):
+        return _run_of_mlx(layer, x, state, lengths, by_step)
+    times = time_deltas if _takes_times(layer) else None
+    return layer(x, state, times, lengths, return_sequences=by_step, return_state=True)
+
+
+def _run_of_mlx(layer: nn.Module, x: mx.array, state: Any, lengths: Any, by_step: bool) -> tuple[mx.array, list[mx.array]]:
+    """The same of a recurrent layer of mlx.nn, which computes padding too: its states are those of each last valid step."""
+    found = layer(x, *(state or []))
+    every = list(found) if isinstance(found, tuple) else [found]
+    T = x.shape[-2]
+    ends = None if lengths is None else read_lengths(OWNER, lengths, T, x.shape[0], x.ndim == 3)
+    if ends is None:
+        last = [a[..., -1, :] for a in every]
+        return every[0] if by_step else last[0], last
+    last = [mx.take_along_axis(a, (ends - 1)[:, None, None], axis=1).squeeze(1) for a in every]
+    return mx.where((mx.arange(T) < ends[:, None])[:, :, None], every[0], 0) if by_step else last[0], last
+
+
+def _sizes(layer: nn.Module) -> tuple[int | None, int | None]:
+    """Features of a layer's input and output, where they are known."""
+    if isinstance(layer, (RecurrentLayer, Bidirectional, SequenceModel)):
+        return layer.input_size, layer.output_size
+    if isinstance(layer, nn.Linear):
+        return layer.weight.shape[1], layer.weight.shape[0]
+    if isinstance(layer, nn.RNN):
+        return layer.Wxh.shape[1], layer.Wxh.shape[0]
+    if isinstance(layer, (nn.GRU, nn.LSTM)):
+        return layer.Wx.shape[1], layer.Wh.shape[1]
+    return None, None
+
+
+def _features(layers: list[nn.Module]) -> int | None:
+    """Features of the last layer's output, where they are known."""
+    for layer in reversed(layers):
+        if not isinstance(layer, KEEP_FEATURES):
+            return _sizes(layer)[1]
+    return None
+
+
+def _check_sizes(layers: list[nn.Module]) -> None:
+    batch_first = [layer.batch_first for layer in map(_inner, layers) if isinstance(layer, RecurrentLayer)]
+    batch_first += [True for layer in layers if isinstance(layer, OF_MLX)]
+    if len(set(batch_first)) > 1:
+        raise bad_argument(OWNER, "layers", "have the same batch_first, that of mlx.nn's being True", batch_first)
+    for k in range(1, len(layers)):
+        before, needed = _features(layers[:k]), _sizes(layers[k])[0]
+        if before is not None and needed is not None and before != needed:
+            raise bad_argument(OWNER, f"layers[{k}]", f"take {before} features, as the layer before it gives", needed)

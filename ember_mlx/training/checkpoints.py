@@ -1,0 +1,234 @@
+"""A run's state in files, from which it goes on as if it had never stopped."""
+
+import json
+import os
+import struct
+import warnings
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_unflatten
+
+from ..errors import bad_argument
+from .history import History
+from .precision import Precision
+
+OWNER = "checkpoint"
+FORMAT = 1
+PARTIAL = ".partial.safetensors"
+
+
+@dataclass
+class RunState:
+    """How far a run has come.
+
+    Args:
+        epoch: completed epochs.
+        done: batches of the next one that are done, `loss` and `targets` being their sums.
+        step: batches done in all.
+        seconds: time spent.
+        waiting: epochs since the last improvement.
+        history: what each epoch measured.
+        best: the weights after the best one, by path, where early stopping wants them.
+        states: those that the model ended the last batch with, where batches continue each other.
+    """
+
+    epoch: int = 0
+    done: int = 0
+    step: int = 0
+    loss: float = 0.0
+    targets: int = 0
+    seconds: float = 0.0
+    waiting: int = 0
+    history: History = field(default_factory=History)
+    best: dict[str, mx.array] = field(default_factory=dict)
+    states: Any = None
+
+    def count(self, loss: float, targets: int) -> None:
+        """A batch is done."""
+        self.done, self.step = self.done + 1, self.step + 1
+        self.loss, self.targets = self.loss + loss * targets, self.targets + targets
+
+    def next_epoch(self) -> None:
+        """An epoch is completed."""
+        self.states = None
+        self.epoch, self.done, self.loss, self.targets, self.waiting = self.epoch + 1, 0, 0.0, 0, self.waiting + 1
+
+
+class Checkpoints:
+    """A folder of checkpoints of one run, each a safetensors file whose metadata says the rest in JSON.
+
+    Args:
+        folder: made if it is missing.
+        fixed: the run's settings, which must be the same when it goes on.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: str | Path, fixed: dict[str, Any], keep: int):
+        self.folder, self.fixed, self.keep = Path(folder), fixed, keep
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise bad_argument(OWNER, "checkpoint", "be a folder", f"{folder}: {error.strerror}") from error
+
+    def files(self) -> list[Path]:
+        """The checkpoints, newest first."""
+        return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
+
+    def write(self, model: nn.Module, optimizer: optim.Optimizer, state: RunState, precision: Precision) -> None:
+        """Write a checkpoint whole or not at all: under another name first; then the oldest ones go."""
+        trees = {"model": model.parameters(), "optimizer": optimizer.state, "best": state.best}
+        arrays = {f"{part}/{path}": a for part, tree in trees.items() for path, a in _arrays(tree).items()}
+        states = _put_away(state.states, arrays)
+        numbers = {name: getattr(state, name) for name in _NUMBERS}
+        told = {
+            "format": FORMAT,
+            "fixed": self.fixed,
+            "state": numbers,
+            "history": state.history.to_config(),
+            "precision": precision.to_config(),
+            "states": states,
+        }
+        partial, path = self.folder / PARTIAL, self.folder / f"step-{state.step:09}.safetensors"
+        try:
+            mx.save_safetensors(str(partial), arrays, {"ember_mlx": json.dumps(told)})
+            _check_complete(partial)
+            _sync(partial)
+            os.replace(partial, path)
+        except (OSError, RuntimeError, ValueError) as error:
+            partial.unlink(missing_ok=True)
+            raise OSError(f"[{OWNER}] {path} could not be written, the ones before it are as they were: {error}") from error
+        _sync(self.folder)
+        for old in self.files()[self.keep :]:
+            old.unlink()
+
+    def restore(self, model: nn.Module, optimizer: optim.Optimizer, state: RunState, precision: Precision) -> None:
+        """Take back the newest checkpoint that can be read; without any, nothing changes.
+
+        Raises:
+            ValueError: it is of another model, or of a run with other settings; or none of them can be read.
+        """
+        found = self.files()
+        for path in found:
+            try:
+                arrays, told = _read(path)
+            except (OSError, RuntimeError, ValueError, KeyError) as error:
+                warnings.warn(f"[{OWNER}] {path} cannot be read, the one before it is taken: {error}", RuntimeWarning, stacklevel=3)
+                continue
+            self._take(path, arrays, told, model, optimizer, state, precision)
+            return
+        if found:
+            raise bad_argument("fit", "resume", f"find a checkpoint in {self.folder} that can be read", f"none of {len(found)}")
+
+    def check_empty(self) -> None:
+        """Raise an error where another run's checkpoints are."""
+        if self.files():
+            expected = "be a folder without checkpoints where resume is False"
+            raise bad_argument("fit", "checkpoint", expected, f"{self.files()[0]}")
+
+    def _take(
+        self,
+        path: Path,
+        arrays: dict[str, Any],
+        told: Any,
+        model: nn.Module,
+        optimizer: optim.Optimizer,
+        state: RunState,
+        precision: Precision,
+    ) -> None:
+        for name, value in self.fixed.items():
+            if told["fixed"].get(name) != value:
+                raise bad_argument("fit", name, f"be {told['fixed'].get(name)}, as in the run of {path}", value)
+        parts: dict[str, dict[str, mx.array]] = {"model": {}, "optimizer": {}, "best": {}, "states": {}}
+        for name, a in arrays.items():
+            part, _, where = name.partition("/")
+            parts[part][where] = a
+        _check_same(path, dict(tree_flatten(model.parameters())), parts["model"])
+        known = _arrays(optimizer.state)
+        if known.keys() != parts["optimizer"].keys():
+            different = sorted(known.keys() ^ parts["optimizer"].keys())[0]
+            raise bad_argument("fit", "optimizer", f"be of the kind in {path}", f"another one: they differ in {different}")
+        model.load_weights(list(parts["model"].items()))
+        optimizer.state = tree_unflatten(list(parts["optimizer"].items()))
+        optimizer.init(model.trainable_parameters())
+        for name in _NUMBERS:
+            setattr(state, name, told["state"][name])
+        restored = History.from_config(told["history"])
+        state.history.update(restored)
+        state.history.best_epoch = restored.best_epoch
+        state.history.stopped = "epochs" if restored.stopped == "interrupted" else restored.stopped
+        state.best, state.states = parts["best"], _taken_out(told["states"], arrays)
+        precision.restore(told["precision"])
+
+
+_NUMBERS = [f.name for f in fields(RunState) if f.name not in ("history", "best", "states")]
+
+
+def _arrays(tree: Any) -> dict[str, mx.array]:
+    """A tree's arrays by path; a schedule's rate is a plain number until its first step."""
+    return {path: a for path, a in tree_flatten(tree) if isinstance(a, mx.array)}
+
+
+def _put_away(tree: Any, arrays: dict[str, mx.array]) -> Any:
+    """A tree of states with its arrays' names in their place; they are added to `arrays`. JSON has no tuples: their kind is told."""
+    if isinstance(tree, mx.array):
+        name = f"states/{sum(key.startswith('states/') for key in arrays)}"
+        arrays[name] = tree
+        return name
+    return None if tree is None else {type(tree).__name__: [_put_away(branch, arrays) for branch in tree]}
+
+
+def _taken_out(told: Any, arrays: dict[str, mx.array]) -> Any:
+    """The tree that `_put_away` described."""
+    if isinstance(told, str):
+        return arrays[told]
+    if told is None:
+        return None
+    (kind, branches), *_ = told.items()
+    return {"list": list, "tuple": tuple}[kind](_taken_out(branch, arrays) for branch in branches)
+
+
+def _read(path: Path) -> tuple[dict[str, mx.array], Any]:
+    """Arrays and what is told of them, or an error that says why not."""
+    _check_complete(path)
+    arrays, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], mx.load(str(path), return_metadata=True))
+    if "ember_mlx" not in metadata:
+        raise ValueError("it is no checkpoint of ember_mlx")
+    told = json.loads(metadata["ember_mlx"])
+    if told.get("format") != FORMAT:
+        raise ValueError(f"its format is {told.get('format')}, this version reads {FORMAT}")
+    return arrays, told
+
+
+def _check_complete(path: Path) -> None:
+    """Raise an error unless the file has all bytes that its header speaks of; MLX writes without looking whether the disk is full."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        header = json.loads(file.read(length)) if 8 + length <= size else None
+    if header is None:
+        raise ValueError("it is cut off, or no safetensors file")
+    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    if 8 + length + end != size:
+        raise ValueError(f"it is cut off: {size} bytes of {8 + length + end}")
+
+
+def _check_same(path: Path, parameters: dict[str, mx.array], saved: dict[str, mx.array]) -> None:
+    for name in (*parameters, *saved):
+        found = [f"{a.shape} of {a.dtype}" if (a := tree.get(name)) is not None else "nothing" for tree in (parameters, saved)]
+        if found[0] != found[1]:
+            raise bad_argument("fit", "model", f"be the one in {path}, whose {name} is {found[1]}", found[0])
+
+
+def _sync(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
