@@ -114,8 +114,8 @@ inline float interpolate(float q, int head, float dt, float w_tau, float A) {
 template <typename C, bool AHEAD, typename P, typename IO>
 inline void backbone_layer(
     thread const P& product, threadgroup const float4* in, threadgroup float* z, device const IO* added, int stride, int width,
-    thread float* waits, device const float* dropout, int t, thread const Rows<C::ROWS>& rows) {
-#pragma unroll P::UNROLL
+    thread float* waits, bool has_dropout, device const float* dropout, int t, thread const Rows<C::ROWS>& rows) {
+#pragma unroll(P::UNROLL)
   for (int block = 0; block < P::BLOCKS; block++) {
     int j = result_of(product, block);
     bool mine = product.primary && j < C::Z;
@@ -132,7 +132,7 @@ inline void backbone_layer(
     for (int r = 0; r < C::ROWS; r++) {
       if (!mine || !valid(rows, t, r)) continue;
       float value = activate<C::ACTIVATION>(sums[r * C::OUTPUTS] + here[r]);  // (1)
-      z[r * C::Z_ROW + j] = dropout ? value * dropout[r * C::Z + j] : value;
+      z[r * C::Z_ROW + j] = has_dropout ? value * dropout[r * C::Z + j] : value;
     }
   }
 }
@@ -143,7 +143,7 @@ inline void memory_of_all(
     thread const typename C::Gates& gates, thread const Slots<C::SLOTS_KEPT>& slots, threadgroup const float4* h,
     threadgroup float* windows, threadgroup float* c, device const IO* x_gates, thread float* waits, device float* c_out, int t,
     thread const Rows<C::ROWS>& rows) {
-#pragma unroll C::UNROLL
+#pragma unroll(C::UNROLL)
   for (int block = 0; block < C::BLOCKS; block++) {
     Slot slot = slot_of<C>(slots, gates.group, block);
     threadgroup float* inner = windows + slot.stage * C::ROWS * C::WINDOW_ROW + slot.own;
@@ -203,7 +203,7 @@ inline void heads_step(
   typedef typename C::Heads Heads;
   enum { ROWS = C::ROWS, COUNT = C::HEADS_TOGETHER };
   int head = heads.owned;
-#pragma unroll C::UNROLL
+#pragma unroll(C::UNROLL)
   for (int first = 0; first < C::BLOCKS; first += COUNT) {
     if (COUNT == 1 && stage >= 0 && slot_of<C>(slots, heads.group, first).stage != stage) continue;  // the same for all lanes of a simdgroup
     Slot slot[COUNT];
@@ -318,14 +318,14 @@ inline void cfc_forward(
     }
     for (int layer = 0; layer < C::DEPTH; layer++) {
       threadgroup const float4* in = (threadgroup const float4*)z;
-      device const float* factors = has_dropout ? dropout + (layer * T * rows.B + at) * C::Z : 0;
+      device const float* factors = dropout + (has_dropout ? (layer * T * rows.B + at) * C::Z : 0);
       z = layers + (layer % 2) * C::ROWS * C::Z_ROW;
       if (layer == 0) {
-        backbone_layer<C, bool(C::RESIDENT)>(first, in, z, x_proj + at * C::Z, rows.B * C::Z, int(C::Z), z_waits, factors, tick, rows);
+        backbone_layer<C, bool(C::RESIDENT)>(first, in, z, x_proj + at * C::Z, rows.B * C::Z, int(C::Z), z_waits, has_dropout, factors, tick, rows);
       } else {
         typename C::Middle middle;
         load_product(middle, w_middle + (layer - 1) * 4 * C::Middle::FLOAT4S * C::THREADS, thread_index);
-        backbone_layer<C, false>(middle, in, z, b_middle + (layer - 1) * C::Z, 0, 0, z_waits, factors, tick, rows);
+        backbone_layer<C, false>(middle, in, z, b_middle + (layer - 1) * C::Z, 0, 0, z_waits, has_dropout, factors, tick, rows);
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
@@ -410,7 +410,7 @@ template <typename C, bool AHEAD, typename P>
 inline void layer_back(
     thread const P& product, threadgroup const float4* in, threadgroup float* dz, device const float* slopes, thread float* waits,
     device float* dz_out, int t, thread const Rows<C::ROWS>& rows) {
-#pragma unroll P::UNROLL
+#pragma unroll(P::UNROLL)
   for (int block = 0; block < P::BLOCKS; block++) {
     int j = result_of(product, block);
     bool mine = product.primary && j < C::Z;
@@ -439,7 +439,7 @@ inline void memory_of_all_back(
     thread const typename C::FirstBack& first, thread const Slots<C::SLOTS_KEPT>& slots, threadgroup const float4* in,
     device const float* slopes, device const float* dy_c, threadgroup float* dc, threadgroup float* d_gates, device float* d_gates_out,
     int t, thread const Rows<C::ROWS>& rows) {
-#pragma unroll C::UNROLL
+#pragma unroll(C::UNROLL)
   for (int block = 0; block < C::BLOCKS; block++) {
     Slot slot = slot_of<C>(slots, first.group, block);
     float sums[C::ROWS];
@@ -549,7 +549,7 @@ inline void cfc_backward(
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   // the first tick is entered with what comes from beyond; each tick's last product enters the one before it
-#pragma unroll C::UNROLL
+#pragma unroll(C::UNROLL)
   for (int block = 0; block < C::BLOCKS; block++) {
     Slot slot = slot_of<C>(slots, first.group, block);
     if (rows.steps == 0 || (COUPLED && slot.stage != LAST)) continue;
@@ -565,7 +565,7 @@ inline void cfc_backward(
     threadgroup float* windows_before = buffers + ((tick + 1) % C::STATE_BUFFERS) * WINDOWS;
     threadgroup float* d = windows;
     for (int stage = LAST - 1; stage >= 0 && COUPLED; stage--) {
-#pragma unroll C::UNROLL
+#pragma unroll(C::UNROLL)
       for (int from = 0; from < C::BLOCKS; from += C::TOGETHER) {
         threadgroup const float4* in = (threadgroup const float4*)windows + (stage + 1) * C::ROWS * FirstBack::ROW4;
         float sums[C::TOGETHER * C::ROWS];
@@ -602,7 +602,7 @@ inline void cfc_backward(
       memory_of_all_back<C>(first, slots, (threadgroup const float4*)d, slopes_gates, dy_c, dc, d_gates, d_gates_out, tick, rows);
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
-#pragma unroll C::UNROLL
+#pragma unroll(C::UNROLL)
     for (int from = 0; from < C::BLOCKS; from += C::TOGETHER) {
       float sums[C::TOGETHER * C::ROWS];
       states_back<C>(first, gates, slots, from, (threadgroup const float4*)d, (threadgroup const float4*)d_gates, sums);

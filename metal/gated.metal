@@ -74,7 +74,7 @@ inline void units_step(
   enum { COPIES = Forward::COPIES, NEXT_ROW = C::PROJECTED ? int(C::M_ROW) : int(C::H_ROW) };
   int gate = gate_of<C>(product);
   bool writes = product.primary && gate == (C::CELL == GRU ? 2 : 0);
-#pragma unroll Forward::UNROLL
+#pragma unroll(Forward::UNROLL)
   for (int block = 0; block < Forward::BLOCKS; block++) {
     int u = unit_at<C>(product, block);
     float projected[C::ROWS], sums[C::ROWS * Forward::OUTPUTS];
@@ -132,7 +132,7 @@ template <typename C, typename IO>
 inline void project_step(
     thread const typename C::Project& product, threadgroup const float* m, threadgroup float* h, device IO* y, int t, int rows,
     thread const int* length) {
-#pragma unroll C::Project::UNROLL
+#pragma unroll(C::Project::UNROLL)
   for (int block = 0; block < C::Project::BLOCKS; block++) {
     int j = result_of(product, block);
     float sums[C::ROWS * C::OUTPUTS];
@@ -265,7 +265,7 @@ template <typename C, typename IO>
 inline void project_back(
     thread const typename C::ProjectBack& product, threadgroup const float* d, threadgroup float* dh, device const IO* dy, device float* dh_out,
     Ends h, int t, int steps, int step, int rows, thread const int* length) {
-#pragma unroll C::ProjectBack::UNROLL
+#pragma unroll(C::ProjectBack::UNROLL)
   for (int block = 0; block < C::ProjectBack::BLOCKS; block++) {
     int j = result_of(product, block);
     bool mine = product.primary && j < C::FEATURES;
@@ -297,7 +297,7 @@ inline void units_back(
     threadgroup float* d, thread Slopes* ahead, device const IO* dy, device const IO* dy_c, device const float* slopes, device float* d_out,
     Ends h, Ends c, int t, int steps, int step, int stride, int rows, thread const int* length) {
   typedef typename C::Back Back;
-#pragma unroll Back::UNROLL
+#pragma unroll(Back::UNROLL)
   for (int block = 0; block < Back::BLOCKS; block++) {
     int u = unit_of(product, block), read = or_last(u, C::H), part = product.part;
     Slopes at[C::ROWS];
@@ -383,6 +383,8 @@ inline void gated_backward(
     int step = first + t * B + row0;
     threadgroup float* d = buffers + (t + 2) % C::BUFFERS * C::ROWS * C::D_ROW;
     threadgroup const float* d_after = buffers + (t + 1) % C::BUFFERS * C::ROWS * C::D_ROW;
+    threadgroup const float* arriving = d_after;
+    if (C::PROJECTED) arriving = dh;
     threadgroup const float* kept_after = kept + (t + 2) % 2 * C::ROWS * C::H;
     threadgroup float* kept_here = kept + (t + 1) % 2 * C::ROWS * C::H;
     if (C::PROJECTED) {
@@ -390,7 +392,7 @@ inline void gated_backward(
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
     units_back<C>(
-        product, C::PROJECTED ? dh : d_after, kept_after, kept_here, d, ahead, dy, dy_c, slopes, d_out, h, c, t, steps, step, B, rows, length);
+        product, arriving, kept_after, kept_here, d, ahead, dy, dy_c, slopes, d_out, h, c, t, steps, step, B, rows, length);
     threadgroup_barrier(mem_flags::mem_threadgroup);
   }
   clear_rest<C::ROWS, C::THREADS>(d_out + first * C::BLOCKS * C::H, steps, T, B, int(C::BLOCKS) * int(C::H), row0, thread_index);

@@ -69,7 +69,7 @@ struct Partners<true, COUNT> {
 // A thread's part of all synapses, and what it owns: row `part` of its group's units, if `steps` says that there is such a sequence.
 template <typename C>
 struct Lists {
-  typename Weights<C::RESIDENT, C::HELD>::type synapses;
+  typename Weights<bool(C::RESIDENT), C::HELD>::type synapses;
   typename Partners<C::RESIDENT && !C::FULL, C::HELD>::type partners;
   typename Weights<false, C::COUNT>::type read_synapses;
   StreamedPartners read_partners;
@@ -284,7 +284,7 @@ inline void evaluate(
     threadgroup float* next, threadgroup float* start, device float* y, thread const Evaluations& kept, int stage, bool is_last, int t,
     int step) {
   threadgroup float* slopes = start + C::ROWS * C::H;
-#pragma unroll C::UNROLL
+#pragma unroll(C::UNROLL)
   for (int block = 0; block < C::BLOCKS; block++) {
     int u = unit_in<C>(lists, block, order), i = C::RESIDENT ? block : 0, at = lists.part * C::ROW + u;
     if (!C::RESIDENT) read_drive<C>(drives, i, num_drive, den_drive, t < lists.steps, step, u);
@@ -368,7 +368,7 @@ inline void ltc_forward(
     drives = waits;
     read_drives<C>(waits, lists, num_drive, den_drive, delta, t + 1, step + B);
     if (C::MEMORY) {
-#pragma unroll C::UNROLL
+#pragma unroll(C::UNROLL)
       for (int block = 0; block < C::BLOCKS; block++) {
         int u = unit_in<C>(lists, block, order);
         threadgroup float* inner = values + (1 - now) * VALUES + u;
@@ -622,7 +622,7 @@ inline void ltc_backward(
   Evaluation<C> at, ahead;
   set_evaluation<C>(at, kept, lists, rows.steps - 1, kept.E - 1, row0);
   read_ahead<C>(at, kept, lists, rows);
-#pragma unroll C::UNROLL
+#pragma unroll(C::UNROLL)
   for (int block = 0; block < C::BLOCKS; block++) {
     int u = unit_in<C>(lists, block, order), i = C::RESIDENT ? block : 0;
     if (rows.steps == 0 || lists.steps < 0 || u < 0) continue;
@@ -643,7 +643,7 @@ inline void ltc_backward(
     for (int block = 0; block < C::KEPT && C::RESIDENT && through_memory; block++) {
       read_memory_slopes<C>(slopes_ahead[block], slopes, dy_c, lists.units[block], lists.part, at.t, rows);
     }
-#pragma unroll C::UNROLL
+#pragma unroll(C::UNROLL)
     for (int block = 0; block < C::BLOCKS; block++) {
       int u = unit_in<C>(lists, block, order), i = C::RESIDENT ? block : 0;
       if (!C::RESIDENT) {
@@ -664,14 +664,14 @@ inline void ltc_backward(
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (through_memory) {
-#pragma unroll C::UNROLL
+#pragma unroll(C::UNROLL)
       for (int block = 0; block < C::BLOCKS; block++) {
         int u = unit_in<C>(lists, block, order), i = C::RESIDENT ? block : 0;
         if (!C::RESIDENT) read_memory_slopes<C>(slopes_ahead[i], slopes, dy_c, u, lists.part, at.t, rows);
         memory_back<C>(slopes_ahead[i], carried, u, lists.part, dc, d_gates, d_gates_out, at.t, rows);
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
-#pragma unroll C::UNROLL
+#pragma unroll(C::UNROLL)
       for (int first = 0; first < C::BLOCKS; first += C::KEPT) {  // where synapses stay all products come before all that only some lanes do
         float sums[C::KEPT * C::ROWS];
 #pragma unroll

@@ -431,7 +431,7 @@ def test_vectors():
         ((device float4*)y1)[i] = select(a, b, a > b) + bounded + mix(a, b, 0.25f) + normalize(a);
     """
     x = np.random.default_rng(2).standard_normal((5, 4)).astype(np.float32)
-    y, rows = run(source, [mx.array(x)], [(5,), (5, 4)], [mx.float32] * 2, header=header, grid=(5, 1, 1))
+    y, rows = run(source, [mx.array(x)], [(5,), (5, 4)], [mx.float32] * 2, header=header, grid=(5, 1, 1), rules_off=["literal"])
     a, b = np.concatenate([np.tile([[3.0, 4.0]], (5, 1)), x[:, 2:]], 1), x[:, ::-1].astype(np.float64)
     half = a.astype(np.float16).astype(np.float64)
     expected = (a * b).sum(1) + math.hypot(1, 2) + 1 + 2 * half[:, 2] + 3.75 + 2 * np.trunc(b[:, 3]) + np.arange(5) + 7
@@ -535,7 +535,7 @@ def test_header_with_includes_macros_constants_and_templates():
     x = np.random.default_rng(5).standard_normal(32)
     padded = np.pad(x, 1, mode="edge")
     expected = (0.25 * padded[:-2] + 0.5 * x + 0.25 * padded[2:]) ** 2 + 2 * x
-    y = run(source, [mx.array(x.astype(np.float32))], [(32,)], [mx.float32], header=header, template=[("N", 32)])[0]
+    y = run(source, [mx.array(x.astype(np.float32))], [(32,)], [mx.float32], header=header, template=[("N", 32)], rules_off=["literal"])[0]
     np.testing.assert_allclose(as_float(y), expected, rtol=1e-5, atol=1e-6)
 
 

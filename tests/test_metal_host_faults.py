@@ -92,6 +92,23 @@ LINT_CASES = [
     ),
     case("unqualified-template", "float l = 0; f(l); y[i] = l;", "address-space", header="template <typename T> void f(T& p) { p = 1; }\n"),
     case("unqualified-struct", "S s; f(s); y[i] = s.a;", "address-space", header="struct S { float a; };\nvoid f(S& s) { s.a = 1; }\n"),
+    case("inheritance", "y[i] = 1;", "inheritance", header="struct A { int a; };\nstruct B : A { int b; };\n"),
+    case("noexcept", "y[i] = f();", "noexcept", header="float f() noexcept { return 1; }\n"),
+    case("register", "register float a = x[i]; y[i] = a;", "noexcept"),
+    case("unroll", "\n#pragma unroll N\nfor (int k = 0; k < N; k++) y[i] = k;", "unroll", header="enum { N = 4 };\n"),
+    case("null-pointer", "device const float* p = i < 3 ? x : 0; y[i] = p ? p[i] : 1.0f;", "null-pointer"),
+    case("nullptr", "device const float* p = nullptr; y[i] = p ? p[i] : 1.0f;", "null-pointer"),
+    case("literal", "y[i] = 0.5 * x[i];", "literal"),
+    case("literal-with-exponent", "y[i] = 1e-3 * x[i];", "literal"),
+    case("array-parameter", "float a[2]; y[i] = f(a);", "array-parameter", header="float f(float a[2]) { return a[0]; }\n"),
+    case("reserved-variable", "int sampler = 1; y[i] = sampler;", "reserved"),
+    case("reserved-parameter", "y[i] = f(1);", "reserved", header="float f(float fragment) { return fragment; }\n"),
+    case("library-function", "y[i] = fract(x[i]);", "library-name", header="float fract(float a) { return a; }\n"),
+    case("mlx-function", "y[i] = ceildiv(x[i], 2.0f);", "library-name", header="float ceildiv(float a, float b) { return a / b; }\n"),
+    case("mlx-struct", "y[i] = 1;", "library-name", header="struct Limits2 { int a; };\nstruct WorkPerThread { int a; };\n"),
+    case("mlx-macro", "y[i] = 1;", "library-name", header="#define MTL_CONST constant\n"),
+    case("library-constant", "y[i] = MAXFLOAT;", "library-name", header="enum Ends { LEAST, MAXFLOAT };\n"),
+    case("library-macro", "y[i] = M_PI_F;", "library-name", header="enum { M_PI_F = 3 };\n"),
     case("header-without-newline", "y[i] = 1;", "header-end", header="// a comment"),
 ]
 
@@ -103,6 +120,27 @@ def test_lint_names_the_rule_and_the_line(source, header, says, options):
     assert says[0] in {finding.rule for finding in caught.value.findings}
     place = next(f"{finding.piece}:{finding.line}" for finding in caught.value.findings if finding.rule == says[0])
     assert f"{place}: {says[0]}: " in str(caught.value)
+
+
+FINE = """enum class Kind : int { ONE, TWO };
+#define NEAR 4
+struct Pair { int a, b; };
+template <int N> inline float of(thread const float* values, int length) { return values[N] + float(length); }
+inline float step_of(float edge) { return edge > 0.5f ? 1.0f : 0.0f; }
+"""
+
+
+def test_lint_leaves_plain_text_alone():
+    """Locals may be named as functions of the library are, which they hide; `? :` chooses numbers and arrays."""
+    source = """
+#pragma unroll(NEAR)
+  for (int step = 0; step < NEAR; step++) y[i] = 1e-3f * step;
+#pragma unroll 2
+  for (int k = 0; k < 2; k++) y[i] += k ? 0.0f : 1.0f;
+  float length[2] = {1.0f, 2.0f};
+  device const float* p = i < 3 ? x : x + 1;
+  y[i] += of<1>(length, 3) + p[0] + step_of(2.5f);"""
+    assert not metal_kernel("fine", ["x"], ["y"], START + source, FINE).lint()
 
 
 ADDRESS_CASES = [
@@ -138,6 +176,8 @@ COMPILE_CASES = [
     case("write-to-input", "x[i] = 1; y[i] = 0;", "source:2"),
     case("write-to-constant", "table[0] = 1; y[i] = table[0];", "source:2", header="constant float table[2] = {1, 2};\n"),
     case("variable-length-array", "int n = x[i]; float l[n]; l[0] = 1; y[i] = l[0];", "source:2"),
+    case("zero-length-array", "Some<0> a; y[i] = sizeof(a);", "header:1", header="template <int N> struct Some { float values[N]; };\n"),
+    case("newer-c++", "if constexpr (sizeof(x) == 8) y[i] = 1;", "source:2", "constexpr if"),
     case("ambiguous-max", "y[i] = max(x[i], 0);", "ambiguous"),
     case("vector-to-vector", "int4 a = float4(x[i]); y[i] = a.x;", "source:2"),
     case("vector-items", "float4 a = float4(1.0f, 2.0f); y[i] = a.x;", "as many items"),

@@ -1,28 +1,90 @@
-"""A kernel is trusted after it has run once on this device and agreed with the NumPy form."""
+"""A kernel is trusted after it has run once on this device and agreed with the NumPy form.
+
+What runs is a small problem in the variant that serves the call, with the same template arguments: three steps of few sequences of
+different lengths, which fill one threadgroup and a part of another. A layer of more than MOST_WEIGHTS weights (an LTC's of more than 65,536
+synapses), for which NumPy would need seconds and gigabytes, is checked in its layout with a part of its units.
+"""
 
 import warnings
 from collections.abc import Hashable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from .loader import maker_of
+from .tiles import checked_variant
 
 # relative, of outputs and gradients, by the coarsest dtype; a wrong kernel is off by far more
 ALLOWED = {mx.float32: (1e-4, 1e-3), mx.float16: (1e-2, 5e-2), mx.bfloat16: (5e-2, 2e-1)}
+STEPS = 3
+MOST_WEIGHTS = 2**19  # of a small problem
 _verdicts: dict[Hashable, str | None] = {}
 
 
+class SmallProblem(NamedTuple):
+    """What the check of a call runs.
+
+    Args:
+        spec: the static part.
+        arrays: a tree of NumPy arrays.
+        variant: the call's kernel variant, of which the problem takes all but its sizes.
+    """
+
+    spec: Any
+    arrays: Any
+    variant: Any
+
+
+def few_sequences(*rows: int) -> int:
+    """So few sequences that groups of so many rows are filled, the last one in part; at least 2.
+
+    Example:
+        >>> few_sequences(4), few_sequences(2, 3), few_sequences(1), few_sequences(0)
+        (5, 5, 2, 2)
+    """
+    count = max(2, max(rows) + 1)
+    while any(n > 1 and count % n == 0 for n in rows):
+        count += 1
+    return count
+
+
+def few_lengths(sequences: int) -> np.ndarray:
+    """Lengths 1, 2, ... of the sequences of a small problem; the last one has all steps.
+
+    Example:
+        >>> few_lengths(5).tolist()
+        [1, 2, 3, 1, 3]
+    """
+    return np.array([*(1 + k % STEPS for k in range(sequences - 1)), STEPS], np.int32)
+
+
+def part_within(weights: int, most: int = MOST_WEIGHTS) -> float:
+    """The part of the units, at most 1, between which there are no more than `most` of so many weights."""
+    return min(1.0, (most / max(1, weights)) ** 0.5)
+
+
+def few_units(units: int, part: float) -> int:
+    """So many units as a part of some is, at least one."""
+    return max(1, int(units * part))
+
+
 def complaint(kind: str, recurrence: Any, spec: Hashable, arrays: Any) -> str | None:
-    """None if the kernel variant for these arrays works on this device, else what is wrong with it; it is tried once."""
+    """None if the kernel variants for these arrays work on this device, else what is wrong with one; each is tried once."""
+    found = None
+    for part in recurrence.fused.parts(kind, spec, arrays):
+        found = _complaint(kind, recurrence, *part) or found
+    return found
+
+
+def _complaint(kind: str, recurrence: Any, spec: Hashable, arrays: Any) -> str | None:
     key = (kind, maker_of(kind), recurrence.name, recurrence.fused.key(kind, spec, arrays))
     if key not in _verdicts:
         _verdicts[key] = _tried(kind, recurrence, spec, arrays)
         if _verdicts[key] is not None:
             message = f"[{recurrence.name}] the {kind} kernel does not work here, slower MLX operations take its place: {_verdicts[key]}"
-            warnings.warn(message, RuntimeWarning, stacklevel=4)
+            warnings.warn(message, RuntimeWarning, stacklevel=5)
     return _verdicts[key]
 
 
@@ -31,8 +93,10 @@ def verdicts() -> dict[Hashable, str | None]:
     return dict(_verdicts)
 
 
-def check(kind: str, recurrence: Any, spec: Hashable, arrays: Any, like: Any = None) -> tuple[float, float]:
-    """Run a problem forward and backward as kernels and as float64 NumPy.
+def check(
+    kind: str, recurrence: Any, spec: Hashable, arrays: Any, like: Any = None, judge: type[np.floating[Any]] = np.float64
+) -> tuple[float, float]:
+    """Run a problem forward and backward as kernels and as NumPy.
 
     Args:
         kind: "metal" or "cuda".
@@ -40,16 +104,17 @@ def check(kind: str, recurrence: Any, spec: Hashable, arrays: Any, like: Any = N
         spec: its static part.
         arrays: a tree of NumPy arrays.
         like: a tree of MLX arrays whose dtypes the kernels get; float32 if None.
+        judge: NumPy's dtype.
 
     Returns:
         The relative errors of outputs and gradients.
     """
     dtypes = {} if like is None else {path: a.dtype for path, a in tree_flatten(like)}
     given = {path: _on_device(a, dtypes.get(path, mx.float32)) for path, a in tree_flatten(arrays)}
-    exact = tree_unflatten([(path, _as_float64(a)) for path, a in given.items()])
+    exact = tree_unflatten([(path, _as_numpy(a, judge)) for path, a in given.items()])
     device_arrays = tree_unflatten(list(given.items()))
     expected = recurrence.forward(spec, exact)
-    dy = tuple(np.random.Generator(np.random.PCG64(7)).standard_normal(a.shape) for a in expected)
+    dy = tuple(np.random.Generator(np.random.PCG64(7)).standard_normal(a.shape).astype(judge) for a in expected)
     expected_gradients = dict(tree_flatten(recurrence.backward(spec, exact, expected, dy)))
     outputs = recurrence.fused.forward(kind, spec, device_arrays)
     cotangents = [mx.array(a.astype(np.float32)) for a in dy]
@@ -88,19 +153,23 @@ def _on_device(a: np.ndarray, dtype: mx.Dtype) -> mx.array:
     return mx.array(a.astype(np.float32)).astype(dtype) if a.dtype.kind == "f" else mx.array(a)
 
 
-def _as_float64(a: mx.array) -> np.ndarray:
-    return np.array(a.astype(mx.float32)).astype(np.float64) if mx.issubdtype(a.dtype, mx.floating) else np.array(a)
+def _as_numpy(a: mx.array, dtype: Any) -> np.ndarray:
+    return np.array(a.astype(mx.float32)).astype(dtype, copy=False) if mx.issubdtype(a.dtype, mx.floating) else np.array(a)
 
 
 def _tried(kind: str, recurrence: Any, spec: Hashable, arrays: Any) -> str | None:
-    try:
-        errors = check(kind, recurrence, spec, recurrence.fused.small_problem(spec, arrays), arrays)
+    small = recurrence.fused.small_problem(kind, spec, arrays)
+    token = checked_variant.set(small.variant)
+    try:  # half of float64's time and memory; a wrong kernel is off by a hundred times more than float32 is
+        errors = check(kind, recurrence, small.spec, small.arrays, arrays, np.float32)
     except (RuntimeError, ValueError) as error:  # what MLX raises when Metal's compiler or the device refuses
         return str(error)
+    finally:
+        checked_variant.reset(token)
     if not works(errors, arrays):
         return f"it differs from the NumPy form by {errors[0]:.1e} (outputs) and {errors[1]:.1e} (gradients)"
     return None
 
 
 def _error(got: mx.array, expected: np.ndarray) -> float:
-    return float(np.abs(_as_float64(got) - expected).max(initial=0) / max(1.0, np.abs(expected).max(initial=0)))
+    return float(np.abs(_as_numpy(got, expected.dtype) - expected).max(initial=0) / max(1.0, np.abs(expected).max(initial=0)))

@@ -24,6 +24,7 @@ def lengths_of(arrays: dict[str, Any], T: int, B: int) -> mx.array:
     return arrays["lengths"] if "lengths" in arrays else mx.full((B,), T, mx.int32)
 
 
-def too_many(numbers: int) -> str | None:
-    """Why no kernel takes an array of so many numbers, or None."""
+def too_many(*sizes: int) -> str | None:
+    """Why no kernel takes arrays of so many numbers, or None; kernels that read ahead make indices of one step more than there are."""
+    numbers = max(sizes)
     return f"an array of {numbers} numbers has more than an int counts" if numbers >= INT_COUNTS else None

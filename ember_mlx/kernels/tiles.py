@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import astuple, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -81,6 +81,8 @@ FAMILIES = (
 
 # a layout to use instead of the table's, for tests and for tuning
 forced_tile: ContextVar[Tile | None] = ContextVar("forced_tile", default=None)
+# the kernel variant of a call while it is checked: its layout was chosen for more sequences, and perhaps more units, than the check has
+checked_variant: ContextVar[Any] = ContextVar("checked_variant", default=None)
 
 
 def family_of(architecture: str) -> Family:

@@ -16,7 +16,7 @@ from mlx.utils import tree_map
 
 from ..backend import KERNEL_BACKENDS, current_backend, gpu_kind
 from ..errors import bad_argument
-from ..kernels.first_use import complaint
+from ..kernels.first_use import SmallProblem, complaint
 from ..kernels.launches import Launches
 from ..kernels.loader import is_available
 from ..kernels.tiles import Tile
@@ -34,10 +34,11 @@ class FusedForms(NamedTuple):
         backward: (kind, spec, arrays, outputs, cotangents) -> gradients, a tree like the arrays.
         refusal: (kind, spec, arrays) -> why no kernel serves such arrays, or None.
         key: (kind, spec, arrays) -> the kernel variant that serves them.
-        small_problem: (spec, arrays) -> NumPy arrays of a short problem for the same variant.
+        small_problem: (kind, spec, arrays) -> a short problem for the same variant (kernels.first_use.SmallProblem).
         half: whether they take float16 and bfloat16 inputs and weights as they are; else float32 ones are made of them.
         launches: forward and backward as computations that ask for their launches (kernels.loader.Launches), so that several scans can
             make theirs together; None where they cannot.
+        parts: (kind, spec, arrays) -> what is checked apart on a first use, pairs of a specification and its arrays.
         layouts: (family, spec) -> every layout (kernels.tiles.Tile) that the table can choose on a family of GPUs, for their check.
     """
 
@@ -45,9 +46,10 @@ class FusedForms(NamedTuple):
     backward: Callable[..., Tree]
     refusal: Callable[..., str | None]
     key: Callable[..., Hashable]
-    small_problem: Callable[..., Tree]
+    small_problem: Callable[..., SmallProblem]
     half: bool = False
     launches: tuple[Callable[..., Launches], Callable[..., Launches]] | None = None
+    parts: Callable[..., list[tuple[Any, Tree]]] = lambda kind, spec, arrays: [(spec, arrays)]
     layouts: Callable[..., Sequence[Tile]] = lambda family, spec: ()
 
 

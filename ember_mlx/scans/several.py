@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from ..kernels.first_use import SmallProblem
 from ..kernels.launches import run_together
 from ..turns import run_in_turns
 from .dense import Scratch, split_kept
@@ -89,10 +90,18 @@ def _fused(fused: FusedForms) -> FusedForms:
     def key(kind: str, specs: tuple[Any, ...], arrays: Tree) -> Hashable:
         return tuple(fused.key(kind, *pair) for pair in zip(specs, arrays["scans"], strict=True))
 
-    def small_problem(specs: tuple[Any, ...], arrays: Tree) -> Tree:
-        return {"scans": [fused.small_problem(*pair) for pair in zip(specs, arrays["scans"], strict=True)]}
+    def small_problem(kind: str, specs: tuple[Any, ...], arrays: Tree) -> SmallProblem:
+        small = [fused.small_problem(kind, *pair) for pair in zip(specs, arrays["scans"], strict=True)]
+        return SmallProblem(tuple(one.spec for one in small), {"scans": [one.arrays for one in small]}, small[0].variant)
 
-    return FusedForms(forward, backward, refusal, key, small_problem, half=fused.half)
+    def parts(kind: str, specs: tuple[Any, ...], arrays: Tree) -> list[tuple[Any, Tree]]:
+        """The scans of each variant, two of them: only scans of one variant are launched together."""
+        alike: dict[Hashable, list[tuple[Any, Tree]]] = {}
+        for pair in zip(specs, arrays["scans"], strict=True):
+            alike.setdefault(fused.key(kind, *pair), []).append(pair)
+        return [(tuple(spec for spec, _ in pairs[:2]), {"scans": [tree for _, tree in pairs[:2]]}) for pairs in alike.values()]
+
+    return FusedForms(forward, backward, refusal, key, small_problem, half=fused.half, parts=parts)
 
 
 def _parted(values: Any, parts: int) -> list[list[Any]]:

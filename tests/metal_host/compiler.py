@@ -27,6 +27,10 @@ RUN_FLAGS = [
     *("-Xclang", "-fbfloat16-excess-precision=none", "-fno-math-errno", "-Werror=vla-extension", "-Werror=vla-cxx-extension"),
     *("-gline-tables-only", "-gdwarf-4", "-fno-caret-diagnostics", *STRICT_VECTORS, *QUIET),
 ]
+# Of the kernel's own text: Metal is C++14, and its arrays have elements.
+TEXT_FLAGS = ["-Werror=pre-c++17-compat", "-Werror=zero-length-array"]
+# Stated accuracies (msl/fast_math.h), and products fused with sums, as a GPU's compiler may.
+FAST_MATH_FLAGS = ["-DMSL_FAST_MATH", "-ffp-contract=fast"]
 CHECKED_FLAGS = ["-DMSL_CHECKED", "-fsanitize=thread"]
 CHECKED_FLAGS += [
     "-mllvm",
@@ -188,21 +192,21 @@ def precompiled_prelude(language: str, flags: list[str]) -> list[str]:
     return ["-include-pch", str(cached(".pch", make, language, *flags)), "-Xclang", "-fno-validate-pch", "-x", language]
 
 
-def kernel_library(kernel: str, text: str, checked: bool, originals: dict[str, str]) -> Path:
+def kernel_library(kernel: str, text: str, checked: bool, originals: dict[str, str], fast_math: bool = False) -> Path:
     """The kernel's machine code, with or without the calls of the access checker."""
-    flags = RUN_FLAGS + (CHECKED_FLAGS if checked else [])
+    flags = RUN_FLAGS + (CHECKED_FLAGS if checked else []) + (FAST_MATH_FLAGS if fast_math else [])
 
     def make(path: Path) -> None:
         item = path.with_suffix(".o")
         try:
-            result = run([*clang(), *flags, *precompiled_prelude("c++", flags), "-c", "-", "-o", str(item)], text)
+            result = run([*clang(), *flags, *TEXT_FLAGS, *precompiled_prelude("c++", flags), "-c", "-", "-o", str(item)], text)
             if result.returncode:
                 raise KernelCompileError(compile_message(kernel, result.stderr, originals))
             must_run([*linker(), "-o", str(path), str(item)], "linking a kernel")
         finally:
             item.unlink(missing_ok=True)
 
-    return cached(".checked.so" if checked else ".so", make, text, *flags)
+    return cached(".checked.so" if checked else ".so", make, text, *flags, *TEXT_FLAGS)
 
 
 def check_address_spaces(kernel: str, text: str, originals: dict[str, str]) -> None:

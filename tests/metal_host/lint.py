@@ -1,10 +1,13 @@
 """The subset's rules, by text: what the compilers here would let through and Metal would not, or what the project leaves out."""
 
+import functools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .compiler import quoted_line
+from .compiler import mlx_include, quoted_line
+from .errors import UnsupportedPlatformError
 from .rewrite import without_comments
 from .signature import attributes_in
 
@@ -30,6 +33,20 @@ PATTERNS = {
     "virtual": (r"\bvirtual\b", "Metal has no virtual functions"),
     "run-time-types": (r"\bdynamic_cast\b|\btypeid\b", "Metal has no run-time type information"),
     "goto": (r"\bgoto\b", "Metal has no goto"),
+    "inheritance": (r"\b(?<!enum )(?:struct|class)\s+\w+\s*:(?!:)", "Metal's specification leaves derived classes out"),
+    "noexcept": (r"\bnoexcept\b|\bregister\b", "Metal has neither noexcept nor register"),
+    "unroll": (
+        r"#\s*pragma\s+unroll[ \t]+(?![ \t\d(])[^\n]*",
+        "a count that is no number stands in parentheses, the form that Apple's and NVIDIA's compilers both document",
+    ),
+    "null-pointer": (
+        r"\b(?:device|constant|threadgroup|thread)\s+(?:const\s+)?\w+\s*(?:const\s*)?\*\s*\w+\s*=\s*(?:[^;{}]*[?:]\s*)?(?:0|NULL|nullptr)\s*[;:]",
+        "no null pointers: whether there is an array is a flag of its own",
+    ),
+    "literal": (
+        r"(?<![\w.])(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][+-]?\d+)?(?![\w.])",
+        "a number with a point and without f is a double in CUDA, and slow",
+    ),
     "static-local": (
         r"\bstatic\b(?!\s+(?:constexpr|constant|const\s+constant|inline|METAL_FUNC|\[\[))(?=\s+[\w:<>, ]+\s+\w+\s*(?:=|;|\[))",
         "Metal has no static variables outside the constant address space",
@@ -68,6 +85,28 @@ PATTERNS = {
         "",
     ),
 }
+# Words of Metal that the compilers here take for ordinary names.
+RESERVED = (
+    "kernel vertex fragment mesh object sampler access patch_control_point threadgroup_imageblock ray_data object_data imageblock "
+    "stage_in buffer_id atomic_int atomic_uint atomic_bool array_ref packed_float2 packed_float3 packed_float4 depth2d texture1d "
+    "texture2d texture3d texturecube texture_buffer interpolant visible_function_table intersection_function_table "
+    "acceleration_structure"
+)
+# What the library has at program scope once MLX's `using namespace metal` is there, and its macros.
+LIBRARY = (
+    "abs absdiff acos acosh addsat all any asin asinh atan atan2 atanh ceil clamp clz copysign cos cosh cospi cross ctz determinant "
+    "distance distance_squared divide dot exp exp10 exp2 extract_bits faceforward fabs fdim floor fma fmax fmax3 fmedian3 fmin fmin3 "
+    "fmod fract frexp hadd ilogb insert_bits isfinite isinf isnan isnormal isordered isunordered ldexp length length_squared log log10 "
+    "log2 mad24 madhi madsat max max3 median3 min min3 mix modf mul24 mulhi nextafter normalize popcount pow powr precise reflect "
+    "refract reverse_bits rhadd rint rotate round rsqrt saturate select sign signbit sin sincos sinh sinpi smoothstep sqrt step subsat "
+    "tan tanh tanpi transpose trunc fast as_type threadgroup_barrier simdgroup_barrier mem_flags simd_all simd_any simd_ballot "
+    "simd_broadcast simd_broadcast_first simd_is_first simd_max simd_min simd_or simd_and simd_xor simd_product simd_sum "
+    "simd_prefix_exclusive_sum simd_prefix_inclusive_sum simd_shuffle simd_shuffle_down simd_shuffle_rotate_down simd_shuffle_rotate_up "
+    "simd_shuffle_up simd_shuffle_xor simd_vote quad_sum quad_max quad_min numeric_limits is_same enable_if conditional array vec "
+    "matrix atomic level bias gradient2d NAN INFINITY MAXFLOAT MAXHALF CHAR_BIT INT_MAX INT_MIN UINT_MAX LONG_MAX LONG_MIN ULONG_MAX "
+    "SHRT_MAX SHRT_MIN USHRT_MAX FP_ILOGB0 FP_ILOGBNAN"
+)
+LIBRARY_MACRO = r"M_\w+_[FH]|(?:FLT|HALF|BFLT)_\w+|METAL_\w+|ATOMIC_\w+|__\w+"
 POINTER_TO_POINTER = "the subset has no pointers to pointers: Metal's buffers cannot hold them"
 BUILT_IN_TYPE = (
     r"(?:(?:unsigned|signed)\s+)?(?:float|half|bfloat|bool|char|short|int|uint|ushort|uchar|long|ulong|size_t|u?int(?:8|16|32|64)_t"
@@ -83,9 +122,9 @@ def lint(source: str, header: str = "", input_names=(), outputs: int = 1) -> lis
     for piece, text in (("header", header), ("source", source)):
         text = without_comments(text)
         findings += pattern_findings(piece, text, text_defines=header + source)
-        findings += unqualified_pointers(piece, text, names)
+        findings += unqualified_pointers(piece, text, names) + array_parameters(piece, text, names) + reserved_words(piece, text)
         if piece == "header":
-            findings += program_scope(text) + recursion(text)
+            findings += program_scope(text) + recursion(text) + library_names(text)
     findings += around_the_signature(source, header, input_names, outputs)
     return sorted(findings, key=lambda finding: (finding.piece != "header", finding.line))
 
@@ -145,6 +184,52 @@ def unqualified_pointers(piece: str, text: str, names: set[str]) -> list[Finding
             reason = "every pointer and reference names its address space in Metal (device, constant, threadgroup, thread)"
             findings.append(found(piece, text, match.start(), "address-space", reason, match.group(0)))
     return findings
+
+
+def array_parameters(piece: str, text: str, names: set[str]) -> list[Finding]:
+    """Arrays as parameters: pointers, which here name no address space."""
+    types = "|".join([BUILT_IN_TYPE, *sorted(map(re.escape, names))])
+    pattern = rf"[(,]\s*((?:const\s+)?(?:{types})\s+(?:const\s+)?\w+\s*\[[^\]]*\]\s*)(?=[,)])"
+    reason = "an array as a parameter is a pointer without an address space; write `thread T* name`"
+    return [found(piece, text, match.start(1), "array-parameter", reason, match[1]) for match in re.finditer(pattern, text)]
+
+
+def reserved_words(piece: str, text: str) -> list[Finding]:
+    """Metal's own words as names of variables, parameters and functions."""
+    pattern = rf"\b(?:{BUILT_IN_TYPE})\s*[*&]?\s*\b({'|'.join(RESERVED.split())})\b\s*(?=[=;,)\[({{])"
+    return [found(piece, text, m.start(1), "reserved", "a word of Metal", m[1]) for m in re.finditer(pattern, text)]
+
+
+def library_names(header: str) -> list[Finding]:
+    """Functions, types, constants and macros whose names are those of Metal's library, or of what MLX puts before a kernel."""
+    taken, findings = {*LIBRARY.split(), *mlx_names()}, []
+    for match in defined_names(header):
+        if match[1] in taken or re.fullmatch(LIBRARY_MACRO, match[1]):
+            reason = "Metal's library or MLX's header has this name already"
+            findings.append(found("header", header, match.start(1), "library-name", reason, match[1]))
+    return findings
+
+
+def defined_names(header: str) -> Iterator[re.Match]:
+    """What a header defines outside functions and structs."""
+    flat = outside_braces(header)
+    patterns = [(header, r"#\s*define\s+(\w+)"), (flat, r"\b(?:struct|class|enum)\s+(\w+)\s*\{?\s*(?=[\s:;}]|$)")]
+    patterns += [(flat, r"\busing\s+(\w+)\s*="), (flat, r"\btypedef\b[^;]*?(\w+)\s*;"), (flat, r"[\w>*&]\s+(\w+)\s*\([^;{}]*\)\s*\{")]
+    for text, pattern in patterns:
+        yield from re.finditer(pattern, text)
+    for enum in re.finditer(r"\benum\b[^{};()]*\{", flat):
+        yield from re.compile(r"(?<![=\w.])\b([A-Za-z_]\w*)\s*(?=[=,}])").finditer(header, enum.end(), header.find("}", enum.end()) + 1)
+
+
+@functools.cache
+def mlx_names() -> frozenset[str]:
+    """The names that MLX's utilities define; none where MLX comes without its Metal headers."""
+    try:
+        folder = mlx_include() / "mlx/backend/metal/kernels"
+    except UnsupportedPlatformError:
+        return frozenset()
+    text = "\n".join(without_comments((folder / f"{name}.h").read_text()) for name in ("utils", "bf16", "complex", "defines"))
+    return frozenset(match[1] for match in defined_names(text.replace("METAL_FUNC", "inline")))
 
 
 def is_declaration(text: str, match: re.Match) -> bool:

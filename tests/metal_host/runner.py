@@ -37,11 +37,12 @@ class Call:
 class HostKernel:
     """A Metal kernel that runs on the CPU; made by `metal_kernel`."""
 
-    def __init__(self, name, input_names, output_names, source, header, ensure_row_contiguous, atomic_outputs, verify):
+    def __init__(self, name, input_names, output_names, source, header, ensure_row_contiguous, atomic_outputs, verify, fast_math=False):
         """See `metal_kernel`."""
         self.name, self.source, self.header = name, source, header
         self.input_names, self.output_names = list(input_names), list(output_names)
         self.ensure_row_contiguous, self.atomic_outputs, self.verify = ensure_row_contiguous, atomic_outputs, verify
+        self.fast_math = fast_math
         self.last: RunStatistics | None = None
         self.originals = {"source": source, "header": header}
         self._loaded: dict[tuple, LoadedKernel] = {}
@@ -141,7 +142,7 @@ class HostKernel:
         kernel = self._loaded.get((call.signature, checked))
         if kernel is None:
             text = rewrite.text_to_run(call.signature, self.header, self.source)
-            kernel = load(compiler.kernel_library(self.name, text, checked, self.originals))
+            kernel = load(compiler.kernel_library(self.name, text, checked, self.originals, self.fast_math))
             self._loaded[call.signature, checked] = kernel
         if kernel.threadgroup_bytes > THREADGROUP_BYTES:
             raise errors.ThreadgroupMemoryError(
@@ -156,7 +157,7 @@ class HostKernel:
         kernel = self._library(call, checked)
         outputs = [new_output(shape, dtype, call.init_value) for shape, dtype in zip(call.shapes, call.dtypes, strict=True)]
         buffers = self._buffers(call, outputs)
-        done = launch(kernel, buffers, call.grid, call.group, schedule, seed, checked, strict_simd, byte_cells)
+        done = launch(kernel, buffers, call.grid, call.group, schedule, seed, checked, strict_simd, byte_cells, self.fast_math)
         self.last = RunStatistics(done.switches, done.accesses, kernel.threadgroup_bytes)
         if done.fault.kind:
             report = FaultReport(self.name, kernel, buffers, done, self.originals)
@@ -241,17 +242,20 @@ def metal_kernel(
     compile_options=None,
     *,
     verify: bool = False,
+    fast_math: bool = False,
 ) -> HostKernel:
     """mx.fast.metal_kernel on the CPU: the same construction, the same call, the kernel's text unchanged.
 
     Args:
         verify: every call is a `run_checked`: for code that makes and calls its kernels itself, with this function in the place of
             mx.fast.metal_kernel.
+        fast_math: functions are as inaccurate as Metal's specification allows, those of fast:: by its table for fast math and the others by
+            that without it, products and sums are fused, and denormals are 0.
         compile_options: accepted and not used; the host's arithmetic is that of math_mode "safe".
     """
     options = {} if compile_options is None else {"compile_options": compile_options}
     MLX_METAL_KERNEL(name, input_names, output_names, source, header, ensure_row_contiguous, atomic_outputs, **options)  # checks them
-    return HostKernel(name, input_names, output_names, source, header, ensure_row_contiguous, atomic_outputs, verify)
+    return HostKernel(name, input_names, output_names, source, header, ensure_row_contiguous, atomic_outputs, verify, fast_math)
 
 
 def run_checked(kernel: HostKernel, **call) -> list[mx.array]:

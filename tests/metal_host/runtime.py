@@ -67,7 +67,7 @@ class Launch(ctypes.Structure):
         ("spans", ctypes.POINTER(Span)),
         *((name, u32) for name in ("span_count", "threadgroup_cell_bytes")),
         *((name, u64) for name in ("switches", "accesses")),
-        *((name, u32) for name in ("name_count", "reserved_too")),
+        *((name, u32) for name in ("name_count", "flush_denormals")),
         ("names", Named * 64),
         ("fault", Fault),
     )
@@ -127,14 +127,23 @@ class Buffer:
 
 
 def launch(
-    kernel: LoadedKernel, buffers: list[Buffer], grid, group, schedule: str, seed: int, checked: bool, strict_simd: bool, byte_cells=False
+    kernel: LoadedKernel,
+    buffers: list[Buffer],
+    grid,
+    group,
+    schedule: str,
+    seed: int,
+    checked: bool,
+    strict_simd: bool,
+    byte_cells=False,
+    flush_denormals=False,
 ):
     """Run the kernel once and return the launch with its fault, if any."""
     pointers = (address * len(buffers))(*(buffer.data.ctypes.data for buffer in buffers))
     spans = (Span * len(buffers))(*(buffer.span(byte_cells) for buffer in buffers))
     request = Launch(kernel.entry, pointers, (u32 * 3)(*grid), (u32 * 3)(*group))
     request.schedule, request.seed = SCHEDULES.index(schedule), seed
-    request.checked, request.strict_simd = checked, strict_simd
+    request.checked, request.strict_simd, request.flush_denormals = checked, strict_simd, flush_denormals
     request.threadgroup_begin, request.threadgroup_end = kernel.threadgroup_begin, kernel.threadgroup_end
     request.spans, request.span_count = spans, len(buffers)
     request.threadgroup_cell_bytes = 1 if byte_cells else 4

@@ -6,15 +6,18 @@ slopes are float32.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
+from ...kernels.first_use import STEPS, SmallProblem, few_lengths, few_sequences, few_units, part_within
 from ...kernels.inputs import dims, lengths_of, nothing, too_many
 from ...kernels.launches import Launch, Launches, run_launches, scan_launch
 from ...kernels.loader import KernelText, axes
-from ...kernels.tiles import Family, Tile, current_family, forced_tile, rows_for, steps_apart
+from ...kernels.tiles import Family, Tile, checked_variant, current_family, forced_tile, rows_for, steps_apart
 from ..ops import outer
 from .by_step import back_by_step, forward_by_step
 from .problems import random_arrays
@@ -107,6 +110,9 @@ def variant_of(kind: str, spec: CfCSpec, arrays: Tree) -> Variant:
     first, B = arrays["stages"][0], arrays["dt"].shape[1]
     depth, weight = len(first.get("dense", [])), first["w_h"].dtype
     Z, half = (first["w_h"].shape[0] if depth else spec.units), weight != mx.float32
+    checked = checked_variant.get()
+    if checked is not None:
+        return checked._replace(spec=spec, Z=Z, depth=depth)
     tile = forced_tile.get() or choose_tile(current_family(), spec, Z, depth, B, half)
     io = mx.result_type(*(a.dtype for a in (arrays["x"], first["w_x"], first["b"])))
     return Variant(spec, Z, depth, tile, io, weight if tile.half else mx.float32)
@@ -117,15 +123,28 @@ def refusal(kind: str, spec: CfCSpec, arrays: Tree) -> str | None:
     if arrays["dt"].dtype != mx.float32:
         return "kernels compute in float32"
     (T, B), first, H = arrays["dt"].shape, arrays["stages"][0], spec.units
-    numbers = T * B * max(len(first["w_h"]) * max(1, len(first.get("dense", []))), 4 * H if spec.mixed_memory else H)
-    return too_many(numbers)
+    width = max(len(first["w_h"]) * max(1, len(first.get("dense", []))), 4 * H if spec.mixed_memory else H)
+    return too_many((T + 1) * B * width, B * (6 * H if spec.mixed_memory else spec.heads * H))
 
 
-def small_problem(spec: CfCSpec, arrays: Tree) -> Tree:
-    """Three steps of as many sequences, of different lengths, in the same variant."""
-    first = arrays["stages"][0]
-    depth = len(first.get("dense", []))
-    return random_arrays(spec, 3, arrays["dt"].shape[1], len(first["w_h"]) if depth else 0, depth, lengths=True, dropout=False)
+def small_problem(kind: str, spec: CfCSpec, arrays: Tree) -> SmallProblem:
+    """As many units, or a part of each stage's, and of the backbone's, where there are many."""
+    variant = variant_of(kind, spec, arrays)
+    H, Z, depth = spec.units, variant.Z, variant.depth
+    weights = (1 + spec.heads) * H * Z + (depth - 1) * Z**2 if depth else spec.heads * sum(size**2 for size in variant.sizes)
+    part = part_within(weights + (4 * H**2 if spec.mixed_memory else 0))
+    small, B = _part_of(spec, part), few_sequences(variant.tile.rows)
+    few = random_arrays(small, STEPS, B, few_units(Z, part), depth, lengths=False, dropout=False, dtype=np.float32)
+    return SmallProblem(small, few | {"lengths": few_lengths(B)}, variant)
+
+
+def _part_of(spec: CfCSpec, part: float) -> CfCSpec:
+    """A part of the units of each stage."""
+    stages, begin = {}, 0
+    for start, stop in sorted(spec.stages):
+        stages[start] = (begin, begin + few_units(stop - start, part))
+        begin = stages[start][1]
+    return replace(spec, stages=tuple(stages[start] for start, _ in spec.stages))
 
 
 def cfc_fused_forward(kind: str, spec: CfCSpec, arrays: Tree) -> list[mx.array]:

@@ -8,13 +8,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
+from ...kernels.first_use import STEPS, SmallProblem, few_lengths, few_sequences, few_units, part_within
 from ...kernels.inputs import dims, lengths_of, nothing, too_many
 from ...kernels.launches import launch, scan_launch
 from ...kernels.loader import KernelText, axes
 from ...kernels.packing import ProductShape, pack
 from ...kernels.parallel import launch_parallel
-from ...kernels.tiles import FUNCTION, Family, Tile, current_family, forced_tile, layouts_for, rows_for, split_for, steps_apart
+from ...kernels.tiles import (
+    FUNCTION,
+    Family,
+    Tile,
+    checked_variant,
+    current_family,
+    forced_tile,
+    layouts_for,
+    rows_for,
+    split_for,
+    steps_apart,
+)
 from .by_step import FILES as POINTWISE_FILES
 from .by_step import back_by_step, forward_by_step
 from .ops import project_inputs
@@ -78,7 +91,9 @@ def layouts(family: Family, spec: GatedSpec) -> list[Tile]:
 def variant_of(kind: str, spec: GatedSpec, arrays: Tree) -> Variant:
     """The kernel variant that serves some arrays."""
     (D, B, P), H, forced = arrays["h0"].shape, arrays["b"].shape[1] // spec.gates, forced_tile.get()
-    P = P if "w_hr" in arrays else 0
+    P, checked = P if "w_hr" in arrays else 0, checked_variant.get()
+    if checked is not None:
+        return checked._replace(H=H, P=P)
     if forced is not None:
         return Variant(spec, H, P, forced, forced)
     family = current_family()
@@ -94,14 +109,18 @@ def refusal(kind: str, spec: GatedSpec, arrays: Tree) -> str | None:
     """Why no kernel serves such arrays, or None."""
     if arrays["h0"].dtype != mx.float32:
         return "kernels compute in float32"
-    D, T, B, _ = arrays["x"].shape
-    return too_many(D * T * B * arrays["b"].shape[1])
+    (D, T, B, _), rows, P = arrays["x"].shape, arrays["b"].shape[1], arrays["h0"].shape[2]
+    return too_many(D * (T + 1) * B * max(rows, P), D * B * (rows + 2 * rows // spec.gates))
 
 
-def small_problem(spec: GatedSpec, arrays: Tree) -> Tree:
-    """Three steps of as many sequences, of different lengths, in the same variant."""
-    (D, B, P), H = arrays["h0"].shape, arrays["b"].shape[1] // spec.gates
-    return random_arrays(spec, D, 3, B, H, P if "w_hr" in arrays else None, lengths=True)
+def small_problem(kind: str, spec: GatedSpec, arrays: Tree) -> SmallProblem:
+    """As many units in as many directions, or a part of the units where there are many."""
+    variant, D = variant_of(kind, spec, arrays), arrays["h0"].shape[0]
+    H, P = variant.H, variant.P
+    part = part_within(D * (spec.gates * H * (P or H) + P * H))
+    B = few_sequences(variant.forward.rows, variant.backward.rows)
+    small = random_arrays(spec, D, STEPS, B, few_units(H, part), few_units(P, part) if P else None, lengths=False, dtype=np.float32)
+    return SmallProblem(spec, small | {"lengths": few_lengths(B)}, variant)
 
 
 def gated_fused_forward(kind: str, spec: GatedSpec, arrays: Tree) -> list[mx.array]:

@@ -6,12 +6,14 @@ it, with mixed memory from the LSTM's h after that; the backward scan carries dv
 steps, sequences and evaluations, in a fixed order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
+from ...kernels.first_use import STEPS, SmallProblem, few_lengths, few_sequences, few_units, part_within
 from ...kernels.inputs import dims, lengths_of, nothing, too_many
 from ...kernels.launches import Launch, Launches, groups_within, launch, run_launches, scan_launch
 from ...kernels.loader import KernelText, axes
@@ -22,6 +24,7 @@ from ...kernels.tiles import (
     Family,
     Tile,
     Work,
+    checked_variant,
     current_family,
     forced_tile,
     layouts_for,
@@ -41,6 +44,7 @@ BLOCK_VALUES = 2**19  # evaluations of units that are in memory at a time, at le
 SUM_THREADS = 2**18  # of a sum over rows: enough to fill a large GPU
 SUMS_ROWS = 4  # of a thread of ltc_sums
 LEAST_ROWS, MOST_EVALUATIONS = 16, 2**27  # of one thread's part of such a sum; of all threads' that are not launched apart
+MOST_SYNAPSES = 2**16  # in the check of a first use
 SPLITS = (32, 16, 8, 4)  # lanes that share the synapses of a unit
 LOG2_E = 1.4426950408889634
 GROUPS_A_CORE = 8  # that share the steps to recompute
@@ -120,7 +124,9 @@ def layouts(family: Family, spec: LTCSpec) -> list[Tile]:
 
 def variant_of(kind: str, spec: LTCSpec, arrays: Tree) -> Variant:
     """The kernel variant that serves some arrays; each of a group's sequences has a lane that owns it."""
-    forced, family = forced_tile.get(), current_family()
+    checked, forced, family = checked_variant.get(), forced_tile.get(), current_family()
+    if checked is not None:
+        return checked._replace(spec=spec)
     tile = forced or choose_tile(family, spec, arrays["dt"].shape[1])
     return Variant(spec, tile._replace(rows=min(tile.rows, tile.split)), None if forced else family.register_floats)
 
@@ -134,9 +140,11 @@ def recomputing(variant: Variant) -> Variant:
     return variant._replace(tile=variant.tile._replace(rows=rows))
 
 
-def variant_key(kind: str, spec: LTCSpec, arrays: Tree) -> Variant:
-    """What a first use is remembered by."""
-    return variant_of(kind, spec, arrays)
+def variant_key(kind: str, spec: LTCSpec, arrays: Tree) -> Hashable:
+    """What a first use is remembered by: the kernels' template arguments, not the synapses, whose lists are large."""
+    variant = variant_of(kind, spec, arrays)
+    templates = variant.template(False), variant.template(True), recomputing(variant).template(False, keep=True)
+    return (spec.sensory.inputs, *(value for template in templates for _, value in template))
 
 
 def refusal(kind: str, spec: LTCSpec, arrays: Tree) -> str | None:
@@ -146,12 +154,41 @@ def refusal(kind: str, spec: LTCSpec, arrays: Tree) -> str | None:
     if variant_of(kind, spec, arrays).tile.rows == 0:
         memory = " with mixed memory" if spec.mixed_memory else ""
         return f"{spec.units} units{memory} need more than {THREADGROUP_BYTES} bytes of threadgroup memory"
-    return too_many(arrays["dt"].size * max(spec.units * (6 if spec.mixed_memory else 1), spec.sensory.inputs))
+    (T, B), H, I, E = arrays["dt"].shape, spec.units, spec.sensory.inputs, spec.evaluations
+    block = block_steps(spec, T, B) * B  # (step, sequence) pairs
+    rows = ((spec.synapses.count, E * block), (spec.sensory.count, block))
+    sums = [4 * S * -(-R // sum_rows(R, S)) for S, R in rows]
+    return too_many((T + 1) * B * max(H * (6 if spec.mixed_memory else 1), I), max(E, 3) * block * H, *sums)
 
 
-def small_problem(spec: LTCSpec, arrays: Tree) -> Tree:
-    """Three steps of as many sequences, of different lengths, in the same variant."""
-    return random_arrays(spec, 3, arrays["dt"].shape[1], lengths=True)
+def block_steps(spec: LTCSpec, T: int, B: int) -> int:
+    """Steps whose evaluations are in memory at a time."""
+    return max(1, max(BLOCK_VALUES, T * B * spec.units // 4) // max(1, spec.evaluations * B * spec.units))
+
+
+def sum_rows(R: int, S: int) -> int:
+    """Of R rows, those that a thread of ltc_gradients adds up for one of S synapses."""
+    S, R = max(1, S), max(1, R)
+    return min(-(-R // max(1, min(SUM_THREADS // S, R // LEAST_ROWS))), max(LEAST_ROWS, MOST_EVALUATIONS // S))
+
+
+def small_problem(kind: str, spec: LTCSpec, arrays: Tree) -> SmallProblem:
+    """The same synapses with few unfolds, or a part of the units where there are many."""
+    variant = variant_of(kind, spec, arrays)
+    small = replace(spec, unfolds=min(spec.unfolds, 1 if spec.solver == "rk4" else 2))
+    of_memory = 4 * spec.units**2 if spec.mixed_memory else 0
+    part = min(part_within(max(spec.synapses.count, spec.sensory.count), MOST_SYNAPSES), part_within(2 * of_memory))
+    if part < 1:
+        small = replace(small, synapses=_part_of(spec.synapses, part), sensory=_part_of(spec.sensory, part))
+    B = few_sequences(variant.tile.rows)
+    return SmallProblem(small, random_arrays(small, STEPS, B, lengths=False, dtype=np.float32) | {"lengths": few_lengths(B)}, variant)
+
+
+def _part_of(synapses: Synapses, part: float) -> Synapses:
+    """As dense, between a part of the sources and a part of the targets."""
+    shape = few_units(synapses.inputs, part), few_units(synapses.units, part)
+    density = synapses.count / max(1, synapses.inputs * synapses.units)
+    return Synapses(np.random.Generator(np.random.PCG64(0)).random(shape) < density)
 
 
 def ltc_fused_forward(kind: str, spec: LTCSpec, arrays: Tree) -> list[mx.array]:
@@ -188,7 +225,7 @@ def backward_launches(kind: str, spec: LTCSpec, arrays: Tree, outputs: list[mx.a
     before = [mx.concatenate([mx.expand_dims(arrays[name], 0), kept[:-1]]) for name, kept in zip(names, outputs, strict=True)]
     lengths, carry, parts = lengths_of(arrays, T, B), [mx.zeros((B, H)) for _ in outputs], []
     arrays, weights = arrays | {"delta": _delta(spec, arrays), "cm": _capacitance(spec, arrays)}, _weights(variant, arrays)
-    steps = max(1, max(BLOCK_VALUES, T * B * H // 4) // (spec.evaluations * B * H))
+    steps = block_steps(spec, T, B)
     for start in reversed(range(0, T, steps)):
         block = slice(start, min(start + steps, T))
         part = arrays | {name: arrays[name][block] for name in ("u", "delta", "x") if name in arrays}
@@ -414,7 +451,7 @@ def _synapse_sums(kind: str, synapses: Synapses, floats: mx.array, v: mx.array, 
     if S == 0:
         return mx.zeros((4, 0))
     R = v.size // K
-    rows = min(-(-R // max(1, min(SUM_THREADS // S, R // LEAST_ROWS))), max(LEAST_ROWS, MOST_EVALUATIONS // S))
+    rows = sum_rows(R, S)
     (sums,) = launch_parallel(
         kind,
         GRADIENTS,

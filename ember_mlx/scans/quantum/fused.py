@@ -7,20 +7,35 @@ and the noise; before the backward scan the slopes, recomputed from the stored s
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
 
+from ...kernels.first_use import STEPS, SmallProblem, few_lengths, few_sequences, few_units, part_within
 from ...kernels.inputs import dims, lengths_of, nothing, too_many
 from ...kernels.launches import launch, scan_launch
 from ...kernels.loader import KernelText, axes
 from ...kernels.packing import ProductShape, pack
-from ...kernels.tiles import FUNCTION, THREADGROUP_BYTES, Family, Tile, Work, current_family, forced_tile, layouts_for, rows_for
+from ...kernels.tiles import (
+    FUNCTION,
+    THREADGROUP_BYTES,
+    Family,
+    Tile,
+    Work,
+    checked_variant,
+    current_family,
+    forced_tile,
+    layouts_for,
+    rows_for,
+)
 from ..ops import outer
 from .ops import drive, noise
 from .problems import random_arrays
 from .spec import QuantumSpec
 
 Tree = dict[str, Any]
-BLOCK_STEPS = 256  # steps whose drive and slopes are in memory at a time
+BLOCK_STEPS = 256  # steps whose drive and slopes are in memory at a time, at most
+BLOCK_BYTES = 2**28  # of their slopes
+SLOPES = 11  # of a unit, see metal/quantum.metal
 SPLIT = 4
 ROW_BUFFERS = 6  # rows of threadgroup memory for each sequence, in both directions
 BY_STEP = ("x", "dt", "t", "xi")
@@ -98,6 +113,9 @@ def layouts(family: Family, spec: QuantumSpec) -> list[Tile]:
 def variant_of(kind: str, spec: QuantumSpec, arrays: Tree) -> Variant:
     """The kernel variant that serves some arrays."""
     (batch, H), has_noise = arrays["h_c0"].shape, "xi" in arrays
+    checked = checked_variant.get()
+    if checked is not None:
+        return checked._replace(H=H)
     return Variant(H, has_noise, forced_tile.get() or choose_tile(current_family(), H, has_noise, batch))
 
 
@@ -113,12 +131,17 @@ def refusal(kind: str, spec: QuantumSpec, arrays: Tree) -> str | None:
     variant = variant_of(kind, spec, arrays)
     if variant.tile.rows == 0:
         return f"{variant.H} units need more than {THREADGROUP_BYTES} bytes of threadgroup memory"
-    return too_many(2 * arrays["dt"].size * variant.H)
+    (T, B), H = arrays["dt"].shape, variant.H
+    return too_many(2 * (T + 1) * B * H, SLOPES * B * H)
 
 
-def small_problem(spec: QuantumSpec, arrays: Tree) -> Tree:
-    """Three steps of as many sequences, of different lengths, in the same variant."""
-    return random_arrays(spec, 3, *arrays["h_c0"].shape, lengths=True, noise="xi" in arrays)
+def small_problem(kind: str, spec: QuantumSpec, arrays: Tree) -> SmallProblem:
+    """As many units, or a part of them where there are many."""
+    variant = variant_of(kind, spec, arrays)
+    H = few_units(variant.H, part_within((3 if variant.noise else 2) * variant.H**2))
+    B = few_sequences(variant.tile.rows)
+    small = random_arrays(spec, STEPS, B, H, lengths=False, noise=variant.noise, dtype=np.float32)
+    return SmallProblem(spec, small | {"lengths": few_lengths(B)}, variant)
 
 
 def quantum_fused_forward(kind: str, spec: QuantumSpec, arrays: Tree) -> list[mx.array]:
@@ -126,7 +149,7 @@ def quantum_fused_forward(kind: str, spec: QuantumSpec, arrays: Tree) -> list[mx
     variant = variant_of(kind, spec, arrays)
     (T, B), H = arrays["dt"].shape, variant.H
     # a harmonic drive has I sines for each unit and step
-    parts = [_steps(arrays, block) for block in _blocks(T)] if spec.harmonic else [arrays]
+    parts = [_steps(arrays, block) for block in _blocks(T, B, H)] if spec.harmonic else [arrays]
     inputs = [
         mx.concatenate([drive(spec, part) for part in parts]),  # (1)
         pack(arrays["omega"], variant.square),
@@ -149,7 +172,7 @@ def quantum_fused_backward(kind: str, spec: QuantumSpec, arrays: Tree, outputs: 
     before = [mx.concatenate([mx.expand_dims(a, 0), kept[:-1]]) for a, kept in zip((arrays["h_c0"], arrays["h_s0"]), outputs, strict=True)]
     weights = [pack(arrays[name].T, variant.square) for name in ("omega", "w_h")]
     lengths, carry, parts = lengths_of(arrays, T, B), mx.zeros((B, 2, H)), []
-    for block in reversed(_blocks(T)):
+    for block in reversed(_blocks(T, B, H)):
         part, steps = _steps(arrays, block), block.stop - block.start
         point = linearise(spec, part, *(a[block] for a in before))
         here = mx.clip(lengths - block.start, 0, steps)
@@ -227,8 +250,9 @@ def _joined(parts: list[Tree]) -> Tree:
     }
 
 
-def _blocks(T: int) -> list[slice]:
-    return [slice(start, min(start + BLOCK_STEPS, T)) for start in range(0, T, BLOCK_STEPS)]
+def _blocks(T: int, B: int, H: int) -> list[slice]:
+    steps = max(1, min(BLOCK_STEPS, BLOCK_BYTES // (4 * SLOPES * B * H)))
+    return [slice(start, min(start + steps, T)) for start in range(0, T, steps)]
 
 
 def _steps(arrays: Tree, block: slice) -> Tree:

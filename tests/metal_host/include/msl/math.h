@@ -1,5 +1,6 @@
 // Math: one function for each type and no template, so that a call that is ambiguous in Metal is ambiguous here.
 #pragma once
+#include "fast_math.h"
 
 extern "C" {
 float expf(float);
@@ -74,27 +75,27 @@ namespace metal {
   }                                            \
   MSL_ALL_VECTORS(MSL_BINARY_VECTOR, NAME)
 
-MSL_UNARY(exp, expf(x))
-MSL_UNARY(exp2, exp2f(x))
-MSL_UNARY(exp10, powf(10.0f, x))
-MSL_UNARY(log, logf(x))
-MSL_UNARY(log2, log2f(x))
-MSL_UNARY(log10, log10f(x))
-MSL_UNARY(sin, sinf(x))
-MSL_UNARY(cos, cosf(x))
-MSL_UNARY(tan, tanf(x))
+MSL_UNARY(exp, stated(expf(x), 4))
+MSL_UNARY(exp2, stated(exp2f(x), 4))
+MSL_UNARY(exp10, stated(powf(10.0f, x), 4))
+MSL_UNARY(log, stated(logf(x), 4))
+MSL_UNARY(log2, stated(log2f(x), 4))
+MSL_UNARY(log10, stated(log10f(x), 4))
+MSL_UNARY(sin, stated(sinf(x), 4))
+MSL_UNARY(cos, stated(cosf(x), 4))
+MSL_UNARY(tan, stated(tanf(x), 6))
 MSL_UNARY(sinpi, sinf(M_PI_F* x))
 MSL_UNARY(cospi, cosf(M_PI_F* x))
 MSL_UNARY(tanpi, tanf(M_PI_F* x))
-MSL_UNARY(sinh, sinhf(x))
-MSL_UNARY(cosh, coshf(x))
-MSL_UNARY(tanh, tanhf(x))
-MSL_UNARY(asin, asinf(x))
-MSL_UNARY(acos, acosf(x))
-MSL_UNARY(atan, atanf(x))
-MSL_UNARY(asinh, asinhf(x))
-MSL_UNARY(acosh, acoshf(x))
-MSL_UNARY(atanh, atanhf(x))
+MSL_UNARY(sinh, stated(sinhf(x), 4))
+MSL_UNARY(cosh, stated(coshf(x), 4))
+MSL_UNARY(tanh, stated(tanhf(x), 5))
+MSL_UNARY(asin, stated(asinf(x), 4))
+MSL_UNARY(acos, stated(acosf(x), 4))
+MSL_UNARY(atan, stated(atanf(x), 5))
+MSL_UNARY(asinh, stated(asinhf(x), 4))
+MSL_UNARY(acosh, stated(acoshf(x), 4))
+MSL_UNARY(atanh, stated(atanhf(x), 5))
 MSL_UNARY(sqrt, __builtin_sqrtf(x))
 MSL_UNARY(rsqrt, 1.0f / __builtin_sqrtf(x))
 MSL_UNARY(fabs, __builtin_fabsf(x))
@@ -107,9 +108,9 @@ MSL_UNARY(trunc, __builtin_truncf(x))
 MSL_UNARY(fract, x - __builtin_floorf(x))
 MSL_UNARY(sign, x > 0 ? 1.0f : x < 0 ? -1.0f : x != x ? 0.0f : x)
 MSL_UNARY(saturate, x < 0 || x != x ? 0.0f : x > 1 ? 1.0f : x)
-MSL_BINARY(pow, powf(x, y))
-MSL_BINARY(powr, powf(x, y))
-MSL_BINARY(atan2, atan2f(x, y))
+MSL_BINARY(pow, stated(powf(x, y), 16))
+MSL_BINARY(powr, stated(powf(x, y), 16))
+MSL_BINARY(atan2, stated(atan2f(x, y), 6))
 MSL_BINARY(fmod, fmodf(x, y))
 MSL_BINARY(divide, x / y)
 MSL_BINARY(fdim, x > y ? x - y : 0.0f)
@@ -184,19 +185,34 @@ MSL_VECTOR_OF_THREE(half, 3)
 MSL_VECTOR_OF_THREE(half, 4)
 #undef MSL_COMMA
 
-// The two accuracies are one here: the host's.
+// The two accuracies are one here, the host's, but in the mode "fast math".
 #define MSL_ACCURACIES(X)                                                                                     \
-  X(acos) X(acosh) X(asin) X(asinh) X(atan) X(atan2) X(atanh) X(ceil) X(clamp) X(copysign) X(cos) X(cosh)     \
-  X(cospi) X(divide) X(exp) X(exp10) X(exp2) X(fabs) X(abs) X(fdim) X(floor) X(fma) X(fmax) X(fmin) X(fmod)   \
-  X(fract) X(frexp) X(ldexp) X(log) X(log10) X(log2) X(max) X(min) X(mix) X(modf) X(pow) X(powr) X(rint)      \
-  X(round) X(rsqrt) X(saturate) X(sign) X(sin) X(sincos) X(sinh) X(sinpi) X(smoothstep) X(sqrt) X(step)       \
-  X(tan) X(tanh) X(tanpi) X(trunc)
+  X(acos) X(acosh) X(asin) X(asinh) X(atan) X(atan2) X(atanh) X(ceil) X(clamp) X(copysign) X(cosh)            \
+  X(cospi) X(exp10) X(fabs) X(abs) X(fdim) X(floor) X(fma) X(fmax) X(fmin) X(fmod)                            \
+  X(fract) X(frexp) X(ldexp) X(log10) X(max) X(min) X(mix) X(modf) X(pow) X(powr) X(rint)                     \
+  X(round) X(saturate) X(sign) X(sincos) X(sinh) X(sinpi) X(smoothstep) X(step) X(tan) X(tanpi) X(trunc)
+#define MSL_TWO_ACCURACIES(X) X(cos) X(divide) X(exp) X(exp2) X(log) X(log2) X(rsqrt) X(sin) X(sqrt) X(tanh)
 #define MSL_USE(NAME) using metal::NAME;
 namespace fast {
 MSL_ACCURACIES(MSL_USE)
+#ifdef MSL_FAST_MATH
+MSL_UNARY(exp, stated(expf(flushed(x)), 3 + __builtin_floorf(__builtin_fabsf(2 * x))))
+MSL_UNARY(exp2, stated(exp2f(flushed(x)), 3 + __builtin_floorf(__builtin_fabsf(2 * x))))
+MSL_BINARY(divide, fast_quotient(x, y))
+MSL_UNARY(rsqrt, stated(1.0f / __builtin_sqrtf(flushed(x)), 2))
+MSL_UNARY(sqrt, x == 0 ? x : stated(__builtin_sqrtf(flushed(x)), 3))
+MSL_UNARY(sin, stated_absolute(sinf(flushed(x)), 0x1p-13f))
+MSL_UNARY(cos, stated_absolute(cosf(flushed(x)), 0x1p-13f))
+MSL_UNARY(log, x > 0.5f && x < 2 ? stated_absolute(logf(x), 0x1p-21f) : stated(logf(flushed(x)), 3))
+MSL_UNARY(log2, x > 0.5f && x < 2 ? stated_absolute(log2f(x), 0x1p-22f) : stated(log2f(flushed(x)), 2))
+MSL_UNARY(tanh, divide(exp(2 * x) - 1, exp(2 * x) + 1))
+#else
+MSL_TWO_ACCURACIES(MSL_USE)
+#endif
 }
 namespace precise {
 MSL_ACCURACIES(MSL_USE)
+MSL_TWO_ACCURACIES(MSL_USE)
 }
 #undef MSL_USE
 }  // namespace metal
