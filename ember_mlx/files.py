@@ -1,26 +1,31 @@
-"""safetensors files, written whole or not at all."""
+"""safetensors files as bytes: written whole or not at all, and read with NumPy alone."""
 
 import json
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
 
 KEY = "ember_mlx"  # in a file's metadata: JSON
+SAVED_LAYER, SAVED_FORMAT = "saved layer", 1
+METADATA = "__metadata__"
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U64": "<u8", "U32": "<u4", "U8": "|u1", "BOOL": "|b1"}
 
 
-def write_safetensors(path: Path, arrays: dict[str, mx.array], told: dict[str, Any]) -> None:
-    """Write arrays, and what is told of them, under another name first; then the file takes the place of an older one.
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Have a safetensors file written under another name first; then it takes the place of an older one.
 
     Raises:
         OSError: it could not be written; an older one is as it was.
     """
     partial = path.parent / f".{path.stem}.partial.safetensors"
     try:
-        mx.save_safetensors(str(partial), arrays, {KEY: json.dumps(told)})
-        check_complete(partial)
+        write(partial)
+        read_header(partial)
         sync(partial)
         os.replace(partial, path)
     except (OSError, RuntimeError, ValueError) as error:
@@ -29,41 +34,66 @@ def write_safetensors(path: Path, arrays: dict[str, mx.array], told: dict[str, A
     sync(path.parent)
 
 
-def read_safetensors(path: Path, what: str, formats: int) -> tuple[dict[str, mx.array], Any]:
-    """Arrays and what is told of them.
-
-    Args:
-        path: the file.
-        what: it should be, in words.
-        formats: the format that is known.
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """A file's header, and where its data begin.
 
     Raises:
-        ValueError: no such file, one that is cut off, or of another format.
+        ValueError: it lacks bytes of which its header speaks; MLX writes without looking whether the disk is full.
     """
-    check_complete(path)
-    arrays, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], mx.load(str(path), return_metadata=True))
-    if KEY not in metadata:
-        raise ValueError(f"it is no {what} of ember_mlx")
-    told = json.loads(metadata[KEY])
-    if told.get("format") != formats:
-        raise ValueError(f"its format is {told.get('format')}, this version reads {formats}")
-    if told.get("what") != what:
-        raise ValueError(f"it is no {what} of ember_mlx, but a {told.get('what')}")
-    return arrays, told
-
-
-def check_complete(path: Path) -> None:
-    """Raise a ValueError unless the file has all bytes that its header speaks of; MLX writes without looking whether the disk is full."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        header = json.loads(file.read(length)) if 8 + length <= size else None
-    if header is None:
-        raise ValueError("it is cut off, or no safetensors file")
-    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        header: dict[str, Any] = json.loads(file.read(length)) if 8 + length <= size else {"": None}
+    try:
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != METADATA), default=0)
+    except (AttributeError, LookupError, TypeError):
+        raise ValueError("it is cut off, or no safetensors file") from None
     if 8 + length + end != size:
         raise ValueError(f"it is cut off: {size} bytes of {8 + length + end}")
+    return header, 8 + length
+
+
+def told(metadata: dict[str, str], what: str, formats: int) -> Any:
+    """What a file's metadata tell.
+
+    Args:
+        metadata: the file's.
+        what: it should be, in words.
+        formats: the format that is known.
+
+    Raises:
+        ValueError: it is something else, or of another format.
+    """
+    if KEY not in metadata:
+        raise ValueError(f"it is no {what} of ember_mlx")
+    result = json.loads(metadata[KEY])
+    if result.get("format") != formats:
+        raise ValueError(f"its format is {result.get('format')}, this version reads {formats}")
+    if result.get("what") != what:
+        raise ValueError(f"it is no {what} of ember_mlx, but a {result.get('what')}")
+    return result
+
+
+def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """A file's arrays, bfloat16 as float32, and its metadata.
+
+    Raises:
+        ValueError: it is cut off, no safetensors file, or has numbers of a kind that NumPy has not.
+    """
+    header, start = read_header(path)
+    metadata = header.pop(METADATA, None) or {}
+    data = path.read_bytes()[start:]
+    return {name: _array(name, entry, data) for name, entry in header.items()}, metadata
+
+
+def _array(name: str, entry: dict[str, Any], data: bytes) -> NDArray[Any]:
+    first, last = entry["data_offsets"]
+    if entry["dtype"] == "BF16":  # the upper half of a float32
+        return (np.frombuffer(data[first:last], "<u2").astype("<u4") << 16).view("<f4").reshape(entry["shape"])
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"its {name} is of {entry['dtype']}, not of {', '.join(['BF16', *DTYPES])}")
+    return np.frombuffer(data[first:last], DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
 
 def sync(path: Path) -> None:
@@ -73,12 +103,3 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def different(parameters: dict[str, mx.array], saved: dict[str, mx.array]) -> tuple[str, str, str] | None:
-    """The first name whose arrays differ in shape or dtype, and what each of them is; None where all are alike."""
-    for name in (*parameters, *saved):
-        found = [f"{a.shape} of {a.dtype}" if (a := tree.get(name)) is not None else "nothing" for tree in (parameters, saved)]
-        if found[0] != found[1]:
-            return name, found[0], found[1]
-    return None

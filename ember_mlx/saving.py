@@ -5,18 +5,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from . import __version__, layers
 from .checks import check_names
 from .errors import bad_argument
-from .files import different, read_safetensors, write_safetensors
+from .files import SAVED_FORMAT, SAVED_LAYER
 from .layers import SequenceModel
 from .layers.arguments import type_name
 from .layers.base import RecurrentLayer
+from .safetensors import different, read_safetensors, write_safetensors
 
-FORMAT, WHAT, SUFFIX = 1, "saved layer", ".safetensors"
+SUFFIX = ".safetensors"
 Config = dict[str, Any]
 
 OWN = {name: cls for name in layers.__all__ if isinstance(cls := getattr(layers, name), type) and issubclass(cls, nn.Module)}
@@ -46,7 +48,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         path: a name that ends in .safetensors; a file that is there is replaced once the new one is whole.
 
     Raises:
-        TypeError: a module that cannot be described.
+        TypeError: a module that cannot be described; parameters in float64, which safetensors files of MLX do not have.
         ValueError: a name that ends otherwise.
         OSError: the file could not be written.
 
@@ -65,9 +67,14 @@ def save(model: nn.Module, path: str | Path) -> None:
     path = _checked_path("save", path)
     if not isinstance(model, nn.Module):
         raise bad_argument("save", "model", "be an mlx.nn.Module", type_name(model), TypeError)
-    told = {"what": WHAT, "format": FORMAT, "version": __version__, "model": _described(model, "model"), "frozen": _frozen(model)}
+    arrays = dict(tree_flatten(model.parameters()))
+    for name, a in arrays.items():
+        if a.dtype == mx.float64:  # MLX writes no such numbers
+            raise bad_argument("save", f"model.{name}", "be float32 or less; model.set_dtype(mx.float32) makes it so", "float64", TypeError)
+    told = {"what": SAVED_LAYER, "format": SAVED_FORMAT, "version": __version__, "training": model.training}
+    told |= {"model": described(model, "model"), "frozen": _frozen(model)}
     try:
-        write_safetensors(path, dict(tree_flatten(model.parameters())), told | {"training": model.training})
+        write_safetensors(path, arrays, told)
     except OSError as error:
         raise OSError(f"[save] {path} could not be written: {error}") from error
 
@@ -94,9 +101,9 @@ def load(path: str | Path, classes: Sequence[type[nn.Module]] = ()) -> nn.Module
         if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
             raise bad_argument("load", "classes", "hold subclasses of mlx.nn.Module", type_name(cls), TypeError)
     try:
-        arrays, told = read_safetensors(path, WHAT, FORMAT)
+        arrays, told = read_safetensors(path, SAVED_LAYER, SAVED_FORMAT)
     except (OSError, RuntimeError, ValueError) as error:
-        raise bad_argument("load", "path", f"be a {WHAT}", f"{path}: {error}") from error
+        raise bad_argument("load", "path", f"be a {SAVED_LAYER}", f"{path}: {error}") from error
     model = _made(told["model"], {cls.__name__: cls for cls in classes})
     found = different({name: a.astype(arrays[name].dtype) if name in arrays else a for name, a in tree_flatten(model.parameters())}, arrays)
     if found is not None:
@@ -118,18 +125,27 @@ def _checked_path(owner: str, path: Any) -> Path:
     return path
 
 
-def _described(module: Any, where: str) -> Config:
+def described(module: Any, where: str) -> Config:
     """A module's class and constructor arguments, as values that JSON can hold."""
     name = type(module).__name__
     if type(module) in CONTAINERS.values():
         name = next(known for known, cls in CONTAINERS.items() if cls is type(module))
-        return {"class": name, "layers": [_described(layer, f"{where}.layers[{k}]") for k, layer in enumerate(module.layers)]}
+        return {"class": name, "layers": [described(layer, f"{where}.layers[{k}]") for k, layer in enumerate(module.layers)]}
     if type(module) in OF_MLX:
         return {"class": f"mlx.nn.{name}", "config": OF_MLX[type(module)](module)}
     if isinstance(module, nn.Module) and hasattr(module, "get_config"):
         return {"class": name, "config": module.get_config()}
     expected = f"be a layer of ember_mlx, one of {', '.join([*CONTAINERS, *MLX_NAMES])}, or have get_config and from_config"
     raise bad_argument("save", where, expected, type_name(module), TypeError)
+
+
+def has_class_of_its_own(module: Any) -> bool:
+    """Whether a module, or one inside, is of a class that this package does not know."""
+    if type(module) in CONTAINERS.values():
+        return any(map(has_class_of_its_own, module.layers))
+    inside = [module.forward_layer] if isinstance(module, layers.Bidirectional) else getattr(module, "layers", [])
+    own = type(module) in OWN.values()
+    return (not own and type(module) not in OF_MLX) or any(isinstance(one, nn.Module) and has_class_of_its_own(one) for one in inside)
 
 
 def _made(described: Config, classes: dict[str, type[nn.Module]]) -> nn.Module:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,6 +13,9 @@ from ..scans.several import Scans, run_scans
 from ..wiring import NeuronMap, map_from_config, map_to_config
 from .arguments import StateLayout, Steps, check_call_options, dtype_name, read_state, read_steps, type_name
 from .maps import map_id
+
+if TYPE_CHECKING:
+    from ..predictors.predictor import Stepper
 
 Check = Callable[[str, str, Any], Any]  # owner, name, value -> the value, or an error
 
@@ -212,6 +215,34 @@ class RecurrentLayer(nn.Module):
         given = [initial_state] if self.bare_state else initial_state
         state = read_state(owner, given, self.state_layouts, steps.x.shape[1], steps.batched)
         return (steps.backwards() if self.go_backwards else steps), state
+
+    def stepper(self, batch: int = 1, dtype: mx.Dtype | None = None) -> "Stepper":
+        """The layer step by step, for control loops and sensors, with the weights that it has now.
+
+        On the CPU a step is NumPy's, without a graph; on a GPU, and for a class of one's own, it is compiled.
+
+        Args:
+            batch: B, sequences that are stepped together.
+            dtype: mx.float32 or mx.float64, of what is computed and returned; None: float64 where the parameters are, else float32.
+
+        Returns:
+            An object with `step(x_t, dt=1.0)`, from (B, I) to y_t (B, O), MLX or NumPy arrays as they are given, (I,) to (O,) where B is 1;
+            `reset()`; and `state`, in the form that the layer's call takes and returns, which can be set.
+
+        Raises:
+            TypeError: a batch that is no integer, a dtype that is none.
+            ValueError: a batch below 1, another dtype, or a layer that runs backwards or in both directions.
+
+        Example:
+            >>> import mlx.core as mx
+            >>> from ember_mlx import LTC
+            >>> stepper = LTC(8, 3).stepper()
+            >>> stepper.step(mx.ones((3,)), dt=0.1).shape
+            (8,)
+        """
+        from ..stepping import make_stepper  # it knows all layers, which are made of this class
+
+        return make_stepper(self, batch, dtype)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments as values that JSON can hold; `from_config` makes a layer like this one, but for its weights."""

@@ -16,9 +16,10 @@ from ..scans.ops import project
 from ..scans.pointwise import ACTIVATIONS
 from ..scans.several import Scan, Scans
 from ..wiring import NeuronMap
+from ..wiring.stages import head_masks, stage_units
 from .arguments import Steps, compute_dtype
 from .base import Check, RecurrentLayer
-from .maps import built_map, layer_ranges, parameter_of_map
+from .maps import built_map, parameter_of_map
 from .weights import Weights, linear_weights, lstm_weights
 
 OUTPUTS = ("units", "motor")
@@ -138,7 +139,7 @@ class CfC(RecurrentLayer):
     def _make_parameters(self) -> None:
         """Create the stages, the LSTM of the mixed memory and the output projection."""
         owner, H, ranges = type(self).__name__, self.units, self.stage_units
-        masks = stage_masks(owner, self.neuron_map)
+        masks = head_masks(owner, self.neuron_map, self.mode, self.mask_time_heads)
         inputs = [self.input_size, *(stop - start for start, stop in ranges[:-1])]
         width, depth = self.backbone_units or 0, self.backbone_layers
         if depth:
@@ -148,7 +149,7 @@ class CfC(RecurrentLayer):
             check_size(owner, "proj_size", self.proj_size, H)
         self.keep_map_id(self.neuron_map)
         self.stages = [
-            CfCStage(size, stop - start, self.mode, width, depth, self._head_mask(mask))
+            CfCStage(size, stop - start, self.mode, width, depth, mask)
             for size, (start, stop), mask in zip(inputs, ranges, masks, strict=True)
         ]
         if self.mixed_memory:
@@ -170,14 +171,7 @@ class CfC(RecurrentLayer):
     @property
     def stage_units(self) -> tuple[tuple[int, int], ...]:
         """The units [start, stop) of each layer of the map, in the order of the step; one for a map without layers."""
-        return layer_ranges(type(self).__name__, self.neuron_map) or ((0, self.units),)
-
-    def _head_mask(self, mask: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
-        """(H_s, fan-in) -> the mask of all heads, (heads * H_s, fan-in)."""
-        if mask is None or self.mode == "pure":
-            return mask
-        times = mask if self.mask_time_heads else np.ones_like(mask)
-        return np.concatenate([mask, mask, times, times])
+        return stage_units(type(self).__name__, self.neuron_map)
 
     def recurrent_weights(self) -> mx.array:
         """What joins the units, masked, indexed [source, target]: one (H, H) for each head.
@@ -311,29 +305,3 @@ def backbone_size(owner: str, neuron_map: NeuronMap, units: int | None, layers: 
     if layers and not possible:
         raise bad_argument(owner, "neuron_map", "be fully connected and without layers to have a backbone", repr(neuron_map))
     return (units, layers) if layers else (None, 0)
-
-
-def stage_masks(owner: str, neuron_map: NeuronMap) -> list[NDArray[np.float32] | None]:
-    """For each stage (H_s, fan-in) of 0 and 1 over [u, h], or None where every synapse exists.
-
-    Raises:
-        ValueError: a layered map with synapses that a layer-by-layer step cannot carry.
-    """
-    sensory, recurrent = neuron_map.get_input_mask(), neuron_map.get_recurrent_mask()  # (I, H), (H, H): [source, target]
-    if neuron_map.layers is None:
-        return [None if neuron_map.is_fully_connected else np.concatenate([sensory, recurrent]).T]
-    masks: list[NDArray[np.float32] | None] = []
-    carried, source = np.zeros_like(recurrent), sensory
-    carried_sensory = np.zeros_like(sensory)
-    carried_sensory[:, neuron_map.layers[0]] = 1
-    for k, ids in enumerate(neuron_map.layers):
-        if k:
-            source = recurrent[neuron_map.layers[k - 1]]
-            carried[np.ix_(neuron_map.layers[k - 1], ids)] = 1
-        carried[np.ix_(ids, ids)] = 1
-        masks.append(np.concatenate([source[:, ids], np.ones((len(ids), len(ids)), np.float32)]).T)
-    lost = int((recurrent * (1 - carried)).sum() + (sensory * (1 - carried_sensory)).sum())
-    if lost:
-        expected = "have synapses only from the inputs to its first layer, from each layer to the next, and inside a layer"
-        raise bad_argument(owner, "neuron_map", expected, f"{lost} others")
-    return masks

@@ -57,23 +57,6 @@ def map_id(neuron_map: NeuronMap) -> mx.array | None:
     return mx.array(np.zeros((0, 1 + int.from_bytes(digest[:8], "little") % (2**31 - 1)), np.float32))  # has no stream to be evaluated on
 
 
-def layer_ranges(owner: str, neuron_map: NeuronMap) -> tuple[tuple[int, int], ...] | None:
-    """The units [start, stop) of each of the map's layers in processing order, or None for a map without layers.
-
-    Raises:
-        ValueError: a layer whose neuron ids are not consecutive.
-    """
-    if neuron_map.layers is None:
-        return None
-    ranges = []
-    for ids in neuron_map.layers:
-        start, stop = int(ids[0]), int(ids[-1]) + 1
-        if ids.tolist() != list(range(start, stop)):
-            raise bad_argument(owner, "neuron_map", "have layers of consecutive neuron ids", ids.tolist())
-        ranges.append((start, stop))
-    return tuple(ranges)
-
-
 def parameter_of_map(neuron_map: NeuronMap, name: str, given: Any, default: float) -> Any:
     """A layer's argument: what was given; where that is None, what the map's neuron_params say; else the default."""
     return neuron_map.neuron_params.get(name, default) if given is None else given

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..checks import check_flag, check_not_negative, check_positive
 from ..scans.quantum.scan import QUANTUM
-from ..scans.quantum.spec import QuantumSpec
+from ..scans.quantum.spec import FREQUENCY_UNIT, QuantumSpec
 from ..scans.several import Scan, Scans
 from ..wiring import NeuronMap
 from .arguments import StateLayout, Steps, check_key, compute_dtype
@@ -20,8 +20,6 @@ from .weights import linear_weights
 
 Tree = dict[str, Any]
 HIGHEST_FREQUENCY = 0.05  # of those that a layer starts with: twenty steps of dt = 1 a period
-# The parameter is f in this unit: a phase changes by 2 pi t times what f does, so an optimizer's usual steps are too long for f itself.
-FREQUENCY_UNIT = 0.01
 
 
 class LQNet(RecurrentLayer):

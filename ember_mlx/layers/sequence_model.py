@@ -1,7 +1,7 @@
 """Layers one after another, with times, lengths and states."""
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,6 +12,9 @@ from .arguments import read_lengths, type_name
 from .base import RecurrentLayer
 from .bidirectional import Bidirectional
 
+if TYPE_CHECKING:
+    from ..predictors.predictor import Stepper
+
 OWNER = "SequenceModel"
 OF_MLX = (nn.RNN, nn.GRU, nn.LSTM)
 KEEP_FEATURES = (nn.Dropout, nn.LayerNorm, nn.RMSNorm, nn.BatchNorm, nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Identity)
@@ -20,9 +23,10 @@ KEEP_FEATURES = (nn.Dropout, nn.LayerNorm, nn.RMSNorm, nn.BatchNorm, nn.ReLU, nn
 class SequenceModel(nn.Module):
     """Layers of this package and of mlx.nn one after another; `mlx.nn.Sequential` hands on x alone.
 
-    Time deltas go to each layer that takes them, lengths and states to each recurrent one. All recurrent layers but the last return every
-    step; y is per step or per sequence as the last one's `return_sequences` says, and what follows it, as an `nn.Linear`, is applied to
-    that. Layers of mlx.nn that are recurrent (RNN, GRU, LSTM) always return every step.
+    Time deltas go to each layer that takes them, lengths and states to each recurrent one; a model like this one among them counts as one
+    layer. All recurrent layers but the last return every step; y is per step or per sequence as the last one's `return_sequences`
+    says, and what follows it, as an `nn.Linear`, is applied to that. Layers of mlx.nn that are recurrent (RNN, GRU, LSTM) always return
+    every step.
 
     Args:
         layers: modules; those that are recurrent all have the same `batch_first`.
@@ -89,7 +93,7 @@ class SequenceModel(nn.Module):
         check_flag(OWNER, "return_state", return_state)
         recurrent = [k for k, layer in enumerate(self.layers) if _is_recurrent(layer)]
         states, finals = self._states(initial_state, len(recurrent)), []
-        if time_deltas is not None and not any(_takes_times(layer) for layer in self.layers):
+        if time_deltas is not None and not self.timed:
             raise bad_argument(OWNER, "time_deltas", "be None, for none of the layers knows elapsed time", type_name(time_deltas))
         by_step, y = True, x
         for k, layer in enumerate(self.layers):
@@ -103,6 +107,19 @@ class SequenceModel(nn.Module):
         if by_step and lengths is not None and y.ndim > 2 and recurrent[-1:] != [len(self.layers) - 1]:
             y = self._without_padding(y, lengths)
         return (y, finals) if return_state else y
+
+    def stepper(self, batch: int = 1, dtype: mx.Dtype | None = None) -> "Stepper":
+        """All layers step by step; see RecurrentLayer.stepper.
+
+        Example:
+            >>> import numpy as np
+            >>> from ember_mlx import GRU, SequenceModel
+            >>> SequenceModel(GRU(3, 8), outputs=2).stepper().step(np.ones(3)).shape
+            (2,)
+        """
+        from ..stepping import make_stepper  # it knows all layers and this class
+
+        return make_stepper(self, batch, dtype)
 
     @property
     def input_size(self) -> int:
@@ -122,7 +139,19 @@ class SequenceModel(nn.Module):
     @property
     def batch_first(self) -> bool:
         """Whether x is (B, T, I)."""
-        return next((bool(layer.batch_first) for layer in map(_inner, self.layers) if isinstance(layer, RecurrentLayer)), True)
+        return next(
+            (bool(layer.batch_first) for layer in map(_inner, self.layers) if _is_recurrent(layer) and not isinstance(layer, OF_MLX)), True
+        )
+
+    @property
+    def timed(self) -> bool:
+        """Whether any of the layers knows elapsed time."""
+        return any(_takes_times(layer) for layer in self.layers)
+
+    @property
+    def return_sequences(self) -> bool:
+        """Whether y is per step, where a call does not say so: as the last recurrent layer says."""
+        return next((_returns_sequences(layer) for layer in reversed(self.layers) if _is_recurrent(layer)), True)
 
     def _states(self, initial_state: Any, count: int) -> Iterator[Any]:
         if initial_state is None:
@@ -146,11 +175,13 @@ def _inner(layer: nn.Module) -> nn.Module:
 
 
 def _is_recurrent(layer: nn.Module) -> bool:
+    if isinstance(layer, SequenceModel):
+        return any(_is_recurrent(one) for one in layer.layers)
     return isinstance(layer, (RecurrentLayer, Bidirectional, *OF_MLX))
 
 
 def _takes_times(layer: nn.Module) -> bool:
-    return isinstance(_inner(layer), RecurrentLayer) and bool(_inner(layer).timed)
+    return isinstance(_inner(layer), (RecurrentLayer, SequenceModel)) and bool(_inner(layer).timed)
 
 
 def _returns_sequences(layer: nn.Module) -> bool:
@@ -201,6 +232,7 @@ def _features(layers: list[nn.Module]) -> int | None:
 
 def _check_sizes(layers: list[nn.Module]) -> None:
     batch_first = [layer.batch_first for layer in map(_inner, layers) if isinstance(layer, RecurrentLayer)]
+    batch_first += [layer.batch_first for layer in layers if isinstance(layer, SequenceModel) and _is_recurrent(layer)]
     batch_first += [True for layer in layers if isinstance(layer, OF_MLX)]
     if len(set(batch_first)) > 1:
         raise bad_argument(OWNER, "layers", "have the same batch_first, that of mlx.nn's being True", batch_first)

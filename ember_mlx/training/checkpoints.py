@@ -11,7 +11,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..errors import bad_argument
-from ..files import different, read_safetensors, write_safetensors
+from ..safetensors import different, read_safetensors, write_safetensors
 from .history import History
 from .precision import Precision
 

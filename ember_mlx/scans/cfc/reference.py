@@ -65,19 +65,9 @@ def cfc_forward(spec: CfCSpec, arrays: Tree, kept: Scratch | None = None) -> tup
     for first, last in layout.chunks(BLOCK_ROWS):
         block = scan.block(first, last, traces)
         states, *cells = (layout.room(layout.flat(a), block.rows, scratch(f"states{k}", block.n, H)) for k, a in enumerate(results))
-        projected, projected_gates = scan.project(block)
-        stages = [(stage, _Rows(stage, block, trace)) for stage, trace in zip(scan.stages, block.traces, strict=True)]
+        steps = _Steps(scan, block)
         for rows in block.steps:
-            h = h[: rows.stop - rows.start]
-            if scan.lstm is not None and c is not None and projected_gates is not None and block.gates is not None:
-                h, c = scan.lstm.step(projected_gates[:, rows], h, c[: len(h)], block.gates[:, rows], out=cells[0][rows])
-            below, after = None, states[rows]
-            for stage, at in stages:
-                inputs = projected[..., rows, :] if below is None else stage.project(below)
-                at.run(rows, inputs, h[:, stage.units])
-                below = after[:, stage.units]
-                at.heads.next(rows, out=below)
-            h = after
+            h, c = steps.run(rows, h[: rows.stop - rows.start], c, [a[rows] for a in (states, *cells)])
         h = scratch.copy("h", h)  # the next block overwrites the states of this one
         c = None if c is None else scratch.copy("c", c)
         for a, result in zip((states, *cells), results, strict=True):
@@ -125,6 +115,36 @@ def cfc_backward(
             scan.pull(points, rows, dh[:n], dc[:n])
         scan.accumulate(block, points)
     return scan.gradients(layout.unsort(dh), layout.unsort(dc))
+
+
+class CfCStep:
+    """A scan of one step that is run again and again: each call reads x, dt and the state anew from the arrays that it was made with.
+
+    Args:
+        spec: the static part.
+        arrays: what `cfc_forward` takes, contiguous, with T = 1 and without lengths and dropout.
+
+    Example:
+        >>> import numpy as np
+        >>> from ember_mlx.reference import CfCSpec, CfCStep
+        >>> stage = {"w_x": np.zeros((12, 4)), "w_h": np.zeros((12, 3)), "b": np.ones(12)}
+        >>> arrays = {"x": np.ones((1, 2, 4)), "dt": np.ones((1, 2)), "h0": np.zeros((2, 3)), "stages": [stage]}
+        >>> step = CfCStep(CfCSpec(stages=((0, 3),)), arrays)
+        >>> for _ in range(5):
+        ...     arrays["h0"][...] = step()[0]
+    """
+
+    def __init__(self, spec: CfCSpec, arrays: Tree):
+        scan = _Scan(spec, arrays, Scratch(arrays["h0"].dtype))
+        self.steps = _Steps(scan, scan.block(0, 1, None))
+        self.h, self.c = arrays["h0"], arrays.get("c0")
+        self.after = [np.empty_like(a) for a in (self.h, self.c) if a is not None]
+
+    def __call__(self) -> list[Array]:
+        """The state after the step, [h] or [h, c], (B, H) each; the next call overwrites it."""
+        self.steps.project()
+        self.steps.run(self.steps.block.steps[0], self.h, self.c, self.after)
+        return self.after
 
 
 class _Slopes(NamedTuple):
@@ -391,6 +411,32 @@ class _Rows:
         if self.dropout:
             z[:, :-1] *= self.dropout[k][rows]
         return z
+
+
+class _Steps:
+    """The steps of a block, run one after another."""
+
+    def __init__(self, scan: "_Scan", block: _Block):
+        self.scan, self.block = scan, block
+        self.stages = [(stage, _Rows(stage, block, trace)) for stage, trace in zip(scan.stages, block.traces, strict=True)]
+        self.project()
+
+    def project(self) -> None:
+        """The inputs' part of all steps."""
+        self.projected, self.projected_gates = self.scan.project(self.block)
+
+    def run(self, rows: slice, h: Array, c: Array | None, after: list[Array]) -> tuple[Array, Array | None]:
+        """From the state (n, H) before a step to the one after it, in `after`: h, and c with mixed memory."""
+        lstm, gates, projected = self.scan.lstm, self.block.gates, self.projected_gates
+        if lstm is not None and c is not None and projected is not None and gates is not None:
+            h, c = lstm.step(projected[:, rows], h, c[: len(h)], gates[:, rows], out=after[1])
+        below = None
+        for stage, at in self.stages:
+            inputs = self.projected[..., rows, :] if below is None else stage.project(below)
+            at.run(rows, inputs, h[:, stage.units])
+            below = after[0][:, stage.units]
+            at.heads.next(rows, out=below)
+        return after[0], c
 
 
 class _StagePoint(NamedTuple):

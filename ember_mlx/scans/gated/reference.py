@@ -126,6 +126,40 @@ def gated_backward(
         return scan.gradients(d_x, d_state)
 
 
+class GatedStep:
+    """A scan of one step that is run again and again: each call reads x and the state anew from the arrays that it was made with.
+
+    Args:
+        spec: the static part.
+        arrays: what `gated_forward` takes, contiguous, with T = 1 and without lengths.
+
+    Example:
+        >>> import numpy as np
+        >>> from ember_mlx.reference import GatedSpec, GatedStep
+        >>> arrays = {"w_x": np.zeros((1, 3, 4)), "w_h": np.eye(3)[None], "b": np.ones((1, 3)), "x": np.ones((1, 1, 2, 4))}
+        >>> arrays["h0"] = np.zeros((1, 2, 3))
+        >>> step = GatedStep(GatedSpec("relu"), arrays)
+        >>> for _ in range(5):
+        ...     arrays["h0"][...] = step()[0]
+        >>> float(arrays["h0"][0, 0, 0])
+        5.0
+    """
+
+    def __init__(self, spec: GatedSpec, arrays: Tree):
+        self.scan = _Scan(spec, arrays, Scratch(arrays["h0"].dtype))
+        self.block = self.scan.block(0, 1)
+        self.gates = self.scan.gates_of(None, self.block)
+        self.before = [arrays[name] for name in self.scan.states]
+        self.after = [np.empty_like(a) for a in self.before]
+
+    def __call__(self) -> list[Array]:
+        """The state after the step, [h] or [h, c], (D, B, H) each; the next call overwrites it."""
+        self.scan.project(self.block, self.gates)
+        self.scan.cell.gates(self.scan.of_state(self.before[0]), self.gates)
+        self.scan.cell.update(self.gates, self.before, self.after)
+        return self.after
+
+
 class _Point(NamedTuple):
     """A block of N steps at its states, and what the pull leaves there."""
 
@@ -389,14 +423,16 @@ class _Scan:
 
     def initial(self) -> list[Array]:
         """The states before the first step, in packed order."""
-        return [np.stack([self.layout.sort(a) for a in self.arrays[name]]) for name in self._states()]
+        return [np.stack([self.layout.sort(a) for a in self.arrays[name]]) for name in self.states]
 
-    def _states(self) -> list[str]:
+    @property
+    def states(self) -> list[str]:
+        """The names of the initial ones."""
         return [name for name in ("h0", "c0") if name in self.arrays]
 
     def results(self) -> list[Array]:
         """Memory for the outputs."""
-        return [self._padded(self.arrays[name].shape[2]) for name in self._states()]
+        return [self._padded(self.arrays[name].shape[2]) for name in self.states]
 
     def like_inputs(self) -> Array:
         """Memory for the inputs' gradient."""
@@ -496,6 +532,6 @@ class _Scan:
         if "b_hn" in self.arrays:
             totals["b_hn"] = products[:, -1, :, -1]
         result = {name: a.reshape(self.arrays[name].shape) for name, a in totals.items()} | {"x": d_x}
-        for name, d in zip(self._states(), d_state, strict=True):
+        for name, d in zip(self.states, d_state, strict=True):
             result[name] = np.stack([self.layout.unsort(a) for a in d])
         return result

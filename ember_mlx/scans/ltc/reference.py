@@ -95,6 +95,37 @@ def ltc_backward(
     return _joined(parts, run_parts(run, parts, memories))
 
 
+class LTCStep:
+    """A scan of one step that is run again and again: each call reads u, dt and the state anew from the arrays that it was made with.
+
+    Args:
+        spec: the static part.
+        arrays: what `ltc_forward` takes, contiguous, with T = 1 and without lengths.
+
+    Example:
+        >>> import numpy as np
+        >>> from ember_mlx.reference import LTCSpec, LTCStep, Synapses
+        >>> synapse = {name: np.ones(1) for name in ("w", "sigma", "mu", "erev")}
+        >>> arrays = {"u": np.ones((1, 3, 1)), "dt": np.ones((1, 3)), "v0": np.zeros((3, 2)), "synapses": synapse, "sensory": synapse}
+        >>> arrays |= {name: np.ones(2) for name in ("gleak", "vleak", "cm")}
+        >>> step = LTCStep(LTCSpec(Synapses([[1, 0], [0, 0]]), Synapses([[0, 1]])), arrays)
+        >>> for _ in range(5):
+        ...     arrays["v0"][...] = step()[0]
+    """
+
+    def __init__(self, spec: LTCSpec, arrays: Tree):
+        self.scan = _Scan(spec, arrays, Scratch(arrays["v0"].dtype))
+        self.v, self.c = arrays["v0"], arrays.get("c0")
+        self.cells = [] if self.c is None else [np.empty_like(self.c)]
+
+    def __call__(self) -> list[Array]:
+        """The state after the step, [v] or [v, c], (B, H) each; the next call overwrites it."""
+        block = self.scan.block(0, 1)
+        projected = None if self.scan.lstm is None else self.scan.lstm.project(block.x)
+        v, _ = self.scan.through_memory(projected, block.steps[0], self.v, self.c, self.cells)
+        return [self.scan.step(v, block, 0, None), *self.cells]
+
+
 class _Memory(NamedTuple):
     """What a thread may keep."""
 
@@ -152,10 +183,7 @@ def _forward(spec: LTCSpec, arrays: Tree, memory: "_Memory", going: Going) -> tu
             states, *cells = (layout.room(layout.flat(a), block.rows, scratch(f"states{k}", block.N, H)) for k, a in enumerate(results))
             projected = None if scan.lstm is None else scan.lstm.project(block.x)
             for k, rows in enumerate(block.steps):
-                v = v[: rows.stop - rows.start]
-                if scan.lstm is not None and c is not None and projected is not None:
-                    gates = scratch("gates", *scan.lstm.trace_shape(len(v)))
-                    v, c = scan.lstm.step(projected[:, rows], v, c[: len(v)], gates, out=cells[0][rows])
+                v, c = scan.through_memory(projected, rows, v[: rows.stop - rows.start], c, cells)
                 states[rows] = v = scan.step(v, block, k, trace)
             v = scratch.copy("v", v)  # the next block overwrites the states of this one
             c = None if c is None else scratch.copy("c", c)
@@ -300,6 +328,15 @@ class _Scan:
         v, sums, active = np.split(memory, np.cumsum([(E + 1) * steps * H * n, 2 * E * steps * H * n]))
         active = self.synapses.laid_out(active, E, steps, n)
         return _Trace(v.reshape(E + 1, steps, H, n), sums.reshape(E, steps, H, 2, n), active)
+
+    def through_memory(
+        self, projected: Array | None, rows: slice, v: Array, c: Array | None, cells: list[Array]
+    ) -> tuple[Array, Array | None]:
+        """(v, c) before a step -> what the solver begins with, and c; `projected` is the inputs' part of the LSTM for the block."""
+        if self.lstm is None or c is None or projected is None:
+            return v, c
+        gates = self.scratch("gates", *self.lstm.trace_shape(len(v)))
+        return self.lstm.step(projected[:, rows], v, c[: len(v)], gates, out=cells[0][rows])
 
     def step(self, v: Array, block: _Block, k: int, trace: _Trace | None) -> Array:
         """Step k of a block: v (n, H) -> (n, H). It leaves its part of the trace, if there is one."""

@@ -108,6 +108,32 @@ def quantum_backward(
     return scan.gradients(*(layout.unsort(part) for part in dh))
 
 
+class QuantumStep:
+    """A scan of one step that is run again and again: each call reads x, dt, t and the state anew from the arrays that it was made with.
+
+    Args:
+        spec: the static part.
+        arrays: what `quantum_forward` takes, contiguous, with T = 1 and without lengths and noise.
+
+    Example:
+        >>> import numpy as np
+        >>> from ember_mlx.reference import QuantumSpec, QuantumStep
+        >>> arrays = {"w_x": np.ones((3, 4)), "b": np.zeros(3), "omega": np.ones((3, 3)), "w_h": np.eye(3), "tau": np.ones(3)}
+        >>> arrays |= {"x": np.ones((1, 2, 4)), "dt": np.ones((1, 2)), "h_c0": np.zeros((2, 3)), "h_s0": np.zeros((2, 3))}
+        >>> step = QuantumStep(QuantumSpec(), arrays)
+        >>> for _ in range(5):
+        ...     arrays["h_c0"][...], arrays["h_s0"][...] = step()
+    """
+
+    def __init__(self, spec: QuantumSpec, arrays: Tree):
+        self.scan = _Scan(spec, arrays, Scratch(arrays["h_c0"].dtype))
+        self.block, self.before = self.scan.block(0, 1), (arrays["h_c0"], arrays["h_s0"])
+
+    def __call__(self) -> Array:
+        """The state after the step, h_c and h_s (2, B, H); the next call overwrites it."""
+        return self.scan.step.run(self.before, self.scan.drive.project(self.block), self.block.dt, None)
+
+
 class _Block(NamedTuple):
     """Some whole steps, n rows in all."""
 

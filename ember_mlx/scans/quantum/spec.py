@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+# The parameter is f in this unit: a phase changes by 2 pi t times what f does, so an optimizer's usual steps are too long for f itself.
+FREQUENCY_UNIT = 0.01
+
 
 @dataclass(frozen=True)
 class QuantumSpec:
