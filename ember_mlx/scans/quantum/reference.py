@@ -30,6 +30,7 @@ from .spec import QuantumSpec
 
 Tree = dict[str, Any]
 Pair = tuple[Array, Array]  # real and imaginary part
+WAVES = 2**15  # sines of the harmonic drive that are made at a time, unless those of one input are more: they stay in the cache
 BLOCK_ROWS = 800  # rows (step and sequence) recomputed at a time: enough for products on two threads, few enough to bound the memory
 
 
@@ -171,7 +172,7 @@ class _LinearDrive:
 
 
 class _HarmonicDrive:
-    """u_j = sum_i x_i a_ij sin(2 pi f_ij t + phi_ij) + b_j, input by input: a block's sines of all inputs would take I times the memory."""
+    """u_j = sum_i x_i a_ij sin(2 pi f_ij t + phi_ij) + b_j, a few inputs at a time: the sines of all would take I times the memory."""
 
     def __init__(self, arrays: Tree, scratch: Scratch):
         self.a, self.f, self.phi = (np.ascontiguousarray(arrays[name].T) for name in ("w_x", "f", "phi"))  # (I, H)
@@ -182,14 +183,17 @@ class _HarmonicDrive:
 
     def project(self, block: _Block) -> Array:
         """(n, H) for a block of steps."""
-        u = self.scratch("u", block.n, len(self.b))
+        (I, H), n = self.a.shape, block.n
+        u, together = self.scratch("u", n, H), max(1, WAVES // (n * H))
         u[...] = self.b
-        for i, a in enumerate(self.a):
-            wave = self._phase(block, i)
+        for first in range(0, I, together):
+            some = slice(first, first + together)
+            wave = np.multiply(self.angular[some, None], block.t, out=self.scratch("waves", len(self.a[some]), n, H))
+            wave += self.phi[some, None]
             np.sin(wave, out=wave)
-            wave *= a
-            wave *= block.x[:, i : i + 1]
-            u += wave  # (1)
+            wave *= self.a[some, None]
+            wave *= block.x.T[some, :, None]
+            u += wave[0] if len(wave) == 1 else wave.sum(axis=0)  # (1)
         return u
 
     def pull(self, block: _Block, du: Array, dx: Array) -> Array:
