@@ -368,13 +368,13 @@ def test_w_tau_leaves_its_initial_zero(batch):
 
 
 def test_dropout_drops_this_part_and_keeps_the_mean():
-    (factors,) = CfC(6, I, backbone_dropout=0.1, backbone_units=10)._dropout(mx.ones((100, 10)))["dropout"]
+    (factors,) = CfC(6, I, backbone_dropout=0.1, backbone_units=10)._dropout(mx.ones((100, 10)), [None])["dropout"]
     assert 0.08 < (factors == 0).mean().item() < 0.12
     assert 0.97 < factors.mean().item() < 1.03
 
 
 def test_all_can_be_dropped():
-    (factors,) = CfC(6, I, backbone_dropout=1.0, backbone_units=10)._dropout(mx.ones((10, 10)))["dropout"]
+    (factors,) = CfC(6, I, backbone_dropout=1.0, backbone_units=10)._dropout(mx.ones((10, 10)), [None])["dropout"]
     assert (factors == 0).all()
 
 

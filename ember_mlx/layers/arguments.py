@@ -24,6 +24,7 @@ class Steps(NamedTuple):
         lengths: (B,) int32 valid steps, or None where all are.
         batched: whether the caller's x had a batch axis.
         batch_first: whether the caller's batch axis comes first.
+        key: of the random numbers that these steps draw; None: MLX's own state.
     """
 
     x: mx.array
@@ -31,6 +32,11 @@ class Steps(NamedTuple):
     lengths: mx.array | None
     batched: bool
     batch_first: bool
+    key: mx.array | None = None
+
+    def keys(self, count: int) -> list[mx.array | None]:
+        """Keys for so many draws."""
+        return [None] * count if self.key is None else list(mx.random.split(self.key, count))
 
     @property
     def valid(self) -> mx.array | None:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..checks import check_flag, check_names
+from ..checks import check_flag, check_integer, check_names
 from ..errors import bad_argument
 from ..scans.several import Scans, run_scans
 from ..wiring import NeuronMap, map_from_config, map_to_config
-from .arguments import StateLayout, Steps, check_call_options, dtype_name, read_state, read_steps, type_name
+from .arguments import StateLayout, Steps, check_call_options, compute_dtype, dtype_name, read_state, read_steps, type_name
+from .checkpointing import run_in_parts
 from .maps import map_id
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class RecurrentLayer(nn.Module):
         batch_first: whether x is (B, T, I) or (T, B, I).
         go_backwards: whether each sequence is processed from its last valid step to its first; y is in the order of processing,
             and each step keeps its own time delta.
+        checkpoint_steps: steps of a part, of which only the states before it are kept for the backward; None: the sequence is one part.
     """
 
     state_names: tuple[str, ...] = ("h",)
@@ -80,16 +82,29 @@ class RecurrentLayer(nn.Module):
     bare_state: bool = False
     run_options: tuple[str, ...] = ()
     read_options: tuple[str, ...] = ()
-    settings: ClassVar[dict[str, Check]] = dict.fromkeys(("return_sequences", "return_state", "batch_first", "go_backwards"), check_flag)
+    draws: bool = False
+    """Whether it draws random numbers in training, beside those that a key gives."""
+    settings: ClassVar[dict[str, Check]] = {
+        **dict.fromkeys(("return_sequences", "return_state", "batch_first", "go_backwards"), check_flag),
+        "checkpoint_steps": lambda owner, name, value: None if value is None else check_integer(owner, name, value),
+    }
     """The constructor's arguments that may be set later too, and how each is checked whenever it is; the others are fixed."""
 
     def __init__(
-        self, input_size: int, units: int, return_sequences: bool, return_state: bool, batch_first: bool, go_backwards: bool = False
+        self,
+        input_size: int,
+        units: int,
+        return_sequences: bool,
+        return_state: bool,
+        batch_first: bool,
+        go_backwards: bool = False,
+        checkpoint_steps: int | None = None,
     ):
         super().__init__()
         self.input_size, self.units = input_size, units
         self.return_sequences, self.return_state = return_sequences, return_state
         self.batch_first, self.go_backwards = batch_first, go_backwards
+        self.checkpoint_steps = checkpoint_steps
 
     def __setattr__(self, name: str, value: Any) -> None:
         owner = type(self).__name__
@@ -139,6 +154,37 @@ class RecurrentLayer(nn.Module):
     def run(self, steps: Steps, state: list[mx.array | None], **options: Any) -> tuple[mx.array, list[mx.array]]:
         """Run the recurrence; see `scans`."""
         return run_scans([self.scans(steps, state, **options)], keep=self.training)[0]
+
+    def _run(
+        self, steps: Steps, state: list[mx.array | None], sequences: bool, run_options: dict[str, Any], read_options: dict[str, Any]
+    ) -> tuple[mx.array, list[mx.array]]:
+        """What the caller sees of every step (T, B, O) or of the last (B, O), and the states after it; in parts where that is wanted."""
+
+        def run(layer: Any, steps: Steps, state: list[Any]) -> tuple[mx.array, list[mx.array]]:
+            y, final = layer.run(steps, state, **run_options)
+            y = layer.read_out(y, steps, **read_options)
+            return (y if sequences else layer.last_step(y, steps)), final
+
+        size = self.part_size(steps)
+        if size is None or not self.can_be_cut:
+            return run(self, steps, state)
+        key = run_options.pop("key", None)
+        return run_in_parts(self, run, steps, self.filled(state, steps), size, sequences, key, self.training and self.draws)
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether a sequence's steps can be run in parts one after another."""
+        return True
+
+    def part_size(self, steps: Steps) -> int | None:
+        """The steps of a part, where there is more than one."""
+        size: int | None = self.checkpoint_steps
+        return None if size is None or steps.x.shape[0] <= size else size
+
+    def filled(self, state: list[mx.array | None], steps: Steps) -> list[mx.array]:
+        """The states with zeros for None."""
+        shapes, dtype = [layout.shape(steps.x.shape[1], True) for layout in self.state_layouts], compute_dtype(steps.x, self.dtype)
+        return [mx.zeros(shape, dtype) if a is None else a.astype(dtype) for a, shape in zip(state, shapes, strict=True)]
 
     def scans(self, steps: Steps, state: list[mx.array | None], **options: Any) -> Scans:
         """The recurrence as a computation that asks for its scans: it yields each and gets its outputs.
@@ -203,9 +249,9 @@ class RecurrentLayer(nn.Module):
         steps, state = self.read_call(x, initial_state, time_deltas, lengths)
         run_options = {name: options.pop(name) for name in self.run_options if name in options}
         self.check_read_options(**options)
-        y, final = self.run(steps, state, **run_options)
-        y = self.read_out(y, steps, **options).astype(mx.result_type(x.dtype, self.dtype))
-        y = steps.to_caller(y) if sequences else steps.without_batch(self.last_step(y, steps))
+        y, final = self._run(steps, state, sequences, run_options, options)
+        y = y.astype(mx.result_type(x.dtype, self.dtype))
+        y = steps.to_caller(y) if sequences else steps.without_batch(y)
         return (y, self.state_to_caller([steps.without_batch(a) for a in final])) if with_state else y
 
     def read_call(self, x: Any, initial_state: Any, time_deltas: Any, lengths: Any) -> tuple[Steps, list[mx.array | None]]:

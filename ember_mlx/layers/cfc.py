@@ -120,10 +120,12 @@ class CfC(RecurrentLayer):
         return_state: bool = False,
         batch_first: bool = True,
         go_backwards: bool = False,
+        checkpoint_steps: int | None = None,
     ):
         owner = type(self).__name__
         neuron_map = built_map(owner, neuron_map, input_size)
-        super().__init__(neuron_map.require_input_dim(), neuron_map.units, return_sequences, return_state, batch_first, go_backwards)
+        flags = return_sequences, return_state, batch_first, go_backwards, checkpoint_steps
+        super().__init__(neuron_map.require_input_dim(), neuron_map.units, *flags)
         self.neuron_map = neuron_map
         self.mode, self.activation = check_choice(owner, "mode", mode, MODES), check_choice(owner, "activation", activation, ACTIVATIONS)
         self.backbone_units, self.backbone_layers = backbone_size(owner, neuron_map, backbone_units, backbone_layers)
@@ -157,6 +159,11 @@ class CfC(RecurrentLayer):
         if self.proj_size is not None:
             size = self.neuron_map.output_dim if self.output == "motor" else H
             self.proj = linear_weights(self.proj_size, size)
+
+    @property
+    def draws(self) -> bool:  # type: ignore[override]
+        """Where there is dropout."""
+        return self.backbone_dropout > 0
 
     @property
     def output_size(self) -> int:
@@ -205,19 +212,20 @@ class CfC(RecurrentLayer):
     def _arrays(self, steps: Steps, initial: dict[str, mx.array], dt: mx.array) -> Tree:
         """The scan's arrays; x and the weights in their own precision, states and times in that of the sums."""
         arrays: Tree = {"x": steps.x, "dt": dt, "h0": initial["h"], "stages": [stage.scan_tree() for stage in self.stages]}
-        arrays |= self._dropout(dt) | ({} if steps.lengths is None else {"lengths": steps.lengths})
+        arrays |= self._dropout(dt, steps.keys(self.backbone_layers)) | ({} if steps.lengths is None else {"lengths": steps.lengths})
         if self.mixed_memory:
             lstm = self.lstm
             arrays |= {"c0": initial["c"], "lstm": {"w_x": lstm["Wx"], "w_h": lstm["Wh"], "b": lstm["bias"]}}
         return arrays
 
-    def _dropout(self, dt: mx.array) -> Tree:
+    def _dropout(self, dt: mx.array, keys: list[mx.array | None]) -> Tree:
         """The backbone's dropout factors, drawn for all steps (T, B) before the scan."""
         p = self.backbone_dropout
         if not (self.training and p > 0 and self.backbone_layers):
             return {}
         shape = (*dt.shape, self.backbone_units or 0)
-        return {"dropout": [mx.random.bernoulli(1 - p, shape).astype(dt.dtype) / (1 - p or 1) for _ in range(self.backbone_layers)]}
+        drawn = [mx.random.bernoulli(1 - p, shape, key) for key in keys]
+        return {"dropout": [kept.astype(dt.dtype) / (1 - p or 1) for kept in drawn]}
 
     def check_read_options(self, *, output: str | None = None) -> None:  # type: ignore[override]
         """Raise a ValueError for an output that there is not."""

@@ -1,5 +1,6 @@
 """The gated layers RNN, LSTM and GRU."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import mlx.core as mx
@@ -12,9 +13,10 @@ from ..scans.gated.scan import GRU as GRU_SCAN
 from ..scans.gated.scan import LSTM as LSTM_SCAN
 from ..scans.gated.scan import RNN as RNN_SCAN
 from ..scans.gated.spec import GatedSpec
-from ..scans.several import Scan, Scans
+from ..scans.several import Scan, Scans, run_scans
 from .arguments import StateLayout, Steps, compute_dtype
 from .base import Check, RecurrentLayer
+from .checkpointing import Run, run_in_parts
 from .initial import uniform
 
 DIRECTIONS = ("forward", "backward")
@@ -48,10 +50,11 @@ class GatedLayer(RecurrentLayer):
         return_state: bool,
         batch_first: bool,
         go_backwards: bool,
+        checkpoint_steps: int | None,
     ):
         owner = type(self).__name__
         input_size, hidden_size = check_integer(owner, "input_size", input_size), check_integer(owner, "hidden_size", hidden_size)
-        super().__init__(input_size, hidden_size, return_sequences, return_state, batch_first, go_backwards)
+        super().__init__(input_size, hidden_size, return_sequences, return_state, batch_first, go_backwards, checkpoint_steps)
         self.hidden_size, self.num_layers = hidden_size, check_integer(owner, "num_layers", num_layers)
         self.bias, self.bidirectional = check_flag(owner, "bias", bias), check_flag(owner, "bidirectional", bidirectional)
         self.dropout = dropout
@@ -70,6 +73,11 @@ class GatedLayer(RecurrentLayer):
 
     def _direction(self, inputs: int) -> "GatedDirection":
         return GatedDirection(self.cell, inputs, self.hidden_size, self.bias, self.proj_size)
+
+    @property
+    def draws(self) -> bool:  # type: ignore[override]
+        """Where there is dropout."""
+        return self.dropout > 0
 
     @property
     def num_directions(self) -> int:
@@ -96,37 +104,73 @@ class GatedLayer(RecurrentLayer):
     def scans(self, steps: Steps, state: list[mx.array | None]) -> Scans:  # type: ignore[override]
         """The scan of each layer; see RecurrentLayer.scans."""
         u = steps.x.astype(compute_dtype(steps.x, self.dtype))
-        initial = [self._by_layer(a, layout, u) for a, layout in zip(state, self.state_layouts, strict=True)]
-        spec, final = GatedSpec(self.cell), []
-        for k, directions in enumerate(self.layers):
-            arrays = self._weights(list(directions.values()), u.dtype)
-            arrays |= {f"{name}0": parts[k] for name, parts in zip(self.state_names, initial, strict=True)}
-            arrays["x"] = mx.stack([u, steps.turned(u)]) if self.bidirectional else mx.expand_dims(u, 0)
-            if steps.lengths is not None:
-                arrays["lengths"] = steps.lengths
-            both = yield Scan(self.recurrence, spec, arrays)
-            outputs = [_by_direction(a) for a in both]
+        initial, final = self._by_layer(state, u), []
+        for k in range(self.num_layers):
+            x = mx.stack([u, steps.turned(u)]) if self.bidirectional else mx.expand_dims(u, 0)
+            outputs = yield from self._layer(k, DIRECTIONS[: self.num_directions], steps, x, initial[k])
             final.append([[steps.last(a) for a in parts] for parts in outputs])
-            u = mx.concatenate([outputs[0][0], steps.turned(outputs[0][1])], axis=2) if self.bidirectional else outputs[0][0]
-            if k + 1 < self.num_layers:
-                u = self._dropped(u)
+            u = self._between(k, steps, outputs[0])
         return u, [mx.stack([a for layer in final for a in layer[s]]) for s in range(len(self.state_names))]
 
-    def _by_layer(self, a: mx.array | None, layout: StateLayout, like: mx.array) -> list[mx.array]:
-        """A state in parts of (D, B, F), one a layer."""
-        a = mx.zeros(layout.shape(like.shape[1], True), like.dtype) if a is None else a.astype(like.dtype)
-        return list(mx.split(a, self.num_layers))
+    def _layer(self, k: int, directions: Sequence[str], steps: Steps, x: mx.array, state: list[mx.array]) -> Scans:
+        """The scan of layer k in some directions, from x (D, T, B, I) and states (D, B, F): for each state D times (T, B, F)."""
+        arrays = self._weights([self.layers[k][name] for name in directions], x.dtype)
+        arrays |= {"x": x} | {f"{name}0": a for name, a in zip(self.state_names, state, strict=True)}
+        arrays |= {} if steps.lengths is None else {"lengths": steps.lengths}
+        outputs = yield Scan(self.recurrence, GatedSpec(self.cell), arrays)
+        return [_by_direction(a) for a in outputs]
+
+    def _between(self, k: int, steps: Steps, h: list[mx.array]) -> mx.array:
+        """From layer k's h in each direction to what the layer above takes, or the caller."""
+        u = mx.concatenate([h[0], steps.turned(h[1])], axis=2) if self.bidirectional else h[0]
+        return self._dropped(u, steps.keys(self.num_layers)[k]) if k + 1 < self.num_layers else u
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Not in both directions: the layer above needs the whole of the backward run."""
+        return not self.bidirectional
+
+    def run(self, steps: Steps, state: list[mx.array | None], **options: Any) -> tuple[mx.array, list[mx.array]]:
+        """Run the recurrence; in both directions each direction of each layer in parts, where that is wanted."""
+        size = self.part_size(steps)
+        if size is None or self.can_be_cut:
+            return super().run(steps, state, **options)
+        u, final = steps.x.astype(compute_dtype(steps.x, self.dtype)), []
+        for k, initial in enumerate(self._by_layer(state, u)):
+            runs = []
+            for d, (x, name) in enumerate(zip((u, steps.turned(u)), DIRECTIONS, strict=True)):
+                own = [mx.expand_dims(a[d], 0) for a in initial]
+                runs.append(run_in_parts(self, self._run_of(k, name), steps._replace(x=x), own, size, True))
+            final.append([mx.concatenate(list(pair)) for pair in zip(*(last for _, last in runs), strict=True)])
+            u = self._between(k, steps, [y for y, _ in runs])
+        return u, [mx.concatenate(list(parts)) for parts in zip(*final, strict=True)]
+
+    def _run_of(self, k: int, direction: str) -> Run:
+        """One direction of layer k, for parts of its steps."""
+
+        def run(layer: Any, steps: Steps, state: list[mx.array]) -> tuple[mx.array, list[mx.array]]:
+            scan = layer._layer(k, [direction], steps, mx.expand_dims(steps.x, 0), state)
+            outputs = run_scans([scan], keep=layer.training)[0]
+            return outputs[0][0], [mx.expand_dims(steps.last(parts[0]), 0) for parts in outputs]
+
+        return run
+
+    def _by_layer(self, state: list[mx.array | None], like: mx.array) -> list[list[mx.array]]:
+        """For each layer its states, (D, B, F) each."""
+        shapes = [layout.shape(like.shape[1], True) for layout in self.state_layouts]
+        given = [mx.zeros(shape, like.dtype) if a is None else a.astype(like.dtype) for a, shape in zip(state, shapes, strict=True)]
+        return [list(parts) for parts in zip(*(mx.split(a, self.num_layers) for a in given), strict=True)]
 
     def _weights(self, directions: list["GatedDirection"], dtype: mx.Dtype) -> Tree:
         """The scan's weights, of one layer."""
         parts = [direction.scan_tree(dtype) for direction in directions]
         return {name: mx.stack([part[name] for part in parts]) for name in parts[0]}
 
-    def _dropped(self, u: mx.array) -> mx.array:
+    def _dropped(self, u: mx.array, key: mx.array | None = None) -> mx.array:
         """Dropout between layers, in training."""
         if not (self.training and self.dropout):
             return u
-        kept = mx.random.bernoulli(1 - self.dropout, u.shape).astype(u.dtype)
+        kept = mx.random.bernoulli(1 - self.dropout, u.shape, key).astype(u.dtype)
         return u * kept / (1 - self.dropout or 1)
 
     def output_of(self, state: list[mx.array]) -> mx.array:
@@ -250,8 +294,9 @@ class RNN(GatedLayer):
         return_state: bool = False,
         batch_first: bool = True,
         go_backwards: bool = False,
+        checkpoint_steps: int | None = None,
     ):
-        flags = return_sequences, return_state, batch_first, go_backwards
+        flags = return_sequences, return_state, batch_first, go_backwards, checkpoint_steps
         super().__init__(input_size, hidden_size, num_layers, bias, dropout, bidirectional, *flags)
         self.activation = check_choice(type(self).__name__, "activation", activation, RNN_ACTIVATIONS)
         self._make_parameters()
@@ -338,8 +383,9 @@ class LSTM(GatedLayer):
         return_state: bool = False,
         batch_first: bool = True,
         go_backwards: bool = False,
+        checkpoint_steps: int | None = None,
     ):
-        flags = return_sequences, return_state, batch_first, go_backwards
+        flags = return_sequences, return_state, batch_first, go_backwards, checkpoint_steps
         super().__init__(input_size, hidden_size, num_layers, bias, dropout, bidirectional, *flags)
         self.proj_size = None if proj_size is None else check_integer(type(self).__name__, "proj_size", proj_size)
         if proj_size is not None and proj_size >= hidden_size:
@@ -423,7 +469,8 @@ class GRU(GatedLayer):
         return_state: bool = False,
         batch_first: bool = True,
         go_backwards: bool = False,
+        checkpoint_steps: int | None = None,
     ):
-        flags = return_sequences, return_state, batch_first, go_backwards
+        flags = return_sequences, return_state, batch_first, go_backwards, checkpoint_steps
         super().__init__(input_size, hidden_size, num_layers, bias, dropout, bidirectional, *flags)
         self._make_parameters()

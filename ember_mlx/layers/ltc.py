@@ -118,10 +118,12 @@ class LTC(RecurrentLayer):
         return_state: bool = False,
         batch_first: bool = True,
         go_backwards: bool = False,
+        checkpoint_steps: int | None = None,
     ):
         owner = type(self).__name__
         neuron_map = built_map(owner, neuron_map, input_size)
-        super().__init__(neuron_map.require_input_dim(), neuron_map.units, return_sequences, return_state, batch_first, go_backwards)
+        flags = return_sequences, return_state, batch_first, go_backwards, checkpoint_steps
+        super().__init__(neuron_map.require_input_dim(), neuron_map.units, *flags)
         self.neuron_map = neuron_map
         self.input_mapping = check_mapping(owner, "input_mapping", input_mapping)
         self.output_mapping = check_mapping(owner, "output_mapping", output_mapping)

@@ -108,10 +108,12 @@ class LQNet(RecurrentLayer):
         *,
         input_size: int | None = None,
         go_backwards: bool = False,
+        checkpoint_steps: int | None = None,
     ):
         owner = type(self).__name__
         neuron_map = built_map(owner, neuron_map, input_size)
-        super().__init__(neuron_map.require_input_dim(), neuron_map.units, return_sequences, return_state, batch_first, go_backwards)
+        flags = return_sequences, return_state, batch_first, go_backwards, checkpoint_steps
+        super().__init__(neuron_map.require_input_dim(), neuron_map.units, *flags)
         self.neuron_map = neuron_map
         self.nu_0, self.beta, self.noise_scale = nu_0, beta, noise_scale
         self.keep_map_id(neuron_map)
@@ -125,6 +127,11 @@ class LQNet(RecurrentLayer):
         self.Omega = mx.random.uniform(-1 / math.sqrt(H), 1 / math.sqrt(H), (H, H))
         self.B_noise = mx.eye(H)
         self.made()
+
+    @property
+    def draws(self) -> bool:  # type: ignore[override]
+        """Where there is noise."""
+        return self.noise_scale > 0
 
     @property
     def state_layouts(self) -> tuple[StateLayout, ...]:
@@ -179,7 +186,7 @@ class LQNet(RecurrentLayer):
         check_key(type(self).__name__, key)
         if not (self.training and self.noise_scale > 0):
             return {}
-        xi = mx.random.normal((*steps.x.shape[:2], 2 * self.units), key=key).astype(dtype)
+        xi = mx.random.normal((*steps.x.shape[:2], 2 * self.units), key=steps.key if key is None else key).astype(dtype)
         return {"xi": xi, "w_noise": mx.array(self.noise_scale, dtype) * self.B_noise.T.astype(dtype)}
 
     def _extra_repr(self) -> str:
@@ -242,6 +249,7 @@ class CTRQNet(LQNet):
         *,
         input_size: int | None = None,
         go_backwards: bool = False,
+        checkpoint_steps: int | None = None,
     ):
         super().__init__(
             neuron_map,
@@ -253,6 +261,7 @@ class CTRQNet(LQNet):
             batch_first,
             input_size=input_size,
             go_backwards=go_backwards,
+            checkpoint_steps=checkpoint_steps,
         )
         owner = type(self).__name__
         self.time_scale_factor = parameter_of_map(self.neuron_map, "time_scale_factor", time_scale_factor, 1.0)

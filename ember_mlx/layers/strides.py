@@ -96,18 +96,22 @@ class StrideAware(RecurrentLayer):
         return_state: bool = False,
         batch_first: bool = True,
         go_backwards: bool = False,
+        checkpoint_steps: int | None = None,
     ):
         owner = type(self).__name__
         if not isinstance(layer, RecurrentLayer) or isinstance(layer, StrideAware):
             raise bad_argument(owner, "layer", "be a recurrent layer of ember_mlx without strides", type_name(layer), TypeError)
         config = layer.get_config()
+        if checkpoint_steps is None:
+            checkpoint_steps = config["checkpoint_steps"]
         for name in ("go_backwards", "bidirectional"):
             if config.get(name):
                 raise bad_argument(owner, "layer", "run forwards", f"{type(layer).__name__} with {name}=True")
         strides = check_strides(owner, stride_lengths)
-        super().__init__(layer.input_size, layer.units * len(strides), return_sequences, return_state, batch_first, go_backwards)
+        flags = return_sequences, return_state, batch_first, go_backwards, checkpoint_steps
+        super().__init__(layer.input_size, layer.units * len(strides), *flags)
         self._strides = tuple(strides)
-        self.layers = [type(layer).from_config(config) for _ in strides]
+        self.layers = [type(layer).from_config(config | {"checkpoint_steps": None}) for _ in strides]
         self.set_dtype(layer.dtype)
         self.train(layer.training)
         self.made()
@@ -149,18 +153,32 @@ class StrideAware(RecurrentLayer):
         states += _read_clock(owner, given[-1], batch, count, steps)
         return (steps.backwards() if self.go_backwards else steps), states
 
+    @property
+    def draws(self) -> bool:  # type: ignore[override]
+        """Where a layer does."""
+        return any(layer.draws for layer in self.layers)
+
+    def filled(self, state: list[mx.array | None], steps: Steps) -> list[mx.array]:
+        """The states with zeros for None, the clock's too."""
+        B, count, dtype = steps.x.shape[1], len(self.layers), compute_dtype(steps.x, self.dtype)
+        shapes = [layout.shape(B, True) for layer in self.layers for layout in layer.state_layouts]
+        *states, taken, elapsed = state
+        result = [mx.zeros(shape, dtype) if a is None else a.astype(dtype) for a, shape in zip(states, shapes, strict=True)]
+        result.append(mx.zeros((B, 1), mx.int32) if taken is None else taken)
+        return [*result, mx.zeros((B, count), dtype) if elapsed is None else elapsed.astype(dtype)]
+
     def run(self, steps: Steps, state: list[mx.array | None], **options: Any) -> tuple[mx.array, list[mx.array]]:
         """Run every stride's layer over its own steps, all together; see RecurrentLayer.scans."""
         *states, taken, elapsed = state
         dtype = compute_dtype(steps.x, self.dtype)
         own = {stride: own_steps(stride, steps, taken) for stride in self.stride_lengths}  # once: mx.compile fails at such copies
-        runs = []
+        runs, keys = [], steps.keys(len(self.layers))
         each = zip(self.layers, self.stride_lengths, split_key(type(self).__name__, options, len(self.layers)), strict=True)
         for k, (layer, stride, own_options) in enumerate(each):
             count = len(layer.state_layouts)
             initial, states = states[:count], states[count:]
             waited = None if elapsed is None else elapsed[:, k]
-            runs.append(stride_scans(layer, steps, own[stride], initial, waited, dtype, **own_options))
+            runs.append(stride_scans(layer, steps._replace(key=keys[k]), own[stride], initial, waited, dtype, **own_options))
         outputs, finals, since = zip(*run_scans(runs, keep=self.training), strict=True)
         T, B, _ = steps.x.shape
         passed = mx.full((B,), T, mx.int32) if steps.lengths is None else steps.lengths
@@ -216,6 +234,7 @@ class _StrideAwareOnMap(StrideAware):
         return_state: bool = False,
         batch_first: bool = True,
         go_backwards: bool = False,
+        checkpoint_steps: int | None = None,
         **options: Any,
     ):
         pattern = self.kind(neuron_map, input_size, **options)
@@ -226,6 +245,7 @@ class _StrideAwareOnMap(StrideAware):
             return_state=return_state,
             batch_first=batch_first,
             go_backwards=go_backwards,
+            checkpoint_steps=checkpoint_steps,
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -321,7 +341,7 @@ def stride_scans(
         mx.zeros(layout.shape(B, True), dtype) if a is None else a.astype(dtype)
         for a, layout in zip(state, layer.state_layouts, strict=True)
     ]
-    here = own.steps
+    here = own.steps._replace(key=steps.key)
     if waited is not None:
         here = here._replace(dt=mx.concatenate([here.dt[:1] + waited.astype(here.dt.dtype), here.dt[1:]]))
     y, final = yield from layer.scans(here, list(initial), **options)
