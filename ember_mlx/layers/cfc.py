@@ -62,6 +62,8 @@ class CfC(RecurrentLayer):
         batch_first: whether x is (B, T, I) or (T, B, I).
         go_backwards: whether each sequence is processed from its last valid step to its first. As in Keras, y is then in the order
             of processing. Each step keeps its own time delta.
+        checkpoint_steps: for long sequences, the steps of a part: only the states between parts are kept, and the backward computes each
+            part again. None: all is kept.
 
     Call:
         ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state, output)``

@@ -5,8 +5,9 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_unflatten
 
+from ..scans.recompute import recomputed
 from .arguments import Steps
 
 Tree = dict[str, Any]
@@ -38,39 +39,33 @@ def run_in_parts(
     Returns:
         y (T, B, O), or (B, O) of each sequence's last valid step, and the state after that.
     """
-    T, outputs = steps.x.shape[0], []
-    starts = range(0, T, size)
+    starts, lengths = range(0, steps.x.shape[0], size), steps.lengths
     if key is None and draws:  # the same numbers in the backward as in the forward
         key = mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)
-    keys = None if key is None else mx.random.split(key, len(starts))
-    y: mx.array | None = None
-    for k, start in enumerate(starts):
-        given = _part(steps, start, size) | {"parameters": layer.parameters(), "state": state}
-        given |= {} if keys is None else {"key": keys[k]}
+    names, parameters = zip(*tree_flatten(layer.parameters()), strict=True)
+    parts: Tree = {name: mx.split(a, list(starts)[1:]) for name, a in (("x", steps.x), ("dt", steps.dt))}
+    parts |= {} if lengths is None else {"lengths": [mx.clip(lengths - t, 0, len(x)) for t, x in zip(starts, parts["x"], strict=True)]}
+    parts |= {} if key is None else {"key": list(mx.random.split(key, len(starts)))}
 
-        @mx.checkpoint
-        def part(given: Tree) -> tuple[mx.array, list[mx.array]]:
-            given = tree_map(lambda a: a if mx.issubdtype(a.dtype, mx.floating) else mx.stop_gradient(a), given)
-            here = steps._replace(x=given["x"], dt=given["dt"], lengths=given.get("lengths"), key=given.get("key"))
-            return run(with_parameters(layer, given["parameters"]), here, given["state"])
+    def run_part(*leaves: mx.array) -> list[mx.array]:
+        """Some steps: from their arrays, the states and the parameters to y and the states."""
+        arrays = dict(zip(parts, leaves, strict=False))
+        before, own = leaves[len(arrays) : -len(names)], leaves[-len(names) :]
+        here = steps._replace(x=arrays["x"], dt=arrays["dt"], lengths=arrays.get("lengths"), key=arrays.get("key"))
+        y, after = run(with_parameters(layer, tree_unflatten(list(zip(names, own, strict=True)))), here, list(before))
+        return [y, *after]
 
-        y_part, after = part(given)
-        if steps.lengths is not None:
-            begun = (steps.lengths > start)[:, None]
+    part = recomputed(run_part, carried=len(names))
+    outputs: list[mx.array] = []
+    for start, *own in zip(starts, *parts.values(), strict=True):
+        y, *after = part(*own, *state, *parameters)
+        parameters, after = tuple(after[-len(names) :]), after[: -len(names)]
+        if lengths is not None:
+            begun = (lengths > start)[:, None]
             after = [mx.where(begun, new, old) for new, old in zip(after, state, strict=True)]
-            if not sequences and y is not None:
-                y_part = mx.where(begun, y_part, y)
-        y, state = y_part, after
-        outputs += [y] if sequences else []
-    return mx.concatenate(outputs) if sequences else y, state  # type: ignore[return-value]
-
-
-def _part(steps: Steps, start: int, size: int) -> Tree:
-    """The steps of a part."""
-    part = slice(start, start + size)
-    x = steps.x[part]
-    given = {"x": x, "dt": steps.dt[part]}
-    return given if steps.lengths is None else given | {"lengths": mx.clip(steps.lengths - start, 0, x.shape[0])}
+            y = y if sequences or not outputs else mx.where(begun, y, outputs[-1])
+        state, outputs = after, [*outputs, y] if sequences else [y]
+    return mx.concatenate(outputs) if sequences else outputs[-1], state
 
 
 def with_parameters(module: Any, parameters: Any) -> Any:

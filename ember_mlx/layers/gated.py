@@ -250,6 +250,8 @@ class RNN(GatedLayer):
         batch_first: whether x is (B, T, I) or (T, B, I).
         go_backwards: whether each sequence is processed from its last valid step to its first. As in Keras, y is then in the order
             of processing.
+        checkpoint_steps: for long sequences, the steps of a part: only the states between parts are kept, and the backward computes each
+            part again. None: all is kept.
 
     Call:
         ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state)``
@@ -335,6 +337,8 @@ class LSTM(GatedLayer):
         batch_first: whether x is (B, T, I) or (T, B, I).
         go_backwards: whether each sequence is processed from its last valid step to its first. As in Keras, y is then in the order
             of processing.
+        checkpoint_steps: for long sequences, the steps of a part: only the states between parts are kept, and the backward computes each
+            part again. None: all is kept.
 
     Call:
         ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state)``
@@ -424,6 +428,8 @@ class GRU(GatedLayer):
         batch_first: whether x is (B, T, I) or (T, B, I).
         go_backwards: whether each sequence is processed from its last valid step to its first. As in Keras, y is then in the order
             of processing.
+        checkpoint_steps: for long sequences, the steps of a part: only the states between parts are kept, and the backward computes each
+            part again. None: all is kept.
 
     Call:
         ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state)``

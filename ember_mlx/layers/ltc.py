@@ -64,6 +64,8 @@ class LTC(RecurrentLayer):
         batch_first: whether x is (B, T, I) or (T, B, I).
         go_backwards: whether each sequence is processed from its last valid step to its first. As in Keras, y is then in the order
             of processing. Each step keeps its own time delta.
+        checkpoint_steps: for long sequences, the steps of a part: only the states between parts are kept, and the backward computes each
+            part again. None: all is kept.
 
     Parameters: w, sigma, mu, erev have one value for each synapse of the map, (S,), ordered by target unit, then by source; with
     sensory_ before the name for each synapse of an input. gleak, vleak, cm (H,); input_w, input_b (I,); output_w, output_b (O,).

@@ -59,6 +59,8 @@ class LQNet(RecurrentLayer):
         batch_first: whether x is (B, T, I) or (T, B, I).
         input_size: I, features of x; may be left out where the map is built.
         go_backwards: whether each sequence is processed from its last valid step to its first; y is then in the order of processing.
+        checkpoint_steps: for long sequences, the steps of a part: only the states between parts are kept, and the backward computes each
+            part again. None: all is kept.
 
     Call:
         ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state, key)``
@@ -218,6 +220,8 @@ class CTRQNet(LQNet):
         batch_first: whether x is (B, T, I) or (T, B, I).
         input_size: I, features of x; may be left out where the map is built.
         go_backwards: whether each sequence is processed from its last valid step to its first; y is then in the order of processing.
+        checkpoint_steps: for long sequences, the steps of a part: only the states between parts are kept, and the backward computes each
+            part again. None: all is kept.
 
     Call, returns, raises: as :class:`LQNet`.
 

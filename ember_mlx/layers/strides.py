@@ -57,6 +57,8 @@ class StrideAware(RecurrentLayer):
         batch_first: whether x is (B, T, I) or (T, B, I).
         go_backwards: whether each sequence is processed from its last valid step to its first, from which step on the strides then count;
             y is in the order of processing, and each step keeps its own time delta.
+        checkpoint_steps: for long sequences, the steps of a part: only the states between parts are kept, and the backward computes each
+            part again. None: all is kept.
 
     Call:
         ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state)``
@@ -269,6 +271,8 @@ class StrideAwareCfC(_StrideAwareOnMap):
         return_state: whether the state is returned too.
         batch_first: whether x is (B, T, I) or (T, B, I).
         go_backwards: whether each sequence is processed from its last valid step to its first, from which step on the strides then count.
+        checkpoint_steps: for long sequences, the steps of a part: only the states between parts are kept, and the backward computes each
+            part again. None: all is kept.
         **options: of CfC: mode, backbone_units, backbone_layers, mixed_memory, output, ...
 
     Call, returns and errors as StrideAware: y (B, strides * H), or (B, T, strides * H) with return_sequences; the state is a list of
@@ -297,6 +301,8 @@ class StrideAwareLTC(_StrideAwareOnMap):
         return_state: whether the state is returned too.
         batch_first: whether x is (B, T, I) or (T, B, I).
         go_backwards: whether each sequence is processed from its last valid step to its first, from which step on the strides then count.
+        checkpoint_steps: for long sequences, the steps of a part: only the states between parts are kept, and the backward computes each
+            part again. None: all is kept.
         **options: of LTC: ode_unfolds, solver, input_mapping, output_mapping, ...
 
     Call, returns and errors as StrideAware: y (B, strides * O), or (B, T, strides * O) with return_sequences; the state is a list of v for

@@ -196,7 +196,7 @@ def _function(recurrence: Recurrence, form: str, spec: Hashable, like: Tree, kee
 
     @forward.jvp
     def forward_jvp(leaves: Any, tangents: Any) -> list[mx.array]:
-        return _jvp(ops, list(leaves), list(tangents))
+        return jvp_of_given(ops, list(leaves), list(tangents))
 
     @backward.vjp
     def backward_vjp(primals: Any, cotangents: Any, _: Any) -> Any:
@@ -208,7 +208,7 @@ def _function(recurrence: Recurrence, form: str, spec: Hashable, like: Tree, kee
     def backward_jvp(primals: Any, tangents: Any) -> list[mx.array]:
         leaves, _, dy = primals
         d_leaves, _, d_dy = tangents
-        return _jvp(lambda *a: ops_backward(list(a[: len(leaves)]), list(a[len(leaves) :])), [*leaves, *dy], [*d_leaves, *d_dy])
+        return jvp_of_given(lambda *a: ops_backward(list(a[: len(leaves)]), list(a[len(leaves) :])), [*leaves, *dy], [*d_leaves, *d_dy])
 
     return cast(Callable[..., list[mx.array]], forward)
 
@@ -254,7 +254,7 @@ def _kernel_forms(recurrence: Recurrence, kind: str, spec: Hashable, like: Tree)
     return run, run_back
 
 
-def _jvp(function: Callable[..., list[mx.array]], primals: list[mx.array], tangents: list[mx.array | None]) -> list[mx.array]:
+def jvp_of_given(function: Callable[..., list[mx.array]], primals: list[mx.array], tangents: list[mx.array | None]) -> list[mx.array]:
     """mx.jvp by those primals that have a tangent; zeros for the others would make mx.vmap of it fail at products of two of them."""
     given = {k: t for k, t in enumerate(tangents) if t is not None}
 
