@@ -63,13 +63,14 @@ def recomputed(function: Function, carried: int = 0) -> Function:
 
     @forward.vjp
     def forward_vjp(leaves: Any, cotangents: Any, outputs: Any) -> list[mx.array]:
+        leaves = _listed(leaves)
         given = [d for d, a in zip(_listed(cotangents), _listed(outputs), strict=True) if _is_real(a)]
-        gradients = iter(_listed(backward(list(leaves), given)))
+        gradients = iter(_listed(backward(leaves, given)))
         return [next(gradients) if _is_real(a) else mx.zeros_like(a) for a in leaves]
 
     @forward.jvp
     def forward_jvp(leaves: Any, tangents: Any) -> list[mx.array]:
-        return jvp_of_given(everything, list(leaves), list(tangents))
+        return jvp_of_given(everything, _listed(leaves), _listed(tangents))
 
     @backward.vjp
     def backward_vjp(primals: Any, cotangents: Any, _: Any) -> Any:
