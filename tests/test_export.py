@@ -101,8 +101,6 @@ def test_several_lengths_in_one_file(tmp_path):
 
 def test_a_named_backend_says_what_to_do(tmp_path):
     module = made("cfc")
-    with (
-        use_backend("numpy"),
-        pytest.raises(RuntimeError, match="arrays have no values inside mx.compile, mx.vmap and export; use 'auto' or 'ops'"),
-    ):
+    said = r"no values inside mx\.compile, mx\.vmap and export; use 'auto' or 'ops'"
+    with use_backend("numpy"), pytest.raises(RuntimeError, match=said):
         mx.export_function(str(tmp_path / "layer.mlxfn"), lambda x: module(x), mx.zeros((B, T, I)))

@@ -12,7 +12,7 @@ from ..errors import bad_argument
 from ..scans.dispatch import can_evaluate
 
 MAX_LENGTHS_SHOWN = 4
-CALL_ARGUMENTS = ("x", "initial_state", "time_deltas", "lengths", "return_sequences", "return_state")
+CALL_ARGUMENTS = ("x", "initial_state", "time_deltas", "lengths", "return_sequences", "return_state", "return_states")
 
 
 class Steps(NamedTuple):
@@ -25,6 +25,7 @@ class Steps(NamedTuple):
         batched: whether the caller's x had a batch axis.
         batch_first: whether the caller's batch axis comes first.
         key: of the random numbers that these steps draw; None: MLX's own state.
+        every: whether the states of every step are wanted, not those after the last one alone.
     """
 
     x: mx.array
@@ -33,6 +34,24 @@ class Steps(NamedTuple):
     batched: bool
     batch_first: bool
     key: mx.array | None = None
+    every: bool = False
+
+    def kept(self, a: mx.array) -> mx.array:
+        """Of a state after each step, (T, B, F), what is wanted: all of it, or (B, F)."""
+        return a if self.every else self.last(a)
+
+    def last_of_stack(self, a: mx.array) -> mx.array:
+        """(..., T, B, F) -> (..., B, F) at each sequence's last valid step."""
+        return self.last(mx.moveaxis(a, -3, 0))
+
+    def elapsed(self, dt: mx.array) -> mx.array:
+        """The time that has passed, (B, 1), or (T, B, 1) after each step, 0 past each length."""
+        dt = dt if self.valid is None else mx.where(self.valid, dt, 0)
+        return mx.expand_dims(mx.cumsum(dt, axis=0) if self.every else dt.sum(axis=0), -1)
+
+    def without_padding(self, a: mx.array) -> mx.array:
+        """(..., T, B, F), 0 past each length."""
+        return a if self.valid is None else mx.where(mx.expand_dims(self.valid, -1), a, 0)
 
     def keys(self, count: int) -> list[mx.array | None]:
         """Keys for so many draws."""
@@ -46,12 +65,12 @@ class Steps(NamedTuple):
         return mx.arange(self.x.shape[0])[:, None] < self.lengths[None, :]
 
     def last(self, a: mx.array) -> mx.array:
-        """(T, B, F) -> (B, F) at each sequence's last valid step, by means that can be differentiated more than once."""
+        """(T, ..., B, F) -> (..., B, F) at each sequence's last valid step, by means that can be differentiated more than once."""
         T = a.shape[0]
         if self.lengths is None:
             return mx.split(a, [T - 1])[1].squeeze(0)
         is_last = mx.arange(T)[:, None] == self.lengths - 1  # (T, B)
-        return mx.where(is_last[:, :, None], a, 0).sum(axis=0)
+        return mx.where(is_last.reshape(T, *[1] * (a.ndim - 3), -1, 1), a, 0).sum(axis=0)
 
     def backwards(self) -> "Steps":
         """The same sequences, each one's valid steps in reverse order, every step with its own dt."""
@@ -66,10 +85,10 @@ class Steps(NamedTuple):
         return a if self.batched else a.squeeze(-2)
 
     def to_caller(self, y: mx.array) -> mx.array:
-        """(T, B, F) -> the caller's layout; unbatched: (T, F)."""
+        """(..., T, B, F) -> the caller's layout; unbatched: (..., T, F)."""
         if not self.batched:
-            return y.squeeze(1)
-        return y.swapaxes(0, 1) if self.batch_first else y
+            return y.squeeze(-2)
+        return y.swapaxes(-3, -2) if self.batch_first else y
 
 
 def read_steps(owner: str, x: Any, time_deltas: Any, lengths: Any, input_size: int, batch_first: bool) -> Steps:

@@ -179,7 +179,7 @@ class RecurrentLayer(nn.Module):
     def part_size(self, steps: Steps) -> int | None:
         """The steps of a part, where there is more than one."""
         size: int | None = self.checkpoint_steps
-        return None if size is None or steps.x.shape[0] <= size else size
+        return None if size is None or steps.every or steps.x.shape[0] <= size else size
 
     def filled(self, state: list[mx.array | None], steps: Steps) -> list[mx.array]:
         """The states with zeros for None."""
@@ -236,9 +236,14 @@ class RecurrentLayer(nn.Module):
         *,
         return_sequences: bool | None = None,
         return_state: bool | None = None,
+        return_states: bool = False,
         **options: Any,
     ) -> Any:
-        """Run the layer over a batch of sequences; see the class for the shapes."""
+        """Run the layer over a batch of sequences; see the class for the shapes.
+
+        With `return_states` the last of what is returned are the states after every step: in the form of the state, each (..., B, T, F) in
+        the place of (..., B, F), in the order of y's steps and layout of y, zero past each length; `checkpoint_steps` is of no use then.
+        """
         owner = type(self).__name__
         sequences = self.return_sequences if return_sequences is None else check_flag(owner, "return_sequences", return_sequences)
         with_state = self.return_state if return_state is None else check_flag(owner, "return_state", return_state)
@@ -249,10 +254,21 @@ class RecurrentLayer(nn.Module):
         steps, state = self.read_call(x, initial_state, time_deltas, lengths)
         run_options = {name: options.pop(name) for name in self.run_options if name in options}
         self.check_read_options(**options)
+        steps = steps._replace(every=self.check_states_wanted(return_states))
         y, final = self._run(steps, state, sequences, run_options, options)
         y = y.astype(mx.result_type(x.dtype, self.dtype))
-        y = steps.to_caller(y) if sequences else steps.without_batch(y)
-        return (y, self.state_to_caller([steps.without_batch(a) for a in final])) if with_state else y
+        result = [steps.to_caller(y) if sequences else steps.without_batch(y)]
+        every = [steps.without_padding(a) for a in final] if steps.every else []
+        if with_state:
+            final = [steps.last_of_stack(a) for a in every] if steps.every else final
+            result.append(self.state_to_caller([steps.without_batch(a) for a in final]))
+        if steps.every:
+            result.append(self.state_to_caller([steps.to_caller(a) for a in every]))
+        return tuple(result) if len(result) > 1 else result[0]
+
+    def check_states_wanted(self, return_states: Any) -> bool:
+        """Whether the states after every step are wanted, or an error."""
+        return check_flag(type(self).__name__, "return_states", return_states)
 
     def read_call(self, x: Any, initial_state: Any, time_deltas: Any, lengths: Any) -> tuple[Steps, list[mx.array | None]]:
         """A call's arguments, checked: the sequences in the order of processing, and each state as in `state_layouts`, or None."""

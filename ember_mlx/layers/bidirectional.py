@@ -4,6 +4,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_map
 
 from ..checks import check_flag
 from ..errors import bad_argument
@@ -69,6 +70,7 @@ class Bidirectional(nn.Module):
         *,
         return_sequences: bool | None = None,
         return_state: bool | None = None,
+        return_states: bool = False,
         **options: Any,
     ) -> Any:
         """Run both layers over a batch of sequences; see the class for the shapes."""
@@ -76,13 +78,17 @@ class Bidirectional(nn.Module):
         sequences = layer.return_sequences if return_sequences is None else check_flag(OWNER, "return_sequences", return_sequences)
         with_state = layer.return_state if return_state is None else check_flag(OWNER, "return_state", return_state)
         self._check_states(x, initial_state, time_deltas, lengths)
-        options |= {"return_sequences": sequences, "return_state": True}
+        options |= {"return_sequences": sequences, "return_state": True, "return_states": return_states}
         pair = zip((layer, self.backward_layer), _pair(initial_state), split_key(OWNER, options, 2), strict=True)
-        (forward, state), (backward, state_back) = (each(x, initial, time_deltas, lengths, **own) for each, initial, own in pair)
+        (forward, state, *every), (backward, state_back, *every_back) = (
+            each(x, initial, time_deltas, lengths, **own) for each, initial, own in pair
+        )
         if sequences:
             backward = _in_order(backward, lengths, layer.batch_first)
-        y = mx.concatenate([forward, backward], axis=-1)
-        return (y, (state, state_back)) if with_state else y
+        result = [mx.concatenate([forward, backward], axis=-1), *([(state, state_back)] if with_state else [])]
+        if every:
+            result.append((every[0], tree_map(lambda a: _in_order(a, lengths, layer.batch_first), every_back[0])))
+        return tuple(result) if len(result) > 1 else result[0]
 
     def _check_states(self, x: Any, initial_state: Any, time_deltas: Any, lengths: Any) -> None:
         """Raise an error for a state of either direction before the other has run."""
@@ -124,8 +130,12 @@ def _pair(initial_state: Any) -> tuple[Any, Any]:
 
 
 def _in_order(y: mx.array, lengths: Any, batch_first: bool) -> mx.array:
-    """From the order of processing to that of x, in the caller's layout."""
-    if y.ndim == 2:
-        return turned(y, None)
-    lengths = None if lengths is None else integer_array(OWNER, lengths).astype(mx.int32)
-    return turned(y.swapaxes(0, 1), lengths).swapaxes(0, 1) if batch_first else turned(y, lengths)
+    """(B, T, F) or (T, B, F), with a first axis of layers (S, ...), or (..., T, F) without batch: from the order of processing to x's."""
+    if lengths is None:
+        axis = -2 if batch_first or y.ndim == 2 else -3
+        return mx.moveaxis(turned(mx.moveaxis(y, axis, 0), None), 0, axis)
+    y = y.swapaxes(-3, -2) if batch_first else y
+    y = y if y.ndim == 3 else y.transpose(1, 2, 0, 3)  # (T, B, ...)
+    y = turned(y, integer_array(OWNER, lengths).astype(mx.int32))
+    y = y if y.ndim == 3 else y.transpose(2, 0, 1, 3)
+    return y.swapaxes(-3, -2) if batch_first else y

@@ -66,7 +66,7 @@ class CfC(RecurrentLayer):
             part again. None: all is kept.
 
     Call:
-        ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state, output)``
+        ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state, return_states, output)``
 
         x: (B, T, I), or (T, I) without batch; floating point.
         initial_state: [h, t], with mixed_memory [h, c, t], each (B, H) or None for zeros.
@@ -78,6 +78,7 @@ class CfC(RecurrentLayer):
         y (B, H), or (B, T, H) with return_sequences (O or proj_size in place of H as chosen), in the promoted dtype of x and the
         parameters. With return_state (y, [h, t]) or (y, [h, c, t]): float32 (B, H) each; t is each unit's clock, the time that it
         has integrated so far, time_scale_factor included.
+        With return_states, last of all, the states after every step, each (..., B, T, F) in place of (..., B, F).
 
     Raises:
         TypeError: an argument of a wrong kind or dtype.
@@ -207,9 +208,7 @@ class CfC(RecurrentLayer):
         dt = steps.dt.astype(dtype) * mx.array(self.time_scale_factor, dtype)
         spec = CfCSpec(self.stage_units, self.mode, self.activation, self.mixed_memory)
         outputs = yield Scan(CFC, spec, self._arrays(steps, initial, dt))
-        elapsed = dt if steps.valid is None else mx.where(steps.valid, dt, 0)
-        clock = initial["t"] + elapsed.sum(axis=0)[:, None]
-        return outputs[0], [*(steps.last(a) for a in outputs), clock]
+        return outputs[0], [*(steps.kept(a) for a in outputs), initial["t"] + steps.elapsed(dt)]
 
     def _arrays(self, steps: Steps, initial: dict[str, mx.array], dt: mx.array) -> Tree:
         """The scan's arrays; x and the weights in their own precision, states and times in that of the sums."""

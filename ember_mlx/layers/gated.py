@@ -108,7 +108,7 @@ class GatedLayer(RecurrentLayer):
         for k in range(self.num_layers):
             x = mx.stack([u, steps.turned(u)]) if self.bidirectional else mx.expand_dims(u, 0)
             outputs = yield from self._layer(k, DIRECTIONS[: self.num_directions], steps, x, initial[k])
-            final.append([[steps.last(a) for a in parts] for parts in outputs])
+            final.append([[steps.kept(steps.turned(a) if d and steps.every else a) for d, a in enumerate(parts)] for parts in outputs])
             u = self._between(k, steps, outputs[0])
         return u, [mx.stack([a for layer in final for a in layer[s]]) for s in range(len(self.state_names))]
 
@@ -254,7 +254,7 @@ class RNN(GatedLayer):
             part again. None: all is kept.
 
     Call:
-        ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state)``
+        ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state, return_states)``
 
         x: (B, T, I), or (T, I) without batch; floating point.
         initial_state: [h], (num_layers * num_directions, B, H), or None for zeros.
@@ -265,6 +265,7 @@ class RNN(GatedLayer):
         y (B, T, H * num_directions), or (B, H * num_directions) without return_sequences, in the promoted dtype of x and the
         parameters. With return_state (y, [h]): float32, (num_layers * num_directions, B, H), in the order layer 0 forward,
         layer 0 backward, layer 1 forward ... Without batch y is (T, ...) and a state (num_layers * num_directions, H).
+        With return_states, last of all, the states after every step, each (..., B, T, F) in place of (..., B, F).
 
     Raises:
         TypeError: an argument of a wrong kind or dtype.
@@ -341,7 +342,7 @@ class LSTM(GatedLayer):
             part again. None: all is kept.
 
     Call:
-        ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state)``
+        ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state, return_states)``
 
         x: (B, T, I), or (T, I) without batch; floating point.
         initial_state: (h, c), each (num_layers * num_directions, B, H) or None for zeros; h (..., proj_size) where that is given.
@@ -353,6 +354,7 @@ class LSTM(GatedLayer):
         parameters. With return_state (y, (h, c)): float32, (num_layers * num_directions, B, H) each, in the order layer 0 forward,
         layer 0 backward, layer 1 forward ... Without batch y is (T, ...) and a state (num_layers * num_directions, H). With proj_size
         y and h have proj_size features in place of H.
+        With return_states, last of all, the states after every step, each (..., B, T, F) in place of (..., B, F).
 
     Raises:
         TypeError: an argument of a wrong kind or dtype.
@@ -432,7 +434,7 @@ class GRU(GatedLayer):
             part again. None: all is kept.
 
     Call:
-        ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state)``
+        ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state, return_states)``
 
         x: (B, T, I), or (T, I) without batch; floating point.
         initial_state: [h], (num_layers * num_directions, B, H), or None for zeros.
@@ -443,6 +445,7 @@ class GRU(GatedLayer):
         y (B, T, H * num_directions), or (B, H * num_directions) without return_sequences, in the promoted dtype of x and the
         parameters. With return_state (y, [h]): float32, (num_layers * num_directions, B, H), in the order layer 0 forward,
         layer 0 backward, layer 1 forward ... Without batch y is (T, ...) and a state (num_layers * num_directions, H).
+        With return_states, last of all, the states after every step, each (..., B, T, F) in place of (..., B, F).
 
     Raises:
         TypeError: an argument of a wrong kind or dtype.

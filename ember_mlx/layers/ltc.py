@@ -1,10 +1,13 @@
 """The liquid time-constant layer."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+from numpy.typing import NDArray
 
-from ..checks import check_choice, check_flag, check_integer, check_not_negative, check_size
+from ..checks import check_choice, check_flag, check_integer, check_not_negative, check_positive, check_size
 from ..errors import bad_argument
 from ..scans.dispatch import scan
 from ..scans.ltc.ops import drives, synapse_sums
@@ -12,7 +15,7 @@ from ..scans.ltc.scan import LTC as RECURRENCE
 from ..scans.ltc.spec import SOLVERS, LTCSpec
 from ..scans.ltc.synapses import Synapses
 from ..scans.several import Scan, Scans
-from ..wiring import NeuronMap
+from ..wiring import NeuronMap, map_to_config
 from .arguments import Steps, compute_dtype
 from .base import Check, RecurrentLayer
 from .maps import built_map
@@ -71,7 +74,7 @@ class LTC(RecurrentLayer):
     sensory_ before the name for each synapse of an input. gleak, vleak, cm (H,); input_w, input_b (I,); output_w, output_b (O,).
 
     Call:
-        ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state)``
+        ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state, return_states)``
 
         x: (B, T, I), or (T, I) without batch; floating point.
         initial_state: v (B, H), or None for zeros; with mixed_memory a list [v, c] of such.
@@ -82,6 +85,7 @@ class LTC(RecurrentLayer):
     Returns:
         y (B, T, O), or (B, O) without return_sequences, in the promoted dtype of x and the parameters. With return_state (y, v), or
         with mixed_memory (y, [v, c]): float32 (B, H) each.
+        With return_states, last of all, the states after every step, each (..., B, T, F) in place of (..., B, F).
 
     Raises:
         TypeError: an argument of a wrong kind or dtype.
@@ -175,6 +179,51 @@ class LTC(RecurrentLayer):
         places = self._synapses.sources * self.units + self._synapses.targets
         return mx.zeros((self.units**2,), w.dtype).at[mx.array(places)].add(w * self.erev).reshape(1, self.units, self.units)
 
+    def prune(self, threshold: float) -> "LTC":
+        """Return a layer without this one's weak synapses, which computes what this one would if their w were 0, for less.
+
+        A synapse costs its share of each step, in time and memory; the new layer can be trained on, pruned again and saved.
+
+        Args:
+            threshold: a synapse with less than that w, or sensory_w, is dropped: the conductance, after the softplus of
+                `implicit_param_constraints`.
+
+        Returns:
+            A new layer; this one stays as it is.
+
+        Raises:
+            TypeError: threshold is no number.
+            ValueError: threshold is not above 0, or not finite.
+
+        Example:
+            >>> from ember_mlx import LTC
+            >>> layer = LTC(20, 4)
+            >>> fewer = layer.prune(1.0)
+            >>> bool(fewer.neuron_map.synapse_count < layer.neuron_map.synapse_count), bool(fewer.prune(1.0).w.size == fewer.w.size)
+            (True, True)
+        """
+        threshold = check_positive(type(self).__name__, "threshold", threshold)
+        kept = {"": self._conductances("w") >= threshold, "sensory_": self._conductances("sensory_w") >= threshold}
+        masks = []
+        for prefix, synapses in (("", self._synapses), ("sensory_", self._sensory)):
+            mask = np.zeros((synapses.inputs, synapses.units), bool)
+            mask[synapses.sources, synapses.targets] = kept[prefix]
+            masks.append(mask)
+        config = self.get_config() | {"neuron_map": map_to_config(self.neuron_map.prune(*masks))}
+        layer = cast(LTC, type(self).from_config(config))
+        layer.set_dtype(self.dtype)
+        values = {name: a for name, a in tree_flatten(self.parameters()) if name != "map_id"}
+        for prefix, mask in kept.items():
+            values |= {f"{prefix}{name}": values[f"{prefix}{name}"][mx.array(mask.nonzero()[0])] for name in PARAMETERS}
+        layer.load_weights(list(values.items()), strict=False)
+        layer.freeze(keys=list(self._no_grad), recurse=False)
+        return cast(LTC, layer.train(self.training))
+
+    def _conductances(self, name: str) -> NDArray[np.float32]:
+        """Of the synapses, (S,)."""
+        w = self[name].astype(mx.float32)
+        return np.array(mx.logaddexp(w, mx.zeros_like(w)) if self.implicit_param_constraints else w)
+
     def apply_weight_constraints(self) -> None:
         """Raise negative w, sensory_w and gleak to 0, and cm to at least 1e-6; nothing to do with implicit_param_constraints.
 
@@ -192,7 +241,7 @@ class LTC(RecurrentLayer):
     def scans(self, steps: Steps, state: list[mx.array | None]) -> Scans:  # type: ignore[override]
         """The scan of the layer; see RecurrentLayer.scans. Its output is v of all units."""
         outputs = yield Scan(RECURRENCE, self._spec(), self._arrays(steps, state))
-        return outputs[0], [steps.last(a) for a in outputs]
+        return outputs[0], [steps.kept(a) for a in outputs]
 
     def _spec(self) -> LTCSpec:
         return LTCSpec(self._synapses, self._sensory, self.ode_unfolds, self.epsilon, self.solver, self.mixed_memory)

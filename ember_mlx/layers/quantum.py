@@ -63,7 +63,7 @@ class LQNet(RecurrentLayer):
             part again. None: all is kept.
 
     Call:
-        ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state, key)``
+        ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state, return_states, key)``
 
         x: (B, T, I), or (T, I) without batch; floating point.
         initial_state: [h_c, h_s, t], (B, H), (B, H) and (B, 1), or None, for each or all of them, for zeros.
@@ -77,6 +77,7 @@ class LQNet(RecurrentLayer):
     Returns:
         y (B, T, H), or (B, H) without return_sequences, in the promoted dtype of x and the parameters. With return_state
         (y, [h_c, h_s, t]): float32; t is the time elapsed.
+        With return_states, last of all, the states after every step, each (..., B, T, F) in place of (..., B, F).
 
     Raises:
         TypeError: an argument of a wrong kind or dtype.
@@ -153,8 +154,7 @@ class LQNet(RecurrentLayer):
         arrays |= self._noise(steps, dtype, key)
         arrays |= {"t": t[:, 0] + mx.cumsum(dt, axis=0)} if self._spec.harmonic else {}
         h_c, h_s = yield Scan(QUANTUM, self._spec, arrays)
-        elapsed = dt if steps.valid is None else mx.where(steps.valid, dt, 0)
-        return h_c + h_s, [steps.last(h_c), steps.last(h_s), t + elapsed.sum(axis=0)[:, None]]
+        return h_c + h_s, [steps.kept(h_c), steps.kept(h_s), t + steps.elapsed(dt)]
 
     def output_of(self, state: list[mx.array]) -> mx.array:
         """h_c + h_s."""

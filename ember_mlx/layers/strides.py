@@ -194,6 +194,13 @@ class StrideAware(RecurrentLayer):
         turn = MOST_STEPS - MOST_STEPS % math.lcm(*self.stride_lengths)
         return mx.where(taken >= turn, taken - turn, taken) if turn else taken
 
+    def check_states_wanted(self, return_states: Any) -> bool:
+        """Refused: each layer has steps of its own."""
+        if super().check_states_wanted(return_states):
+            expected = "be False, for each stride has steps of its own; call its layer, one of `layers`"
+            raise bad_argument(type(self).__name__, "return_states", expected, return_states)
+        return False
+
     def state_to_caller(self, state: list[mx.array]) -> Any:
         """Each stride's state as its layer gives it, then [steps, elapsed]."""
         result: list[Any] = []

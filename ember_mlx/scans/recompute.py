@@ -103,7 +103,7 @@ def _copy(a: mx.array) -> mx.array:
     return as_mlx(np.array(a, order="C"))
 
 
-def _listed(arrays: Any) -> list[mx.array]:
+def _listed(arrays: Any) -> list[Any]:
     """What a custom function takes and gives: MLX makes a list of one array that array."""
     return [arrays] if isinstance(arrays, mx.array) else list(arrays)
 

@@ -305,6 +305,33 @@ class NeuronMap:
         """
         self._sensory_adjacency = self._with_synapse(self.sensory_adjacency_matrix, source, target, polarity)
 
+    def prune(self, keep: ArrayLike | None = None, keep_sensory: ArrayLike | None = None) -> Self:
+        """Return a map with some of this one's synapses; this one stays as it is.
+
+        Args:
+            keep: (units, units) of bool or 0 and 1, indexed [source, target]: the recurrent synapses to keep; None: all.
+            keep_sensory: (inputs, units), the same for those from the inputs; None: all.
+
+        Returns:
+            A map of the same class, with the same layers.
+
+        Raises:
+            TypeError: if a mask holds neither bool nor integers.
+            ValueError: if a mask has another shape or other numbers, or `keep_sensory` is given while the map is unbuilt.
+
+        Example:
+            >>> pair = NeuronMap(2, adjacency_matrix=[[0, 1], [-1, 0]])
+            >>> pair.prune(keep=[[1, 1], [0, 1]]).adjacency_matrix.tolist()
+            [[0, 1], [0, 0]]
+        """
+        config = self.get_config()
+        if keep is not None:
+            config["adjacency_matrix"] = self.adjacency_matrix * self._check_keep("keep", keep, self.adjacency_matrix)
+        if keep_sensory is not None:
+            sensory = self.sensory_adjacency_matrix
+            config["sensory_adjacency_matrix"] = sensory * self._check_keep("keep_sensory", keep_sensory, sensory)
+        return type(self).from_config(config)
+
     def freeze(self) -> None:
         """Let no synapse be added from now on; a layer does this to its copy of a map, whose synapses are in its parameters.
 
@@ -477,6 +504,17 @@ class NeuronMap:
         changed = matrix.copy()  # a matrix that somebody holds never changes
         changed[source, target] = polarity
         return changed
+
+    def _check_keep(self, name: str, keep: ArrayLike, matrix: NDArray[np.int8]) -> NDArray[np.int8]:
+        """A mask of 0 and 1."""
+        owner, mask = type(self).__name__, check_rectangular(type(self).__name__, name, keep)
+        if mask.dtype.kind not in "biu":
+            raise bad_argument(owner, name, "hold bool or 0 and 1", mask.dtype, TypeError)
+        if mask.shape != matrix.shape:
+            raise bad_argument(owner, name, f"have shape {matrix.shape}", mask.shape)
+        if not np.isin(mask, (0, 1)).all():
+            raise bad_argument(owner, name, "hold bool or 0 and 1", mask.max())
+        return mask.astype(np.int8)
 
     def _check_layers(
         self, layers: Sequence[ArrayLike] | None, names: Sequence[str] | None
