@@ -59,7 +59,7 @@ def test_it_can_be_saved_trained_and_pruned_to_nothing(tmp_path):
     assert nothing.neuron_map.synapse_count == nothing.neuron_map.sensory_synapse_count == 0
     assert mx.isfinite(nothing(x)).all()
     pruned.load_weights(list(tree_flatten(layer.parameters())), strict=False)
-    with pytest.raises(ValueError, match="must be those of a layer on the same neuron map|must have shape"):
+    with pytest.raises(ValueError, match=r"must be those of a layer on the same neuron map|must have shape"):
         pruned(x)
 
 
