@@ -26,6 +26,7 @@ MODELS = {
     "lstm": "mlx.nn.LSTM, time deltas as another input; three times as slow",
     "gru": "mlx.nn.GRU, time deltas as another input; twice as slow",
 }
+PRECISIONS = ("float32", "bfloat16", "float16")
 LEAST_NCP_UNITS = 4
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
@@ -72,6 +73,13 @@ def model_name(text: str) -> str:
     return text
 
 
+def precision(text: str) -> str:
+    """A type for the dtypes of a training step."""
+    if text not in PRECISIONS:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(PRECISIONS)}; got {text!r}")
+    return text
+
+
 def make_parser() -> Parser:
     models = "\n".join(f"  {name:<10} {text}" for name, text in MODELS.items())
     parser = Parser(
@@ -87,6 +95,7 @@ def make_parser() -> Parser:
     parser.add_argument("--epochs", type=whole(1), metavar="N", help="passes over the training data (default: chosen for the model)")
     parser.add_argument("--batch-size", type=whole(1), metavar="N", help="sequences in a step (default: chosen for the data)")
     parser.add_argument("--lr", type=positive, metavar="RATE", help="highest learning rate (default: chosen for the model)")
+    parser.add_argument("--precision", type=precision, default="float32", metavar="NAME", help=f"{', '.join(PRECISIONS)}")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the weights and the order of the data (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where the picture goes (default: out)")
     return parser

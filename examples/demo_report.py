@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> None:
     console.print(
         f"{task.title}: {len(training.y)} to train on, {len(test.y)} to test, lengths {test.lengths.min()} to {test.lengths.max()}"
     )
-    history = train(model, (training, test), recipe, options.seed)
+    history = train(model, (training, test), recipe, options.seed, options.precision)
     picture = options.out / task.picture
     draw(picture, task, options.model, model, test, predict(model, test).argmax(axis=-1), history)
     console.print(results(task, options.model, model, recipe, history))

@@ -11,7 +11,7 @@ from ember_mlx.training import History, Sequences, fit
 WARM_UP = 0.04  # of all steps
 
 
-def train(model: nn.Module, data: tuple[Sequences, Sequences], recipe: Recipe, seed: int) -> History:
+def train(model: nn.Module, data: tuple[Sequences, Sequences], recipe: Recipe, seed: int, precision: str = "float32") -> History:
     """Train a model, showing the progress.
 
     Raises:
@@ -31,6 +31,7 @@ def train(model: nn.Module, data: tuple[Sequences, Sequences], recipe: Recipe, s
             learning_rate=_schedule(recipe, recipe.epochs * -(-len(training) // recipe.batch_size)),
             clip_norm=recipe.gradient_norm,
             seed=seed,
+            precision=precision,
         )
     except FloatingPointError as error:
         raise SystemExit(f"demo.py: error: {error} Try a smaller --lr than {recipe.lr:g}.") from error

@@ -112,6 +112,7 @@ def test_ctrl_c_ends_cleanly(tmp_path):
         (["--lr", "nan"], "--lr must be positive and finite, got nan"),
         (["--lr", "fast"], "--lr must be a number, got 'fast'"),
         (["--model", "cnn"], "--model must be one of cfc-mixed, cfc, ncp, lstm, gru; got 'cnn'"),
+        (["--precision", "int8"], "--precision must be one of float32, bfloat16, float16; got 'int8'"),
         (["--model", "ncp", "--units", "3"], "--units must be at least 4 for --model ncp, got 3"),
         (["--units"], "--units expected one argument"),
         (["--fast"], "unrecognized arguments: --fast"),
