@@ -169,7 +169,7 @@ PLANTS = {
     "times not used": (replaced(arguments, "_read_time_deltas", lambda read: lambda *given: mx.ones_like(read(*given))), "outputs: y"),
     "states not used": (replaced(base, "read_state", lambda read: lambda *given: [None] * len(read(*given))), "outputs: y"),
     "the ops form": (replaced(several, "scan", lambda scan: lambda *given: [1.001 * a for a in scan(*given)]), "ops outputs: y"),
-    "a push": (replaced(dispatch, "_jvp", lambda jvp: lambda *given: [1.01 * a for a in jvp(*given)]), "push"),
+    "a push": (replaced(dispatch, "jvp_of_given", lambda jvp: lambda *given: [1.01 * a for a in jvp(*given)]), "push"),
     "memory of an interrupted step": (of_form(hurt_by_an_interrupt()), "interrupted: "),
     "inside a transformation": (replaced(several, "scan", without_values), "mapped"),
     "memory of another thread": (of_form(shared_by_threads()), "two_threads: "),

@@ -184,7 +184,7 @@ class _HarmonicDrive:
     def project(self, block: _Block) -> Array:
         """(n, H) for a block of steps."""
         (I, H), n = self.a.shape, block.n
-        u, together = self.scratch("u", n, H), max(1, WAVES // (n * H))
+        u, together = self.scratch("u", n, H), max(1, WAVES // max(1, n * H))
         u[...] = self.b
         for first in range(0, I, together):
             some = slice(first, first + together)
