@@ -343,12 +343,14 @@ CALLS = {
     "key-of-another-layer": (
         TypeError,
         lambda: layer()(X, key=3),
-        "[CfC] a call's argument must be one of x, initial_state, time_deltas, lengths, return_sequences, return_state, return_states, output, got 'key'.",
+        "[CfC] a call's argument must be one of x, initial_state, time_deltas, lengths, return_sequences, return_state, return_states, output, "
+        "got 'key'.",
     ),
     "argument-of-ncps": (
         TypeError,
         lambda: Bidirectional(GRU(3, 4))(X, timespans=mx.ones((4, 5))),
-        "[GRU] a call's argument must be one of x, initial_state, time_deltas, lengths, return_sequences, return_state, return_states, got 'timespans'.",
+        "[GRU] a call's argument must be one of x, initial_state, time_deltas, lengths, return_sequences, return_state, return_states, "
+        "got 'timespans'.",
     ),
     "arguments-as-in-ncps": (
         TypeError,

@@ -9,6 +9,7 @@ import mlx.nn as nn
 
 from ..checks import check_flag, check_integer, check_names
 from ..errors import bad_argument
+from ..scans.dispatch import can_evaluate
 from ..scans.several import Scans, run_scans
 from ..wiring import NeuronMap, map_from_config, map_to_config
 from .arguments import StateLayout, Steps, check_call_options, compute_dtype, dtype_name, read_state, read_steps, type_name
@@ -179,7 +180,7 @@ class RecurrentLayer(nn.Module):
     def part_size(self, steps: Steps) -> int | None:
         """The steps of a part, where there is more than one."""
         size: int | None = self.checkpoint_steps
-        return None if size is None or steps.every or steps.x.shape[0] <= size else size
+        return None if size is None or steps.every or steps.x.shape[0] <= size or not can_evaluate([steps.x, steps.dt]) else size
 
     def filled(self, state: list[mx.array | None], steps: Steps) -> list[mx.array]:
         """The states with zeros for None."""

@@ -10,16 +10,16 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 
+from ..backend import use_backend
 from .dispatch import as_mlx, can_evaluate, jvp_of_given
 
 Function = Callable[..., list[mx.array]]
 
 
 def recomputed(function: Function, carried: int = 0) -> Function:
-    """The same function of arrays, keeping nothing for its gradients but the arrays.
+    """The same function of arrays that have values, keeping nothing for its gradients but the arrays.
 
-    It must not use other arrays that are differentiated. Its derivatives, of any order, are those of the function; integers have none. In
-    mx.vmap a gradient cannot be taken, for MLX 0.32.4 has no vmap of Depends.
+    It must not use other arrays that are differentiated. Its derivatives, of any order, are those of the function; integers have none.
 
     Args:
         function: arrays -> a list of arrays.
@@ -34,19 +34,23 @@ def recomputed(function: Function, carried: int = 0) -> Function:
         6.0
     """
 
-    def everything(*leaves: mx.array) -> list[mx.array]:
-        return [*function(*leaves), *leaves[len(leaves) - carried :]]
+    def of_reals(leaves: Sequence[mx.array]) -> tuple[list[int], Function]:
+        """Which leaves are real, and the real outputs as a function of these."""
+        reals = [k for k, a in enumerate(leaves) if _is_real(a)]
+
+        constants = [a if _is_real(a) else _copy(a) for a in leaves]  # MLX differentiates by integers too, where it can not
+
+        def of(*values: mx.array) -> list[mx.array]:
+            full = list(constants)
+            for k, value in zip(reals, values, strict=True):
+                full[k] = value
+            return [a for a in (*function(*full), *full[len(full) - carried :]) if _is_real(a)]
+
+        return reals, of
 
     def pull(leaves: Sequence[mx.array], cotangents: Sequence[mx.array]) -> list[mx.array]:
         """The gradients of the real leaves, from those of the real outputs."""
-        reals = [k for k, a in enumerate(leaves) if _is_real(a)]
-
-        def of(*values: mx.array) -> list[mx.array]:
-            full = [mx.stop_gradient(a) for a in leaves]
-            for k, value in zip(reals, values, strict=True):
-                full[k] = value
-            return [a for a in everything(*full) if _is_real(a)]
-
+        reals, of = of_reals(leaves)
         return mx.vjp(of, [leaves[k] for k in reals], list(cotangents))[1]
 
     @mx.custom_function
@@ -56,9 +60,6 @@ def recomputed(function: Function, carried: int = 0) -> Function:
     @mx.custom_function
     def backward(leaves: list[mx.array], cotangents: list[mx.array]) -> list[mx.array]:
         count = len(leaves)
-        if not can_evaluate([*leaves, *cotangents]):  # mx.compile would else take what the forward computed
-            leaves = list(mx.depends(leaves, cotangents))
-            return pull(leaves, cotangents)
         return _alone(lambda given: pull(given[:count], given[count:]), [*leaves, *cotangents])
 
     @forward.vjp
@@ -70,7 +71,12 @@ def recomputed(function: Function, carried: int = 0) -> Function:
 
     @forward.jvp
     def forward_jvp(leaves: Any, tangents: Any) -> list[mx.array]:
-        return jvp_of_given(everything, _listed(leaves), _listed(tangents))
+        leaves, tangents = _listed(leaves), _listed(tangents)
+        reals, of = of_reals(leaves)
+        with use_backend("ops"):  # the other forms compute the leaves, which here would part them from what they depend on
+            pushed = iter(jvp_of_given(of, [leaves[k] for k in reals], [tangents[k] for k in reals]))
+            outputs = [*function(*map(mx.stop_gradient, leaves)), *leaves[len(leaves) - carried :]]
+        return [next(pushed) if _is_real(a) else mx.zeros_like(a) for a in outputs]
 
     @backward.vjp
     def backward_vjp(primals: Any, cotangents: Any, _: Any) -> Any:
@@ -82,7 +88,8 @@ def recomputed(function: Function, carried: int = 0) -> Function:
     @backward.jvp
     def backward_jvp(primals: Any, tangents: Any) -> list[mx.array]:
         leaves, dy = primals
-        return jvp_of_given(lambda *a: pull(a[: len(leaves)], a[len(leaves) :]), [*leaves, *dy], [*tangents[0], *tangents[1]])
+        with use_backend("ops"):
+            return jvp_of_given(lambda *a: pull(a[: len(leaves)], a[len(leaves) :]), [*leaves, *dy], [*tangents[0], *tangents[1]])
 
     return cast(Function, forward)
 
@@ -99,8 +106,8 @@ def _alone(function: Callable[[Sequence[mx.array]], list[mx.array]], arrays: Seq
 def _copy(a: mx.array) -> mx.array:
     """The array's numbers alone."""
     if a.dtype == mx.bfloat16:
-        return mx.array(np.asarray(a.view(mx.uint16))).view(mx.bfloat16)
-    return as_mlx(np.array(a, order="C"))
+        return _copy(a.view(mx.uint16)).view(mx.bfloat16)
+    return as_mlx(np.array(a, order="C"))  # MLX takes no negative strides
 
 
 def _listed(arrays: Any) -> list[Any]:

@@ -58,6 +58,8 @@ def draw_config(draw, cell=None):
     config |= {"return_sequences": draw([True, True, False]), "train": draw([True, False]), "padding": draw([0.0, float("nan"), 1e30])}
     if name in ("LQNet", "CTRQNet") and (config["both"] or config["strides"]):
         config["train"] = False  # each part draws noise of its own
+    draws_noise = name in ("LQNet", "CTRQNet") and config["train"]
+    config["checkpoint_steps"] = None if draws_noise else draw([None, None, 1, 2, 4])
     config |= {"unused": draw(["nothing", "nothing", "y", "states"]), "again": draw([None, None, None, 0.5]), "seed": draw(range(10**6))}
     return config
 
@@ -81,7 +83,7 @@ def make_layer(config):
     """The layer with parameters near those that it starts with, in its dtype."""
     name, given, size, strides = config["cell"], config["options"], config["input_size"], config["strides"]
     mx.random.seed(config["seed"])
-    back = {"go_backwards": config["go_backwards"], "batch_first": config["batch_first"]}
+    back = {name: config[name] for name in ("go_backwards", "batch_first", "checkpoint_steps")}
     inner = {} if strides else back
     if name in MAPPED:
         described = dict(config["map"])
