@@ -343,8 +343,8 @@ CALLS = {
     "key-of-another-layer": (
         TypeError,
         lambda: layer()(X, key=3),
-        "[CfC] a call's argument must be one of x, initial_state, time_deltas, lengths, return_sequences, return_state, return_states, output, "
-        "got 'key'.",
+        "[CfC] a call's argument must be one of x, initial_state, time_deltas, lengths, return_sequences, return_state, return_states, "
+        "output, got 'key'.",
     ),
     "argument-of-ncps": (
         TypeError,

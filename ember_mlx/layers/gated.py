@@ -139,7 +139,7 @@ class GatedLayer(RecurrentLayer):
         for k, initial in enumerate(self._by_layer(state, u)):
             runs = []
             for d, (x, name) in enumerate(zip((u, steps.turned(u)), DIRECTIONS, strict=True)):
-                own = [mx.expand_dims(a[d], 0) for a in initial]
+                own = [mx.split(a, 2)[d] for a in initial]  # of an index the gradient has no jvp
                 runs.append(run_in_parts(self, self._run_of(k, name), steps._replace(x=x), own, size, True))
             final.append([mx.concatenate(list(pair)) for pair in zip(*(last for _, last in runs), strict=True)])
             u = self._between(k, steps, [y for y, _ in runs])
