@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from ..scans.dispatch import widened
 from ..scans.recompute import recomputed
 from .arguments import Steps
 
@@ -42,7 +43,8 @@ def run_in_parts(
     starts, lengths = range(0, steps.x.shape[0], size), steps.lengths
     if key is None and draws:  # the same numbers in the backward as in the forward
         key = mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)
-    names, parameters = zip(*tree_flatten(layer.parameters()), strict=True)
+    names, given = zip(*tree_flatten(layer.parameters()), strict=True)
+    parameters = widened(given)  # the gradients of all parts are added up in the precision of sums
     parts: Tree = {name: mx.split(a, list(starts)[1:]) for name, a in (("x", steps.x), ("dt", steps.dt))}
     parts |= {} if lengths is None else {"lengths": [mx.clip(lengths - t, 0, len(x)) for t, x in zip(starts, parts["x"], strict=True)]}
     parts |= {} if key is None else {"key": list(mx.random.split(key, len(starts)))}
@@ -50,7 +52,7 @@ def run_in_parts(
     def run_part(*leaves: mx.array) -> list[mx.array]:
         """Some steps: from their arrays, the states and the parameters to y and the states."""
         arrays = dict(zip(parts, leaves, strict=False))
-        before, own = leaves[len(arrays) : -len(names)], leaves[-len(names) :]
+        before, own = leaves[len(arrays) : -len(names)], [a.astype(b.dtype) for a, b in zip(leaves[-len(names) :], given, strict=True)]
         here = steps._replace(x=arrays["x"], dt=arrays["dt"], lengths=arrays.get("lengths"), key=arrays.get("key"))
         y, after = run(with_parameters(layer, tree_unflatten(list(zip(names, own, strict=True)))), here, list(before))
         return [y, *after]
@@ -59,7 +61,7 @@ def run_in_parts(
     outputs: list[mx.array] = []
     for start, *own in zip(starts, *parts.values(), strict=True):
         y, *after = part(*own, *state, *parameters)
-        parameters, after = tuple(after[-len(names) :]), after[: -len(names)]
+        parameters, after = after[-len(names) :], after[: -len(names)]
         if lengths is not None:
             begun = (lengths > start)[:, None]
             after = [mx.where(begun, new, old) for new, old in zip(after, state, strict=True)]

@@ -12,6 +12,7 @@ from .sequences import call
 
 IMAGINARY = 1e-30  # of the complex step, which gives the first derivative without a difference
 STEPS = (1e-5, -1e-5, 3e-5, -3e-5)  # of two differences of first derivatives, which agree where they are right
+DIGITS = 2.0**-51  # of a difference in float64
 ROUNDED = 4  # problems with rounded inputs
 HALF = {mx.float16: 2.0**-10, mx.bfloat16: 2.0**-7}  # what a result is rounded by, relatively, with one to spare
 LEAST_HALF = {mx.float16: 2.0**-24, mx.bfloat16: 0}  # and absolutely
@@ -57,11 +58,13 @@ def expected(problem):
         loss, terms = calls.sum(axis=0), np.abs(calls[:, 0]).sum(axis=0)
         slopes, ends = loss[:, 1 : -len(STEPS)], loss[:, -len(STEPS) :]
         curvatures = (ends[:, ::2] - ends[:, 1::2]) / (2 * np.array(STEPS[::2]))
+        curvature = value_of(curvatures.ravel())
+        curvature = curvature._replace(moved=max(curvature.moved, DIGITS * largest(ends) / min(map(abs, STEPS))))
         width = 1 + len(slopes[0]) + len(STEPS)
         return Expected(
             {name: value_of(a[::width].real) for name, a in outputs.items()},
             {name: value_of(slopes[:, k]) for k, name in enumerate(names)},
-            value_of(curvatures.ravel()),
+            curvature,
             {name: float(terms[1 + k]) for k, name in enumerate(names)},
             TIMES_ROUNDING_SATURATED
             * ROUNDING
