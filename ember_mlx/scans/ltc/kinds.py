@@ -116,7 +116,7 @@ def _cuts(sizes: Places, price: int) -> list[int]:
     return best[-1][1]
 
 
-class _Some:
+class _Ends:
     """From the sources to the places and back, where some synapses are missing.
 
     Args:
@@ -170,47 +170,6 @@ class _Some:
         return sums[..., 0, :].take(self.by_source.rank, axis=-2)
 
 
-class _All:
-    """The same where no synapse is missing: the places are (H, K)."""
-
-    def __init__(self, synapses: Synapses, sigma: Array, scratch: Scratch):
-        self.shape, self.scratch = (synapses.units, synapses.inputs), scratch
-        self.sigma = sigma.reshape(self.shape)
-
-    def laid_out(self, memory: Array, places: int, *shape: int) -> Array:
-        """As that of _Some."""
-        return memory.reshape(*shape, places).swapaxes(-1, -2)
-
-    def rows(self, a: Array) -> Array:
-        """As that of _Some; (1, ..., N n)."""
-        last = a.ndim - 1
-        by_sequence = a.transpose(0, last, *range(1, last))
-        return by_sequence.reshape(1, -1, *a.shape[1:-1]).transpose(0, *range(2, a.ndim), 1)
-
-    def constants(self, of_places: Array, n: int) -> Array:
-        """As that of _Some."""
-        return of_places[..., None]
-
-    def scaled(self, v: Array, by: Array, out: Array) -> Array:
-        """As that of _Some."""
-        by_sequence = self.scratch.copy("by_sequence", v.swapaxes(-1, -2))
-        np.multiply(by_sequence[..., None, :], self._by_target(by), out=self._by_target(out))
-        return out
-
-    def products(self, v: Array, d: Array) -> Array:
-        """As that of _Some."""
-        by_sequence = self.scratch.copy("by_sequence", v.swapaxes(-1, -2))
-        return np.einsum("rnk,rnhk->hk", by_sequence, self._by_target(d)).reshape(-1)
-
-    def to_sources(self, d: Array) -> Array:
-        """As that of _Some."""
-        return np.einsum("hk,...hk->...k", self.sigma, self._by_target(d)).swapaxes(-1, -2)
-
-    def _by_target(self, a: Array) -> Array:
-        """(..., P, n) -> (..., n, H, K), a view."""
-        return a.swapaxes(-1, -2).reshape(*a.shape[:-2], a.shape[-1], *self.shape)
-
-
 class Kind:
     """Synapses of one kind: what the step and its gradient ask of them.
 
@@ -224,7 +183,7 @@ class Kind:
         self.tree, self.scratch, self.sums = tree, scratch, Sums(scratch.part("sums"))
         half = tree["w"].dtype.type(0.5)
         sigma, w = tree["sigma"] * half, tree["w"] * half
-        self.ends = (_All if synapses.is_full else _Some)(synapses, sigma, scratch)
+        self.ends = _Ends(synapses, sigma, scratch)
         self.grouping = grouping(synapses, by_target=True)
         self.in_order = np.array_equal(self.grouping.rank, np.arange(len(self.grouping.owners)))  # each target is its own owner
         self.constants = np.stack([self.grouping.at_places(a) for a in (sigma, sigma * tree["mu"])])
