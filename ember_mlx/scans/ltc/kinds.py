@@ -137,10 +137,6 @@ class _Ends:
         """(N,) -> (..., P, n), a view with this `shape` (..., n)."""
         return memory.reshape(*shape[:-1], places, shape[-1])
 
-    def rows(self, a: Array) -> Array:
-        """(N, ..., n) with as many rows together as the layout allows."""
-        return a
-
     def constants(self, of_places: Array, n: int) -> Array:
         """What each place has alone, (..., P), to compute with (P, n): (..., P, n) or (..., P, 1). `of_places` is always the same."""
         if n > WIDEST:
@@ -155,9 +151,15 @@ class _Ends:
         return np.multiply(v.take(self.sources, axis=-2, out=out, mode="clip"), by, out=out)
 
     def products(self, v: Array, d: Array) -> Array:
-        """Each place's sum over all rows of its source's value, v (N, K, n), times its part of d (N, P, n): (P,)."""
-        at_sources = v.take(self.sources, axis=-2, out=self.scratch("at_sources", *d.shape), mode="clip")
-        return np.einsum("rpn,rpn->p", at_sources, d)
+        """Of each synapse two sums over all rows, (S, 2): of its part of d (N, P, n) times its source's value, v (N, K, n), and of that part."""
+        groups, n = self.by_source, d.shape[-1]
+        ordered = d.take(self.places, axis=-2, out=self.scratch("ordered", len(d), groups.size, n), mode="clip")
+        by_source = self.scratch("sources", len(d), len(groups.owners), n, 2)
+        by_source[..., 0], by_source[..., 1] = v.take(groups.owners, axis=-2), 1
+        both = self.scratch("by source", groups.size, 2)
+        for group in groups.groups:
+            both[group.places] = np.matmul(group.of(ordered), by_source[:, group.owners]).sum(0).reshape(-1, 2)
+        return both.take(groups.places, axis=0)
 
     def to_sources(self, d: Array) -> Array:
         """From the gradients of all arguments (..., P, n) to those of the sources' values (..., K, n)."""
@@ -201,7 +203,7 @@ class Kind:
         return self.laid_out(self.scratch(name, self.grouping.size * math.prod(shape)), *shape)
 
     def activate(self, v: Array, active: Array, out: Array) -> None:
-        """From the sources' values v (..., K, n) to tanh's at each place (..., P, n), and num and den (..., H, 2, n) less `constant`, in `out`."""
+        """From the sources' values v (..., K, n) to tanh's at the places (..., P, n), and num and den less `constant` in `out` (..., H, 2, n)."""
         *lead, _, n = v.shape
         sigma, offset = self.ends.constants(self.constants, n)
         self.ends.scaled(v, sigma, out=active)
@@ -241,20 +243,21 @@ class Kind:
         """
         # each row's, not the sum's: it has the digits of synapses that are hardly active
         active = np.add(active, 1, out=self.room("twice sigma", *active.shape[:-2], active.shape[-1]))
-        active, by_argument, v, d = (self.ends.rows(a) for a in (active, by_argument, v, d))
         by_owner, both = self._by_owner(d).swapaxes(-1, -2), self.scratch("sums", self.grouping.size, 2)
         for group in self.grouping.groups:
             of_rows = np.matmul(group.of(active), by_owner[:, group.owners])
             both[group.places] = of_rows.sum(0).reshape(-1, 2)
+        both = both.take(self.grouping.places, axis=0)
         self.sums.add("by_num", both[:, 0])
         self.sums.add("by_den", both[:, 1])
-        self.sums.add("by_argument", (by_argument[0] if len(by_argument) == 1 else by_argument.sum(0)).sum(-1))
-        self.sums.add("by_product", self.ends.products(v, by_argument))
+        by_product = self.ends.products(v, by_argument)
+        self.sums.add("by_product", by_product[:, 0])
+        self.sums.add("by_argument", by_product[:, 1])
 
     def gradients(self) -> Tree:
         """The gradients in the structure of the tree."""
         half = self.tree["w"].dtype.type(0.5)  # of sigma(...), and of its argument
-        return parameter_gradients(self.tree, **{name: half * a.take(self.grouping.places) for name, a in self.sums.totals.items()})
+        return parameter_gradients(self.tree, **{name: half * a for name, a in self.sums.totals.items()})
 
     def _by_owner(self, d: Array) -> Array:
         """The gradients (..., H, 2, n) of num and den, of those targets that have synapses: (..., R, 2, n)."""
