@@ -126,7 +126,7 @@ class _Ends:
     """
 
     def __init__(self, synapses: Synapses, sigma: Array, scratch: Scratch):
-        self.scratch, self.by_source = scratch, grouping(synapses, by_target=False)
+        self.scratch, self.by_source, self.is_full = scratch, grouping(synapses, by_target=False), synapses.is_full
         by_target = grouping(synapses, by_target=True)
         self.sources = np.append(synapses.sources, 0).take(by_target.synapses).astype(np.intp)
         self.places = np.append(by_target.places, 0).take(self.by_source.synapses)  # in the order of the sources
@@ -151,25 +151,32 @@ class _Ends:
         return np.multiply(v.take(self.sources, axis=-2, out=out, mode="clip"), by, out=out)
 
     def products(self, v: Array, d: Array) -> Array:
-        """Of each synapse two sums over all rows, (S, 2): of its part of d (N, P, n) times its source's value, v (N, K, n), and of that part."""
-        groups, n = self.by_source, d.shape[-1]
-        ordered = d.take(self.places, axis=-2, out=self.scratch("ordered", len(d), groups.size, n), mode="clip")
-        by_source = self.scratch("sources", len(d), len(groups.owners), n, 2)
-        by_source[..., 0], by_source[..., 1] = v.take(groups.owners, axis=-2), 1
-        both = self.scratch("by source", groups.size, 2)
-        for group in groups.groups:
-            both[group.places] = np.matmul(group.of(ordered), by_source[:, group.owners]).sum(0).reshape(-1, 2)
-        return both.take(groups.places, axis=0)
+        """Each synapse's sums over all rows, (S, 2): of its part of d (N, P, n) times its source's value, v (N, K, n), and of that part."""
+        owners = self.by_source.owners
+        by_source = self.scratch("sources", len(d), len(owners), d.shape[-1], 2)
+        by_source[..., 0], by_source[..., 1] = v.take(owners, axis=-2), 1
+        both = self.scratch("by source", self.by_source.size, 2)
+        for group, of_group in zip(self.by_source.groups, self._by_source(d), strict=True):
+            both[group.places] = np.matmul(of_group, by_source[:, group.owners]).sum(0).reshape(-1, 2)
+        return both.take(self.by_source.places, axis=0)
 
     def to_sources(self, d: Array) -> Array:
         """From the gradients of all arguments (..., P, n) to those of the sources' values (..., K, n)."""
         *lead, _, n = d.shape
-        ordered = d.take(self.places, axis=-2, out=self.scratch("ordered", *lead, self.by_source.size, n), mode="clip")
         sums = self.scratch("pulled", *lead, len(self.by_source.owners) + 1, 1, n)
         sums[..., -1, :, :] = 0
-        for group, sigma in zip(self.by_source.groups, self.sigma, strict=True):
-            np.matmul(sigma, group.of(ordered), out=sums[..., group.owners, :, :])
+        for group, sigma, of_group in zip(self.by_source.groups, self.sigma, self._by_source(d), strict=True):
+            np.matmul(sigma, of_group, out=sums[..., group.owners, :, :])
         return sums[..., 0, :].take(self.by_source.rank, axis=-2)
+
+    def _by_source(self, d: Array) -> list[Array]:
+        """What is at the places (..., P, n), in the order of the sources: for each group of them (..., owners, width, n)."""
+        *lead, places, n = d.shape
+        if self.is_full and places:  # they are (H, K)
+            K = len(self.by_source.owners)
+            return [d.reshape(*lead, places // K, K, n).swapaxes(-3, -2)]
+        ordered = d.take(self.places, axis=-2, out=self.scratch("ordered", *lead, self.by_source.size, n), mode="clip")
+        return [group.of(ordered) for group in self.by_source.groups]
 
 
 class Kind:
@@ -203,7 +210,7 @@ class Kind:
         return self.laid_out(self.scratch(name, self.grouping.size * math.prod(shape)), *shape)
 
     def activate(self, v: Array, active: Array, out: Array) -> None:
-        """From the sources' values v (..., K, n) to tanh's at the places (..., P, n), and num and den less `constant` in `out` (..., H, 2, n)."""
+        """From v (..., K, n) to tanh's at the places (..., P, n), and num and den less `constant` in `out` (..., H, 2, n)."""
         *lead, _, n = v.shape
         sigma, offset = self.ends.constants(self.constants, n)
         self.ends.scaled(v, sigma, out=active)
