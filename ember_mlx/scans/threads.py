@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 Result = TypeVar("Result")
 MOST_THREADS = 8
-FEWEST_VALUES = 2**14  # that a thread should have to compute in one call of NumPy: with fewer, threads wait for each other
+FEWEST_VALUES = 2**17  # that a thread should have to compute in one call of NumPy: with fewer, threads wait for each other
 
 
 def parts_of(batch: int, lengths: NDArray[np.integer] | None, values: int) -> list[NDArray[np.intp]]:

@@ -239,8 +239,8 @@ class _Block(NamedTuple):
     total: Array  # (S, H, n): cm + delta of the semi-implicit solver, else cm
     share: Array  # (S, H, n): cm / total
     r: Array  # (S, H, 1, n): delta / total
-    active: Array  # (S, P, n): sigma(...) of the sensory synapses
-    drive: Array  # (S, H, 2, n): what num and den get beside the synapses' part
+    active: Array  # (S, P, n): tanh(...) of the sensory synapses
+    drive: Array  # (S, H, 2, n): what num and den get beside the tanh's of the synapses
     rest: Array  # (S, H, 2, n): r times that, for the semi-implicit solver share + r times den's
 
 
@@ -248,8 +248,8 @@ class _Trace(NamedTuple):
     """A block of S steps, E evaluations of the synapses each."""
 
     v: Array  # (E + 1, S, H, n): where the synapses were evaluated, and the state after
-    sums: Array  # (E, S, H, 2, n): the synapses' part of num and den
-    active: Array  # (E, S, P, n): sigma(...)
+    sums: Array  # (E, S, H, 2, n): the part of num and den that the tanh's of the synapses are
+    active: Array  # (E, S, P, n): tanh(...)
 
 
 class _Point(NamedTuple):
@@ -282,6 +282,8 @@ class _Scan:
         self.block_rows = BLOCK_FLOATS // (spec.evaluations * max(1, spec.synapses.count)) + 1
         self.trace_size = spec.evaluations * (3 * spec.units + self.synapses.grouping.size) + spec.units  # floats of a row's trace
         self.semi_implicit = spec.solver == "semi_implicit"
+        leak = np.stack([self.gleak * self.vleak, self.gleak + self.gleak.dtype.type(spec.epsilon if self.semi_implicit else 0)], axis=1)
+        self.constant = leak + (self.synapses.constant + self.sensory.constant)[:, :, None]  # (H, 2, 1), of num and den
         self.advance, self.pull_unfold = STEPS[spec.solver]
 
     def block(self, first: int, last: int) -> _Block:
@@ -294,8 +296,7 @@ class _Scan:
         n //= S
         active, drive = self.sensory.room("active", S, n), self.scratch("drive", S, H, 2, n)
         self.sensory.activate(u, active, out=drive)  # (1)
-        drive[:, :, 0] += self.gleak * self.vleak
-        drive[:, :, 1] += self.gleak + dt.dtype.type(self.spec.epsilon if self.semi_implicit else 0)
+        drive += self.constant
         total, share, r = self.scales(dt / dt.dtype.type(self.spec.unfolds))
         rest = np.multiply(drive, r, out=self.scratch("rest", *drive.shape))
         if self.semi_implicit:
@@ -356,7 +357,7 @@ class _Scan:
         Args:
             points: E + 1 of (..., H, n): the state before, then room for where the synapses are evaluated next, and for the state after.
             sums: E of (..., H, 2, n), room for the synapses' part of num and den.
-            active: E of (..., P, n), room for sigma(...).
+            active: E of (..., P, n), room for tanh(...).
             share: (..., H, n).
             r: (..., H, 1, n).
             rest: (..., H, 2, n).
