@@ -45,7 +45,7 @@ nitpick_ignore_regex = [
 def plain_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Make of a docstring, which is written to be read as it is, what Napoleon and reStructuredText read alike.
 
-    In the sections Call and Inputs each `name: text` becomes a field, as Napoleon makes them of Args; |x| and x_ lose the meaning that they
+    In the sections Call and Inputs each `name: text` becomes what Napoleon makes of those in Args; |x| and x_ lose the meaning that they
     have in reStructuredText; and Napoleon takes no part of a property's first line for a type.
     """
     section, literal = "", -1
@@ -67,7 +67,7 @@ def plain_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: li
         ]
         lines[i] = "".join(parts)
         if section in ("Call:", "Inputs:"):
-            lines[i] = re.sub(r"^    (\w+): ", r"    :\1: ", lines[i])
+            lines[i] = re.sub(r"^    (\w+): ", r"    * **\1** -- ", re.sub(r"^ {8}", " " * 6, lines[i]))
     if what in ("attribute", "property"):
         lines.insert(0, "")
 
