@@ -19,6 +19,8 @@ exclude_patterns = ["measured/*"]
 html_theme = "furo"
 html_title = "ember_mlx"
 html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
@@ -85,7 +87,18 @@ def copy_notebooks(app: Any, config: Any) -> None:
             shutil.copyfile(NOTEBOOKS / name, target / name)
 
 
+def strip_code(app: Any, doctree: Any) -> None:
+    """Leave out the empty line that ends a doctest in a page."""
+    from docutils import nodes
+
+    for block in doctree.findall(nodes.literal_block):
+        if block.rawsource == block.astext():
+            block.rawsource = block.rawsource.rstrip("\n")
+            block.children = [nodes.Text(block.rawsource)]
+
+
 def setup(app: Any) -> None:
-    """Register both with Sphinx; Napoleon's own reading of docstrings comes after ours."""
+    """Register these with Sphinx; Napoleon's own reading of docstrings comes after ours."""
+    app.connect("doctree-read", strip_code)
     app.connect("autodoc-process-docstring", plain_text, priority=100)
     app.connect("config-inited", copy_notebooks)

@@ -108,3 +108,23 @@ def test_links_between_pages_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+\.md)(?:#[\w-]+)?\)", page.read_text()):
             assert (page.parent / target).is_file(), f"{page.relative_to(ROOT)}: {target}"
+
+
+def test_docstrings_become_what_sphinx_reads():
+    spec = importlib.util.spec_from_file_location("docs_conf", DOCS / "conf.py")
+    conf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conf)
+    lines = [
+        "It keeps |psi|, `|x|` and state_::",
+        "",
+        "    |a| b_",
+        "",
+        "See :class:`LTC`.",
+        "Call:",
+        "    x: (B, T, I),",
+        "        or (T, I).",
+    ]
+    conf.plain_text(None, "class", "x", None, None, lines)
+    assert lines[0] == r"It keeps \|psi\|, `|x|` and state\_::"
+    assert lines[2:6] == ["    |a| b_", "", "See :class:`.LTC`.", "Call:"]
+    assert lines[6:] == ["    * **x** -- (B, T, I),", "      or (T, I)."]
