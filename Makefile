@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo reproduce test lint check-cuda attack bench golden clean
+.PHONY: demo reproduce test lint check-cuda attack bench golden docs docs-serve clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -36,8 +36,15 @@ golden: $(VENV)/.bench
 	$(BIN)/python tests/make_golden_torch.py
 	$(BIN)/python tests/make_golden_ncps_ltc.py
 
+# warnings are errors; the pages are in out/docs
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -b html -W --keep-going -n $(ARGS) docs out/docs
+
+docs-serve: docs
+	$(BIN)/python -m http.server --directory out/docs --bind 127.0.0.1 $(or $(PORT),8000)
+
 clean:
-	rm -rf $(VENV) dist out
+	rm -rf $(VENV) dist out docs/notebooks
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
