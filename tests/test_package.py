@@ -1,8 +1,10 @@
 """The package as people get it: the wheel in a clean environment, and the NumPy part without MLX."""
 
+import re
 import subprocess
 import sys
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,24 @@ def test_wheel_ships_the_metal_sources_and_nothing_else_besides_the_package(whee
     shipped = {name.removeprefix("ember_mlx/metal/") for name in names if name.startswith("ember_mlx/metal/")}
     assert shipped == {path.name for path in (ROOT / "metal").iterdir()}
     assert "ember_mlx/py.typed" in names  # or type checkers ignore the annotations
+
+
+def test_wheel_says_what_an_index_shows(wheel):
+    metadata = message_from_bytes(zipfile.ZipFile(wheel).read(f"ember_mlx-{ember_mlx.__version__}.dist-info/METADATA"))
+    urls = dict(line.split(", ", 1) for line in metadata.get_all("Project-URL"))
+    assert set(urls) == {"Homepage", "Documentation", "Source", "Issues", "Changelog"}
+    assert {url.startswith(urls["Source"]) for url in urls.values()} == {True}  # one repository
+    classifiers = set(metadata.get_all("Classifier"))
+    assert {f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 15)} < classifiers
+    assert "Typing :: Typed" in classifiers
+    assert (metadata["Version"], metadata["Requires-Python"]) == (ember_mlx.__version__, ">=3.10")
+    assert (metadata["License-Expression"], metadata["Description-Content-Type"]) == ("MIT", "text/markdown")
+
+
+def test_files_name_one_version():
+    version = re.escape(ember_mlx.__version__)
+    assert re.search(rf"^version: {version}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert re.search(rf"^(## \[)?{version}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
 
 
 def test_wheel_works_in_a_clean_environment(wheel, tmp_path):
