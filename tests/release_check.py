@@ -1,7 +1,7 @@
 """python -m tests.release_check [PYTHON...]: whether this checkout can be published; nothing is uploaded.
 
-Builds the source distribution and, from it, the wheel; lets twine read both. Then, for each Python from 3.10 to 3.14 that is found on PATH or among
-pyenv's: a clean virtual environment, the wheel with its dependencies from the index, one training step, a model saved and loaded,
+Builds the source distribution and, from it, the wheel; lets twine read both. Then, for each Python from 3.10 to 3.14 that is found on PATH
+or among pyenv's: a clean virtual environment, the wheel with its dependencies from the index, one training step, a model saved and loaded,
 `python -m ember_mlx --version`, and mypy --strict on a user's code. A line for each; the exit status is 1 where one failed.
 """
 
@@ -105,9 +105,8 @@ def _installed(wheel: Path, python: str, folder: Path) -> str:
         raise Failed("python -m ember_mlx does not know where reports go")
     step = run(inside, "-W", "error", USE, cwd=folder)
     shutil.copy(USE, folder)  # away from the checkout, whose annotations would be found first
-    cache = folder / "mypy"
-    strict = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir", cache, "--python-executable", inside, USE.name]
-    run(*strict, cwd=folder)
+    options = ["--strict", "--config-file=", f"--cache-dir={folder / 'mypy'}", f"--python-executable={inside}"]
+    run(sys.executable, "-m", "mypy", *options, USE.name, cwd=folder)
     versions = report.splitlines()[0].split(", ")
     return f"{', '.join(versions)}: imported, {step}, saved and loaded; mypy --strict passes"
 
@@ -135,8 +134,8 @@ def run(*command: str | Path, cwd: Path = ROOT) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Failed(f"{Path(command[0]).name}: {error}") from error
     if done.returncode:
-        words = (done.stdout + done.stderr).strip().splitlines()[-8:]
-        raise Failed(f"{' '.join(map(str, command[1:4]))}: exit status {done.returncode}: " + " | ".join(words))
+        last = (done.stdout + done.stderr).strip().splitlines()[-8:]
+        raise Failed(f"{' '.join(map(str, command[1:4]))}: exit status {done.returncode}: {' | '.join(last)}")
     return done.stdout.strip()
 
 

@@ -1,6 +1,7 @@
 """The package as people get it: the wheel in a clean environment, and the NumPy part without MLX."""
 
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -81,7 +82,12 @@ def test_wheel_works_in_a_clean_environment(wheel, tmp_path):
     run(sys.executable, "-m", "venv", tmp_path / "env")
     python = tmp_path / "env" / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", wheel)
-    assert run(python, "-c", USE, cwd=tmp_path) == "(32, 20) (32, 20) (32, 20)\n"
+    assert run(python, "-E", "-c", USE, cwd=tmp_path) == "(32, 20) (32, 20) (32, 20)\n"
+    shutil.copy(ROOT / "tests" / "typed_use.py", tmp_path)
+    assert run(python, "-E", "-W", "error", "typed_use.py", cwd=tmp_path).startswith("one training step, loss ")
+    # a user's strict check, with no settings of ours, sees the annotations of the wheel: the checkout's are out of reach
+    strict = ["--strict", "--config-file=", f"--cache-dir={tmp_path / 'cache'}", f"--python-executable={python}"]
+    run(sys.executable, "-E", "-m", "mypy", *strict, "typed_use.py", cwd=tmp_path)
 
 
 def test_reference_and_maps_work_without_mlx():
