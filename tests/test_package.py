@@ -70,6 +70,11 @@ def test_wheel_says_what_an_index_shows(wheel):
     assert "Typing :: Typed" in classifiers
     assert (metadata["Version"], metadata["Requires-Python"]) == (ember_mlx.__version__, ">=3.10")
     assert (metadata["License-Expression"], metadata["Description-Content-Type"]) == ("MIT", "text/markdown")
+    links = re.findall(r"\]\(([^)]+)\)", metadata.get_payload())
+    assert {link.split("//")[0] for link in links} == {"https:"}  # an index has no files beside the text
+    own = [link.removeprefix(f"{urls['Source']}/blob/main/") for link in links if link.startswith(urls["Source"])]
+    assert len(own) > 3
+    assert [path for path in own if not (ROOT / path).exists()] == []
 
 
 def test_files_name_one_version():
