@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from . import __version__
@@ -61,7 +60,8 @@ def asked() -> dict[str, Any]:
 
 def without_names(text: str) -> str:
     """The text without home folders, the user's name in them, and the host's name."""
-    if (home := str(Path.home())) != "/":
+    home = os.path.expanduser("~")  # Path.home raises where a user has none
+    if len(home) > 1:
         text = text.replace(home, "~")
     text = re.sub(r"(/Users|/home)/[^/\s:,'\"]+", "~", text)
     host = platform.node()
