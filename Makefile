@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo reproduce test lint check-cuda attack bench golden docs docs-serve clean
+.PHONY: demo reproduce test lint check-cuda release-check attack bench golden docs docs-serve clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -24,6 +24,10 @@ lint: $(VENV)/.test
 # every kernel's CUDA text by MLX's own compiler, without a GPU; goes on where an earlier run stopped
 check-cuda: $(VENV)/.cuda
 	$(BIN)/python -m tests.nvrtc $(ARGS)
+
+# builds, and tries the wheel on each Python that is here; publishes nothing
+release-check: $(VENV)/.release
+	$(BIN)/python -m tests.release_check $(ARGS)
 
 attack: $(VENV)/.test
 	$(BIN)/python -m tests.attack $(ARGS)

@@ -1,4 +1,4 @@
-"""python benchmarks/predicted.py: what the cost model expects of the kernels on Apple's chips, into docs/benchmarks.md. Nothing is measured.
+"""python benchmarks/predicted.py: what the cost model expects of the kernels on Apple's chips, into docs/benchmarks.md; not measured.
 
 With --print the table goes to the terminal, and no file is touched.
 """

@@ -1,25 +1,26 @@
-"""python -m ember_mlx: what this machine has; with --check, every kernel compiled, compared with NumPy and timed on it."""
+"""python -m ember_mlx: what a bug report needs; with --check, every kernel compiled, compared with NumPy and timed on this machine."""
 
 import argparse
 import sys
 from pathlib import Path
 
-import mlx.core as mx
-
-from .backend import current_backend
-from .check.command import LIMIT, Options, check
-from .check.worker import kernels_here, machine
-from .kernels.loader import source_folder
-from .kernels.tiles import current_family
+from . import __version__
+from .about import about, where_to
+from .check import LIMIT
 
 
 def main() -> int:
     """Print what is here; with --check, the exit status is 1 where something fails, 2 where there is no GPU, and 130 after Ctrl-C."""
     given = _parser().parse_args()
-    kind = kernels_here() if given.device is None else None
-    print("\n".join(_machine(kind)), flush=True)
+    print("\n".join(about()), flush=True)
     if not given.check:
+        print("\n".join(where_to()))
         return 0
+    try:
+        from .check.command import Options, check
+    except ImportError as error:
+        print(f"python -m ember_mlx: error: --check needs MLX and NumPy: {error}", file=sys.stderr)
+        return 2
     cells = tuple(cell.lower() for cell in given.only)
     try:
         return check(Options(given.json, given.budget, given.quick, cells, given.limit, given.device))
@@ -30,6 +31,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ember_mlx", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--check", action="store_true", help="compile, check and time every kernel here, each in a process that may die")
     parser.add_argument("--quick", action="store_true", help="errors and times of the main layers alone")
     parser.add_argument("--only", nargs="+", default=[], metavar="CELL", help="cells, as cfc or lstm; all of them unless named")
@@ -47,18 +49,6 @@ def _positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be positive, got {text}")
     return value
-
-
-def _machine(kind: str | None) -> list[str]:
-    told = machine(kind)
-    info = {name: value for name, value in mx.device_info().items() if name in ("device_name", "architecture", "memory_size")}
-    return [
-        f"ember_mlx {told['ember_mlx']}, mlx {told['mlx']}, numpy {told['numpy']}, python {told['python']}",
-        f"system    {told['system']}",
-        f"device    {mx.default_device()}, {', '.join(f'{name} {value}' for name, value in info.items())}",
-        f"backend   {current_backend()}; kernels: {kind or 'none, the CPU runs NumPy scans'}",
-        f"tiles     {current_family()}" if kind else f"text      {source_folder().name}/",
-    ]
 
 
 if __name__ == "__main__":

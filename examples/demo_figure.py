@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -34,15 +35,16 @@ def draw(path: Path, task: Task, name: str, model: nn.Module, test: Sequences, p
     figure = Figure(SIZE, dpi=DPI, facecolor="white")
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)  # inches
     figure.suptitle(f"{name}: {task.title}", x=0.01, ha="left", fontsize=16, fontweight="bold", color=INK)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.12, 1))
-    curves, confusion = top.subfigures(1, 2, width_ratios=(1.9, 1))
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.12, 1))[:, 0]
+    curves, confusion = top.subfigures(1, 2, squeeze=False, width_ratios=(1.9, 1))[0]
     _draw_history(curves, history)
+    assert test.y is not None
     _draw_confusion(confusion, task, test.y, predicted)
     example = _example(test, predicted)
     if task is EVENT_DIGITS:
-        _draw_digit(bottom, task, model, test, example)
+        _draw_digit(bottom, task, model, example)
     else:
-        _draw_utterance(bottom, task, model, test, example)
+        _draw_utterance(bottom, task, model, example)
     FigureCanvasAgg(figure).print_png(path)
 
 
@@ -78,7 +80,7 @@ def _draw_confusion(figure: SubFigure, task: Task, actual: NDArray[np.int32], pr
     for (row, column), number in np.ndenumerate(counts):
         color = "white" if number > DARK_SHARE * counts.max() else INK
         if number:
-            axes.text(column, row, number, ha="center", va="center", fontsize=9, color=color)
+            axes.text(column, row, str(number), ha="center", va="center", fontsize=9, color=color)
     for edge in np.arange(count + 1) - 0.5:  # a cell ends where its neighbour begins, also among empty ones
         axes.axhline(edge, color=PALE, linewidth=0.7)
         axes.axvline(edge, color=PALE, linewidth=0.7)
@@ -90,23 +92,35 @@ def _draw_confusion(figure: SubFigure, task: Task, actual: NDArray[np.int32], pr
     _plain(axes, frame=False)
 
 
-def _example(test: Sequences, predicted: NDArray[np.int64]) -> int:
+class Example(NamedTuple):
+    """One sequence: its values (T, I), time deltas (T,) and class."""
+
+    x: NDArray[np.float32]
+    time_deltas: NDArray[np.float32]
+    y: int
+
+
+def _example(test: Sequences, predicted: NDArray[np.int64]) -> Example:
     """The first test sequence of middle length that the model names right, or else the first."""
-    right = np.flatnonzero((predicted == test.y) & (test.lengths >= np.median(test.lengths)))
-    return int(right[0]) if right.size else 0
+    assert test.y is not None
+    assert test.lengths is not None
+    assert test.time_deltas is not None
+    right = np.flatnonzero((predicted == test.y) & (test.lengths >= np.median(test.lengths.astype(float))))
+    index = int(right[0]) if right.size else 0
+    steps = slice(test.lengths[index])
+    return Example(test.x[index, steps], test.time_deltas[index, steps], int(test.y[index]))
 
 
-def _draw_digit(figure: SubFigure, task: Task, model: nn.Module, test: Sequences, index: int) -> None:
+def _draw_digit(figure: SubFigure, task: Task, model: nn.Module, example: Example) -> None:
     """A digit, its event stream below the same time axis as what the model believes, event by event."""
-    length = test.lengths[index]
-    bits, runs = test.x[index, :length, 0], test.time_deltas[index, :length]
+    length, bits, runs = len(example.x), example.x[:, 0], example.time_deltas
     elapsed = np.concatenate([[0], np.cumsum(runs)])
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 2.9))
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 2.9))[0]
     image = left.subplots()
     image.imshow(np.repeat(bits, runs.astype(int)).reshape(IMAGE_SIDE, IMAGE_SIDE), cmap=INKED, vmin=0, vmax=1)
     image.set_xticks([])
     image.set_yticks([])
-    _title(image, f"A test digit: {task.classes[test.y[index]]}")
+    _title(image, f"A test digit: {task.classes[example.y]}")
     image.set_xlabel(f"read row by row: {length} runs of equal pixels", color=MUTED)
     for spine in image.spines.values():
         spine.set_color(PALE)
@@ -118,15 +132,15 @@ def _draw_digit(figure: SubFigure, task: Task, model: nn.Module, test: Sequences
     stream.set_ylabel("bit")
     _title(stream, "Its event stream: bit against elapsed time; each mark is one step of the layer")
     _plain(stream)
-    _draw_belief(belief, task, model, test, index, elapsed)
+    _draw_belief(belief, task, model, example, elapsed)
     belief.set_xlabel("elapsed time (pixels)")
     belief.set_xlim(0, elapsed[-1])
 
 
-def _draw_utterance(figure: SubFigure, task: Task, model: nn.Module, test: Sequences, index: int) -> None:
+def _draw_utterance(figure: SubFigure, task: Task, model: nn.Module, example: Example) -> None:
     """The coefficients of an utterance above what the model believes, frame by frame."""
-    length = test.lengths[index]
-    values, frames = test.x[index, :length], np.arange(length + 1)
+    length, values = len(example.x), example.x
+    frames = np.arange(length + 1)
     limit = np.abs(values).max()
     sound, belief = figure.subplots(1, 2)
     mesh = sound.pcolormesh(frames, np.arange(values.shape[1] + 1) + 0.5, values.T, cmap="PuOr", vmin=-limit, vmax=limit)
@@ -137,17 +151,16 @@ def _draw_utterance(figure: SubFigure, task: Task, model: nn.Module, test: Seque
     sound.set_ylabel("cepstral coefficient")
     sound.set_xlabel("frame")
     sound.xaxis.set_major_locator(WHOLE)
-    _title(sound, f"An utterance of speaker {task.classes[test.y[index]]}: {length} frames")
+    _title(sound, f"An utterance of speaker {task.classes[example.y]}: {length} frames")
     _plain(sound, frame=False)
-    _draw_belief(belief, task, model, test, index, frames)
+    _draw_belief(belief, task, model, example, frames)
     belief.set_xlabel("frame")
     belief.xaxis.set_major_locator(WHOLE)
 
 
-def _draw_belief(axes: Axes, task: Task, model: nn.Module, test: Sequences, index: int, edges: NDArray[np.floating]) -> None:
+def _draw_belief(axes: Axes, task: Task, model: nn.Module, example: Example, edges: NDArray[Any]) -> None:
     """The probability of each class after every step."""
-    steps = slice(test.lengths[index])
-    probabilities = np.array(beliefs(model, mx.array(test.x[index, steps]), mx.array(test.time_deltas[index, steps])))  # (T, classes)
+    probabilities = np.array(beliefs(model, mx.array(example.x), mx.array(example.time_deltas)))  # (T, classes)
     count = len(task.classes)
     axes.pcolormesh(edges, np.arange(count + 1) - 0.5, probabilities.T, cmap=BELIEF, vmin=0, vmax=1)
     for edge in np.arange(1, count) - 0.5:
@@ -157,7 +170,7 @@ def _draw_belief(axes: Axes, task: Task, model: nn.Module, test: Sequences, inde
     axes.set_ylabel(task.class_name)
     _title(axes, f"Belief after each step: white 0, dark 1; the true {task.class_name} in orange")
     _plain(axes, frame=False)
-    axes.get_yticklabels()[test.y[index]].set(color=EMBER, fontweight="bold", fontsize=11)
+    axes.get_yticklabels()[example.y].set(color=EMBER, fontweight="bold", fontsize=11)
 
 
 def _title(axes: Axes, text: str) -> None:

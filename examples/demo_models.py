@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
@@ -29,7 +31,7 @@ def make_model(name: str, units: int, inputs: int, classes: int, time_scale: flo
         layer = {"lstm": nn.LSTM, "gru": nn.GRU}[name](inputs + 1, units)
         return TimeAsInput(SequenceModel(layer, outputs=classes), time_scale)
     neurons = AutoNCPMap(units, units // 4) if name == "ncp" else FullyConnectedMap(units)
-    options = {} if name == "ncp" else BACKBONE | {"mixed_memory": name == "cfc-mixed"}
+    options: dict[str, Any] = {} if name == "ncp" else BACKBONE | {"mixed_memory": name == "cfc-mixed"}
     return SequenceModel(CfC(neurons, inputs, time_scale_factor=time_scale, **options), outputs=classes)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 from demo_tasks import Recipe
@@ -40,7 +43,7 @@ def train(model: nn.Module, data: tuple[Sequences, Sequences], recipe: Recipe, s
     return history
 
 
-def _schedule(recipe: Recipe, steps: int) -> object:
+def _schedule(recipe: Recipe, steps: int) -> Callable[[mx.array], mx.array]:
     """Up in a straight line, down along a cosine."""
     warm_up = max(1, round(WARM_UP * steps))
     rise, fall = optim.linear_schedule(0.1 * recipe.lr, recipe.lr, warm_up), optim.cosine_decay(recipe.lr, max(1, steps - warm_up))

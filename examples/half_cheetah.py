@@ -137,7 +137,7 @@ def draw(path: Path, results: dict[str, list[Run]], models: dict[str, nn.Module]
     colors = dict(zip(results, (EMBER, DEEP, "#7a9a3a", "#8d6cab"), strict=False))
     figure = Figure((13, 7.6), dpi=150, facecolor="white", layout="constrained")
     figure.suptitle("Half-cheetah: the next observation from all before it", x=0.01, ha="left", fontsize=16, fontweight="bold", color=INK)
-    top, bottom = figure.subfigures(2, 1)
+    top, bottom = figure.subfigures(2, 1, squeeze=False)[:, 0]
     curves, bars = top.subplots(1, 2, width_ratios=(1.7, 1))
     for k, (name, runs) in enumerate(results.items()):
         errors = np.array([run.test for run in runs])

@@ -94,9 +94,9 @@ def draw(path: Path, losses: dict[str, list[float]], estimates: dict[str, np.nda
     times = np.cumsum(dt)
     example.plot(times, clean, color=INK, linewidth=1, label="sine")
     example.plot(times, noisy, ".", color=INK, markersize=4, alpha=0.5, label="what the models read")
-    for name, values in estimates.items():
+    for name, estimate in estimates.items():
         if name != "CTRQNet, no harmonics":
-            example.plot(times, values[0], color=COLOURS[name], linewidth=1.3, label=name)
+            example.plot(times, estimate[0], color=COLOURS[name], linewidth=1.3, label=name)
     example.set(xlabel="time", title="A sequence of the test set", ylim=(-2, 2.9))
     example.legend(frameon=False, fontsize=9, ncols=2, loc="upper right")
     for axes in (curves, example):
@@ -113,12 +113,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     test = sines(np.random.Generator(np.random.PCG64(10_000 + options.seed)), TEST_SEQUENCES)
-    losses, estimates, errors = {}, {}, {}
+    losses, estimates = {}, {}
+    errors: dict[str, float] = {}
     print(f"{'':<24}{'first loss':>12}{'test error':>12}{'seconds':>10}")
     for name in LAYERS:
         start = time.perf_counter()
         model, losses[name] = train(name, options.steps, options.seed)
-        errors[name], estimates[name] = mean_square(model, *test).item(), np.array(model(*test[:2]))
+        errors[name], estimates[name] = float(np.array(mean_square(model, *test))), np.array(model(*test[:2]))
         print(f"{name:<24}{losses[name][0]:>12.3f}{errors[name]:>12.4f}{time.perf_counter() - start:>10.1f}", flush=True)
     print(f"{'the samples themselves':<24}{'':>12}{NOISE**2:>12.4f}")
     draw(options.out, losses, estimates, errors, test)

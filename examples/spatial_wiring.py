@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -38,7 +39,8 @@ class Classifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         units = int(np.prod(GRID))
-        self.layer = CfC(EnhancedNeuronMap(units, input_dim=INPUTS, sparsity_level=0.5, network_structure=GRID))
+        self.map = EnhancedNeuronMap(units, input_dim=INPUTS, sparsity_level=0.5, network_structure=GRID)
+        self.layer = CfC(self.map)
         self.out = nn.Linear(units, CLASSES)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -83,7 +85,7 @@ def strengths(model: Classifier) -> np.ndarray:
 def wire_length(model: Classifier) -> float:
     """The mean length of a synapse, weighted with its strength."""
     w = strengths(model)
-    return float((w * model.layer.neuron_map.distance_matrix).sum() / w.sum())
+    return float((w * model.map.distance_matrix).sum() / w.sum())
 
 
 def accuracy(model: Classifier, seed: int) -> float:
@@ -95,8 +97,8 @@ def draw(path: Path, results: dict[str, tuple[Classifier, list[float]]], accurac
     """Both networks in space, and their wire lengths while they learned."""
     figure = Figure((13, 4.8), dpi=150, facecolor="white")
     for k, (name, (model, _)) in enumerate(results.items()):
-        axes = figure.add_axes((0.33 * k - 0.03, 0.0, 0.38, 0.88), projection="3d", computed_zorder=False)
-        w, places = strengths(model), model.layer.neuron_map.coordinates
+        axes: Any = figure.add_axes((0.33 * k - 0.03, 0.0, 0.38, 0.88), projection="3d", computed_zorder=False)  # an Axes3D
+        w, places = strengths(model), model.map.coordinates
         signs = np.sign(np.array(model.layer.recurrent_weights().sum(axis=0)))
         draw_synapses(axes, places, np.where(w > WEAK * w.max(), w * signs, 0))
         axes.scatter(*places.T, s=30, color="#F2C14E", edgecolors=INK, linewidths=0.6, depthshade=False, zorder=2)
@@ -129,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, price in (("wiring is free", 0.0), ("wiring has a price", options.price)):
         model, lengths = results[name] = train(price, options.steps, options.seed)
         accuracies[name], w = accuracy(model, options.seed), strengths(model)
-        wire = (w * model.layer.neuron_map.distance_matrix).sum()
+        wire = (w * model.map.distance_matrix).sum()
         change, strong = f"{lengths[0]:.2f} -> {lengths[-1]:.2f}", (w > WEAK * w.max()).sum()
         print(f"{name:<18}{accuracies[name]:>10.3f}{change:>18}{wire:>10.1f}{strong:>18}", flush=True)
     draw(options.out, results, accuracies)

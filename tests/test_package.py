@@ -1,8 +1,11 @@
 """The package as people get it: the wheel in a clean environment, and the NumPy part without MLX."""
 
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
@@ -57,11 +60,39 @@ def test_wheel_ships_the_metal_sources_and_nothing_else_besides_the_package(whee
     assert "ember_mlx/py.typed" in names  # or type checkers ignore the annotations
 
 
+def test_wheel_says_what_an_index_shows(wheel):
+    metadata = message_from_bytes(zipfile.ZipFile(wheel).read(f"ember_mlx-{ember_mlx.__version__}.dist-info/METADATA"))
+    urls = dict(line.split(", ", 1) for line in metadata.get_all("Project-URL"))
+    assert set(urls) == {"Homepage", "Documentation", "Source", "Issues", "Changelog"}
+    assert {url.startswith(urls["Source"]) for url in urls.values()} == {True}  # one repository
+    classifiers = set(metadata.get_all("Classifier"))
+    assert {f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 15)} < classifiers
+    assert "Typing :: Typed" in classifiers
+    assert (metadata["Version"], metadata["Requires-Python"]) == (ember_mlx.__version__, ">=3.10")
+    assert (metadata["License-Expression"], metadata["Description-Content-Type"]) == ("MIT", "text/markdown")
+    links = re.findall(r"\]\(([^)]+)\)", metadata.get_payload())
+    assert {link.split("//")[0] for link in links} == {"https:"}  # an index has no files beside the text
+    own = [link.removeprefix(f"{urls['Source']}/blob/main/") for link in links if link.startswith(urls["Source"])]
+    assert len(own) > 3
+    assert [path for path in own if not (ROOT / path).exists()] == []
+
+
+def test_files_name_one_version():
+    version = re.escape(ember_mlx.__version__)
+    assert re.search(rf"^version: {version}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert re.search(rf"^(## \[)?{version}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
 def test_wheel_works_in_a_clean_environment(wheel, tmp_path):
     run(sys.executable, "-m", "venv", tmp_path / "env")
     python = tmp_path / "env" / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", wheel)
-    assert run(python, "-c", USE, cwd=tmp_path) == "(32, 20) (32, 20) (32, 20)\n"
+    assert run(python, "-E", "-c", USE, cwd=tmp_path) == "(32, 20) (32, 20) (32, 20)\n"
+    shutil.copy(ROOT / "tests" / "typed_use.py", tmp_path)
+    assert run(python, "-E", "-W", "error", "typed_use.py", cwd=tmp_path).startswith("one training step, loss ")
+    # a user's strict check, with no settings of ours, sees the annotations of the wheel: the checkout's are out of reach
+    strict = ["--strict", "--config-file=", f"--cache-dir={tmp_path / 'cache'}", f"--python-executable={python}"]
+    run(sys.executable, "-E", "-m", "mypy", *strict, "typed_use.py", cwd=tmp_path)
 
 
 def test_reference_and_maps_work_without_mlx():

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import bad_argument
+from . import LIMIT
 from .jobs import QUICK, STAGES, Job, cells_of, chosen
 from .report import described, failures, lines_of
 from .results import DONE, Log
 from .workers import Worker
 
-LIMIT = 180.0  # seconds of a job
 LEAST = 5.0  # seconds that must be left for another job
 SANITIZER = "compute-sanitizer"
 

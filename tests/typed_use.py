@@ -1,0 +1,62 @@
+"""A user's code, for type checkers: checked by `mypy --strict` against the installed wheel, and run by the release check.
+
+It shows that the annotations reach who installs the package (py.typed), that what is right passes, and that what is wrong is found: an
+`ignore` below that is not needed is an error of --strict.
+"""
+
+import tempfile
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from ember_mlx import LTC, CfC, NCPMap, SequenceModel, current_backend, load, pack_sequences, save, use_backend
+from ember_mlx.training import History, Sequences, evaluate, fit, predict
+
+
+def train(folder: Path) -> History:
+    """One training step, saved and loaded."""
+    mx.random.seed(0)
+    x, time_deltas = mx.random.normal((8, 6, 3)), mx.full((8, 6), 0.5)
+    data = Sequences(x, mx.array([0, 1] * 4), time_deltas=time_deltas)
+    model = SequenceModel(CfC(8, input_size=3), outputs=2)
+    before = np.array(model(x, time_deltas=time_deltas))
+    history = fit(model, data, epochs=1, loss="cross_entropy", batch_size=8, progress=False)
+    after = np.array(model(x, time_deltas=time_deltas))
+    assert np.isfinite(after).all()
+    assert not np.array_equal(before, after)  # it learned something
+    path = folder / "model.safetensors"
+    save(model, path)
+    assert np.array_equal(np.array(load(path)(x, time_deltas=time_deltas)), after)
+    scores: dict[str, float] = evaluate(model, data, ["accuracy"])
+    assert 0 <= scores["accuracy"] <= 1
+    assert len(predict(model, data)) == 8
+    return history
+
+
+def call() -> None:
+    """Layers of other kinds."""
+    neuron_map = NCPMap(inter_neurons=4, command_neurons=3, motor_neurons=2, sensory_neurons=3, seed=1)
+    x, lengths = pack_sequences([mx.ones((5, 3)), mx.ones((2, 3))])
+    y: mx.array = CfC(neuron_map, output="motor")(x, lengths=lengths, time_deltas=0.5)
+    assert y.shape == (2, 2)
+    units: int = LTC(neuron_map).output_size
+    assert units > 0
+    with use_backend("ops"):
+        name: str = current_backend()
+    assert name == "ops"
+
+
+def wrong() -> None:
+    """What a type checker finds; it is not run."""
+    CfC("8", input_size=3)  # type: ignore[arg-type]
+    CfC(8, input_size=3, moed="pure")  # type: ignore[call-arg]
+    use_backend(3)  # type: ignore[arg-type]
+    fit(SequenceModel(CfC(8, 3), outputs=2), None, epochs="1", loss="mse")  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    call()
+    with tempfile.TemporaryDirectory() as folder:
+        loss: list[float] = train(Path(folder))["loss"]
+    print(f"one training step, loss {loss[0]:.3f}")
