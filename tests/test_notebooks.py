@@ -1,6 +1,7 @@
 """The notebooks are whole: they parse, were executed without an error, and say nothing of the machine. `make notebooks` executes them."""
 
 import importlib.util
+import itertools
 import json
 import re
 from pathlib import Path
@@ -85,7 +86,7 @@ def test_every_code_cell_has_a_text_before_it(notebook):
     assert notebook.cells[0].cell_type == "markdown"
     assert notebook.cells[0].source.startswith("# ")
     kinds = [cell.cell_type for cell in notebook.cells]
-    for before, kind in zip(kinds, kinds[1:], strict=False):
+    for before, kind in itertools.pairwise(kinds):
         assert kind == "markdown" or before == "markdown"
 
 

@@ -1,8 +1,8 @@
 """Execute the notebooks of this folder and write their outputs into them, without what differs from machine to machine.
 
-    python examples/notebooks/run.py                    # all of them, in place
-    python examples/notebooks/run.py 01_first_steps     # one
-    python examples/notebooks/run.py --check            # fails where a cell does, and writes nothing
+python examples/notebooks/run.py                    # all of them, in place
+python examples/notebooks/run.py 01_first_steps     # one
+python examples/notebooks/run.py --check            # fails where a cell does, and writes nothing
 """
 
 from __future__ import annotations
