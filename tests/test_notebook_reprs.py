@@ -150,6 +150,15 @@ def test_picture_of_a_map(name):
     assert len(picture) < 200_000
 
 
+@pytest.mark.parametrize("setting", ["figure.constrained_layout.use", "figure.autolayout"])
+def test_picture_whatever_layout_the_notebook_asks_for(setting):
+    import matplotlib
+
+    with matplotlib.rc_context({setting: True}):
+        assert MAPS["ncp"]()._repr_png_() == MAPS["ncp"]()._repr_png_()
+        assert MAPS["spatial"]()._repr_png_() is not None
+
+
 def test_text_where_matplotlib_is_missing(monkeypatch):
     real = builtins.__import__
 

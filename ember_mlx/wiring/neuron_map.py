@@ -470,7 +470,10 @@ class NeuronMap:
         if self.synapse_count + (self.sensory_synapse_count if self.is_built() else 0) > DRAWN_SYNAPSES:
             return None
         try:
-            figure = self.draw()
+            from matplotlib import rc_context
+
+            with rc_context({"figure.constrained_layout.use": False, "figure.autolayout": False}):  # the picture places its parts itself
+                figure = self.draw()
         except ImportError:
             return None
         picture = BytesIO()
