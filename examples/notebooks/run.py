@@ -8,10 +8,12 @@ python examples/notebooks/run.py --check            # fails where a cell does, a
 from __future__ import annotations
 
 import argparse
+import base64
 import os
 import sys
 import time
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 CELL_SECONDS = 300  # no cell may take longer
+COLOURS = 128  # of a picture
 
 
 def clean(notebook: Any) -> Any:
@@ -64,6 +67,19 @@ def _joined(outputs: list[Any]) -> list[Any]:
     return joined
 
 
+def shrink_pictures(notebook: Any) -> Any:
+    """Give each picture a palette: a third of the bytes, and no difference that one sees."""
+    from PIL import Image
+
+    for data in (output.data for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output):
+        if "image/png" in data:
+            picture = BytesIO()
+            image = Image.open(BytesIO(base64.b64decode(data["image/png"])))
+            image.convert("RGB").quantize(COLOURS).save(picture, format="png", optimize=True)
+            data["image/png"] = base64.b64encode(picture.getvalue()).decode() + "\n"
+    return notebook
+
+
 def execute(path: Path) -> Any:
     """The notebook of a file, executed in a kernel of this Python and cleaned.
 
@@ -76,7 +92,7 @@ def execute(path: Path) -> Any:
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, timeout=CELL_SECONDS, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
     client.execute()
-    return clean(notebook)
+    return shrink_pictures(clean(notebook))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
