@@ -14,6 +14,7 @@ from ..scans.several import Scans, run_scans
 from ..wiring import NeuronMap, map_from_config, map_to_config
 from .arguments import StateLayout, Steps, check_call_options, compute_dtype, dtype_name, read_state, read_steps, type_name
 from .checkpointing import run_in_parts
+from .html import parameter_table
 from .maps import map_id
 
 if TYPE_CHECKING:
@@ -321,6 +322,10 @@ class RecurrentLayer(nn.Module):
         check_config(cls.__name__, config, [*named, *others], [p.name for p in parameters if p.default is p.empty and p.name in named])
         arguments: dict[str, Any] = {name: map_from_config(value) if name == "neuron_map" else value for name, value in config.items()}
         return cls(**arguments)
+
+    def _repr_html_(self) -> str:
+        """The table of the parameters, for notebooks."""
+        return parameter_table(self)
 
     @property
     def dtype(self) -> mx.Dtype:

@@ -10,6 +10,7 @@ from ..checks import check_flag
 from ..errors import bad_argument
 from .arguments import integer_array, split_key, turned, type_name
 from .base import RecurrentLayer, check_config, layer_from_config, layer_to_config
+from .html import parameter_table
 
 OWNER = "Bidirectional"
 
@@ -105,6 +106,10 @@ class Bidirectional(nn.Module):
     def output_size(self) -> int:
         """Features of y, of both directions."""
         return self.forward_layer.output_size + self.backward_layer.output_size
+
+    def _repr_html_(self) -> str:
+        """The table of the parameters, for notebooks."""
+        return parameter_table(self)
 
     def get_config(self) -> dict[str, Any]:
         """The wrapped layer's class and configuration, as values that JSON can hold."""

@@ -11,6 +11,7 @@ from ..errors import bad_argument
 from .arguments import read_lengths, type_name
 from .base import RecurrentLayer
 from .bidirectional import Bidirectional
+from .html import parameter_table
 
 if TYPE_CHECKING:
     from ..predictors.predictor import Stepper
@@ -120,6 +121,10 @@ class SequenceModel(nn.Module):
         from ..stepping import make_stepper  # it knows all layers and this class
 
         return make_stepper(self, batch, dtype)
+
+    def _repr_html_(self) -> str:
+        """The table of the parameters, for notebooks."""
+        return parameter_table(self)
 
     @property
     def input_size(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import secrets
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _MAP_CLASSES: dict[str, type[NeuronMap]] = {}
+DRAWN_SYNAPSES, NOTEBOOK_DPI = 10_000, 80  # a map with more synapses is a blot, after seconds
 _RECURRENT, _SENSORY = 0, 1  # streams of random numbers: the recurrent synapses do not depend on the number of inputs
 
 
@@ -462,6 +464,21 @@ class NeuronMap:
         sensory = self.sensory_synapse_count if self.is_built() else None
         sizes = f"units={self.units}, inputs={self.input_dim}, outputs={self.output_dim}"
         return f"{type(self).__name__}({sizes}, synapses={self.synapse_count}, sensory_synapses={sensory})"
+
+    def _repr_png_(self) -> bytes | None:
+        """The picture that `draw` makes, for notebooks; None, so that the text is shown, without matplotlib or for a crowd of synapses."""
+        if self.synapse_count + (self.sensory_synapse_count if self.is_built() else 0) > DRAWN_SYNAPSES:
+            return None
+        try:
+            from matplotlib import rc_context
+
+            with rc_context({"figure.constrained_layout.use": False, "figure.autolayout": False}):  # the picture places its parts itself
+                figure = self.draw()
+        except ImportError:
+            return None
+        picture = BytesIO()
+        figure.savefig(picture, format="png", dpi=NOTEBOOK_DPI)
+        return picture.getvalue()
 
     def _generator(self, stream: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64([self.seed, stream]))
