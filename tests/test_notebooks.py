@@ -1,5 +1,6 @@
 """The notebooks are whole: they parse, were executed without an error, and say nothing of the machine. `make notebooks` executes them."""
 
+import base64
 import importlib.util
 import itertools
 import json
@@ -99,3 +100,10 @@ def test_an_unknown_name_is_refused(capsys):
     with pytest.raises(SystemExit):
         tool().main(["nothing_of_this_name"])
     assert "there is no notebook nothing_of_this_name" in capsys.readouterr().err
+
+
+def test_the_readmes_picture_is_a_notebooks():
+    notebook = nbformat.read(FOLDER / "01_first_steps.ipynb", as_version=4)
+    pictures = [out.data["image/png"] for cell in notebook.cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
+    shown = (FOLDER.parents[1] / "docs" / "_static" / "forecast.png").read_bytes()
+    assert shown in [base64.b64decode(picture) for picture in pictures]
