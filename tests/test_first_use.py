@@ -110,11 +110,11 @@ def test_it_costs_little_at_any_size(make):
     name, spec, arrays = make()
     arrays, times = tree_map(mx.array, arrays), []
     assert RECURRENCES[name].fused.refusal("metal", spec, arrays) is None
-    for _ in range(4):  # a first time may wait for another process
+    for _ in range(6):  # of the process alone: other tests run beside
         first_use._verdicts.clear()
-        start = time.perf_counter()
+        start = time.process_time()
         complaint(name, spec, arrays)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     first_use._verdicts.clear()
     mx.clear_cache()
     mx.reset_peak_memory()
