@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo reproduce test lint check-cuda attack bench golden clean
+.PHONY: demo reproduce test lint check-cuda attack bench bench-compare golden clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -29,7 +29,11 @@ attack: $(VENV)/.test
 	$(BIN)/python -m tests.attack $(ARGS)
 
 bench: $(VENV)/.bench
-	$(BIN)/python benchmarks/cpu.py $(ARGS)
+	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+# the runs that `make bench` saved, side by side: ARGS="0001 0002" for some of them
+bench-compare: $(VENV)/.bench
+	$(BIN)/python -m pytest_benchmark --storage=file://out/bench/runs compare --group-by=name --columns=min,median,iqr,rounds $(ARGS)
 
 golden: $(VENV)/.bench
 	$(BIN)/python tests/make_golden_ncps.py

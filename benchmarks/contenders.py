@@ -116,7 +116,6 @@ def of_mlx(given: Given, layer: nn.Module, call: Callable, names: Callable[[nn.M
     def memory() -> tuple[int, str]:
         import tracemalloc
 
-        run()
         mx.clear_cache()
         before = mx.get_active_memory()
         mx.reset_peak_memory()

@@ -112,13 +112,16 @@ class Worker:
         """End the process, which may be stopped."""
         if self.lives:
             self.process.kill()
-        self.process.communicate()
-        self.errors.close()
+        self.process.wait()
+        for file in (self.process.stdin, self.process.stdout, self.errors):
+            with contextlib.suppress(OSError):  # what was not sent to a process that has ended
+                file.close()
 
     def _death(self) -> str:
         code = self.process.wait()
         self.errors.seek(0)
         last = [line for line in self.errors.read().splitlines() if line.strip()][-1:]
+        self.close()
         return f"its process ended with {code}{': ' if last else ''}{''.join(last)}"
 
 
@@ -137,8 +140,7 @@ class Workers:
 
     def close(self) -> None:
         for worker in self.running.values():
-            with contextlib.suppress(ValueError, OSError):
-                worker.close()
+            worker.close()
 
 
 def missing(contender: str, packages: dict[str, tuple[str, ...]]) -> list[str]:

@@ -124,11 +124,11 @@ def all_works(quick: bool = False, full: bool = False) -> list[Work]:
     """The works of a run: tables first, then the pictures' sizes, forward and backward; nothing is measured twice.
 
     Args:
-        quick: fewer sizes in the pictures, and our form in MLX operations in the tables of the gated layers and the CfC of 64 units alone.
+        quick: fewer sizes in the pictures, and our form in MLX operations in the tables of the LSTM and the CfC of 64 units alone.
         full: 256 units and bfloat16 too.
     """
     works = [work._replace(direction=direction) for work in _tables(full) for direction in HEADINGS]
     if quick:
-        works = [work._replace(ops=work.title in ("LSTM 64", "GRU 64", "RNN 64", "CfC 64")) for work in works]
+        works = [work._replace(ops=work.title in ("LSTM 64", "CfC 64") and not work.lengths) for work in works]
     works += _sweeps(QUICK_SWEEPS if quick else SWEEPS, ops=not quick)
     return list({work.name: work for work in reversed(works)}.values())[::-1]
