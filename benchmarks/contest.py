@@ -1,4 +1,4 @@
-"""A work's contenders, each library in a process of its own, compared with ours and then timed in turns."""
+"""A work's contenders, each in a process of its own, compared with ours and then timed in turns."""
 
 import contextlib
 import importlib.util
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from measure import timed
-from works import OPS, OURS, Work
+from works import Work
 
 TOLERANCES = {("float32", "cpu"): 1e-4, ("float32", "gpu"): 2e-3, ("bfloat16", "cpu"): 5e-2, ("bfloat16", "gpu"): 5e-2}
 """Largest difference from ours over the largest value of the same array, in outputs and gradients; GPUs approximate tanh and exp, and sum
@@ -68,7 +68,7 @@ class Outcome(NamedTuple):
 
 
 class Worker:
-    """A process that does one library's part, stopped while it is not asked: one's waiting threads would slow the others."""
+    """A process that does one contender's part, stopped while it is not asked: one's waiting threads would slow the others."""
 
     def __init__(self, module: str):
         command = [sys.executable, __file__, module]
@@ -126,17 +126,16 @@ class Worker:
 
 
 class Workers:
-    """A process for each library, started when it is first asked and anew after it died."""
+    """A process for each contender, started when it is first asked and anew after it died."""
 
     def __init__(self, module: str = "contenders"):
         self.module = module
         self.running: dict[str, Worker] = {}
 
     def __getitem__(self, contender: str) -> Worker:
-        library = contender.split(" ")[0] if contender not in (OURS, OPS) else contender
-        if library not in self.running or not self.running[library].lives:
-            self.running[library] = Worker(self.module)
-        return self.running[library]
+        if contender not in self.running or not self.running[contender].lives:
+            self.running[contender] = Worker(self.module)
+        return self.running[contender]
 
     def close(self) -> None:
         for worker in self.running.values():
@@ -249,14 +248,11 @@ def serve(module: str) -> None:
 
 def answered(contenders: Any, prepared: dict[str, Any], do: str, name: str, key: Any = None, path: str = "", seconds: float = 0.0) -> Any:
     if do == "prepare":
-        for other in [other for other in prepared if other != name]:  # of the work before; the memory is free for this one
-            if prepared[other][0] != key:
-                del prepared[other]
-        work = contenders.work_of(key)
-        prepared[name] = key, contenders.CONTENDERS[name](contenders.given_for(work))
-        np.savez(path, **prepared[name][1].results())
+        prepared.clear()  # the memory is free for this work
+        prepared[name] = contenders.CONTENDERS[name](contenders.given_for(contenders.work_of(key)))
+        np.savez(path, **prepared[name].results())
         return {"device": contenders.device_of(name)}
-    contender = prepared[name][1]
+    contender = prepared[name]
     return timed(contender.run, seconds, LEAST_RUNS) if do == "time" else contender.memory()
 
 

@@ -14,7 +14,7 @@ from works import HEADINGS, OURS, Work
 Outcomes = dict[str, tuple[Work, dict[str, Outcome]]]
 HEADER = ["", *(text for heading in HEADINGS.values() for text in (heading, "quartiles", "x ours")), "peak MiB", "error"]
 NOTES = [
-    "Medians of all runs and their quartiles in ms; contenders take turns, in another order every round, each in its library's process.",
+    "Medians of all runs and their quartiles in ms; contenders take turns, in another order every round, each in a process of its own.",
     "x ours: how many times as long as ember_mlx, the median of the rounds' own ratios.",
     "Before it is timed, each contender's outputs and gradients are compared with ours, of the same weights; error: the largest "
     "difference over the largest value. WRONG: they differ. FAILED: it raised, or gave NaN.",

@@ -109,7 +109,7 @@ def _tables(full: bool) -> Iterator[Work]:
 BASE = {"T": 100, "B": 32, "H": 64}
 """The sizes that stay while another one goes through the pictures' axis."""
 SWEEPS = {"T": (10, 30, 100, 300, 1000), "B": (1, 4, 16, 64, 256), "H": (16, 32, 64, 128, 256, 512)}
-QUICK_SWEEPS = {"T": (10, 100, 1000), "B": (1, 16, 128), "H": (16, 64, 256)}
+QUICK_SWEEPS = {"T": (10, 100, 1000), "B": (1, 16, 128), "H": (16, 64, 128)}
 
 
 def _sweeps(sizes: dict[str, tuple[int, ...]], ops: bool) -> Iterator[Work]:
