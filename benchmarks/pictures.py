@@ -37,7 +37,7 @@ def draw(outcomes: Outcomes, ratio: Ratio, path: Path, subtitle: str) -> None:
     heights = [*[3.4] * len(titles), max(1.2, 0.21 * longest + 0.8)]
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
     figure = plt.figure(figsize=(13, sum(heights) + 1.3), layout="constrained")
-    figure.suptitle(f"ember_mlx and others on the same work, float32 unless named\n{subtitle}", fontsize=12)
+    figure.suptitle(f"ember_mlx and others on the same work, float32 unless named; medians, shaded: quartiles\n{subtitle}", fontsize=12)
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     for title, part in zip(titles, parts, strict=False):
         _lines(part, outcomes, title)
@@ -107,7 +107,9 @@ def _draw_bars(axis: Any, found: list[tuple[str, str, float | None, str]], headi
     for sized, name, factor, state in found:
         if sized != before:
             place += 1
-            axis.text(0.0, place, sized, transform=axis.get_yaxis_transform(), fontsize=9, fontweight="bold", va="center")
+            axis.text(
+                0.0, place, sized, transform=axis.get_yaxis_transform(), fontsize=9, fontweight="bold", va="center", backgroundcolor="white"
+            )
             place, before = place + 1, sized
         if factor is not None:
             axis.barh(place, factor - 1, left=1, color=COLOURS.get(name, OTHERS), height=0.8)
@@ -131,4 +133,5 @@ def _draw_bars(axis: Any, found: list[tuple[str, str, float | None, str]], headi
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axis.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: ""))
     axis.grid(alpha=0.3, axis="x")
-    axis.set_title(f"{heading}: time over ember_mlx's (right of 1: slower than ember_mlx; B={BASE['B']}, T={BASE['T']})", fontsize=10)
+    axis.set_title(f"{heading}, B={BASE['B']}, T={BASE['T']}", fontsize=10)
+    axis.set_xlabel("time over that of ember_mlx (right of 1: slower than ember_mlx)")

@@ -131,4 +131,7 @@ def all_works(quick: bool = False, full: bool = False) -> list[Work]:
     if quick:
         works = [work._replace(ops=work.title in ("LSTM 64", "CfC 64") and not work.lengths) for work in works]
     works += _sweeps(QUICK_SWEEPS if quick else SWEEPS, ops=not quick)
-    return list({work.name: work for work in reversed(works)}.values())[::-1]
+    once: dict[str, Work] = {}
+    for work in works:
+        once.setdefault(work.name, work)
+    return list(once.values())
