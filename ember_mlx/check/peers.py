@@ -17,8 +17,8 @@ Runs = tuple[Run, Run]  # forward, forward + backward
 Array = np.ndarray[Any, Any]
 
 
-def inputs_of(row: Row) -> tuple[Array, Array]:
-    """x (B, T, I) and time deltas (B, T)."""
+def inputs_of(row: Any) -> tuple[Array, Array]:
+    """x (B, T, I) and time deltas (B, T) of a row, or of what else has its sizes."""
     rng = np.random.default_rng(0)
     return rng.standard_normal((row.B, row.T, row.inputs)).astype(np.float32), rng.uniform(0.1, 2, (row.B, row.T)).astype(np.float32)
 
@@ -62,15 +62,20 @@ def _of_mlx(cell: str) -> Callable[[Row], Runs]:
     return lambda row: mlx_runs(getattr(nn, cell)(row.inputs, row.units), mx.array(inputs_of(row)[0]))
 
 
-def _torch_runs(make: Callable[[Any], Any], row: Row, times: Array | None = None) -> Runs:
-    """A torch module on its GPU, without TF32; on the CPU where it has none."""
+def torch_device() -> tuple[Any, str, Run]:
+    """torch without TF32, its GPU's name or "cpu", and what waits for it."""
     torch: Any = importlib.import_module("torch")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch, device, {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize, "cpu": lambda: None}[device]
+
+
+def _torch_runs(make: Callable[[Any], Any], row: Row, times: Array | None = None) -> Runs:
+    """A torch module on its GPU; on the CPU where it has none."""
+    torch, device, wait = torch_device()
     kind = getattr(torch, str(row.dtype).removeprefix("mlx.core."))
     module, x = make(torch).to(device, kind), torch.tensor(inputs_of(row)[0], device=device, dtype=kind)
     options = {} if times is None else {"timespans": torch.tensor(times, device=device)}
-    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize, "cpu": lambda: None}[device]
 
     def forward() -> None:
         with torch.no_grad():

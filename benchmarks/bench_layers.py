@@ -1,0 +1,24 @@
+"""Each contender of each work; conftest.py has the options, the turns and the ending."""
+
+import pytest
+from contest import WORKS
+from works import OPS, OURS
+
+
+def test_work(work, contender, outcomes, benchmark):
+    outcome = outcomes[contender]
+    if outcome.state != WORKS:
+        benchmark.skipped = True  # there is nothing to store
+        what = f"{outcome.state}: {outcome.why}"
+        if contender in (OURS, OPS):
+            pytest.fail(what, pytrace=False)
+        pytest.xfail(what)
+    benchmark.group = work.name
+    benchmark.extra_info = {"error": outcome.error, "memory": outcome.memory, "device": outcome.device, "round medians": outcome.medians}
+    if (
+        benchmark.enabled
+    ):  # measured in turns, not one after the other as the plugin would; its storage and comparison take the times as its own
+        benchmark._mode = "turns"
+        stats = benchmark._make_stats(iterations=1)
+        for seconds in outcome.times:
+            stats.update(seconds)
