@@ -127,6 +127,8 @@ def _draw_bars(axis: Any, found: list[tuple[str, str, float | None, str]], headi
         ticks.append((place, name))
         place += 1
     axis.set_yticks([at for at, _ in ticks], [name for _, name in ticks], fontsize=8)
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
     axis.axvline(1, color=COLOURS[OURS], linewidth=1.5)
     low, high = (limit([factor for *_, factor, _ in found if factor is not None], default=1.0) for limit in (min, max))
     axis.set(xscale="log", ylim=(place, 0), xlim=(min(0.5, low / 2), max(2.0, high * 2.5)))
