@@ -101,16 +101,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="of notebooks in this folder (default: all)")
     parser.add_argument("--check", action="store_true", help="fail where a cell does, and write nothing")
     options = parser.parse_args(arguments)
-    try:
-        import nbformat
-        from nbclient.exceptions import CellExecutionError
-    except ImportError as error:
-        parser.exit(1, f'run.py: error: {error.name} is missing; install with: pip install "ember-mlx[notebooks]"\n')
     known = {path.stem: path for path in sorted(HERE.glob("*.ipynb"))}
     wanted = [Path(name).stem for name in options.names] or list(known)
     for name in wanted:
         if name not in known:
             parser.error(f"there is no notebook {name}; there are {', '.join(known)}")
+    try:
+        import nbformat
+        from nbclient.exceptions import CellExecutionError
+    except ImportError as error:
+        parser.exit(1, f'run.py: error: {error.name} is missing; install with: pip install "ember-mlx[notebooks]"\n')
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a step's products are small: one thread is hardly slower than two
     failed = 0
     for name in wanted:
