@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     )
     from .saving import load, save
     from .sequences import bucket_batches, pack_sequences, unpack_sequences
+    from .step.cell import Cell, Parameter
     from .wiring import AutoNCPMap, EnhancedNCPMap, EnhancedNeuronMap, FullyConnectedMap, NCPMap, NeuronMap, RandomMap
 
 _HOMES = {
     "AutoNCPMap": ".wiring",
     "Bidirectional": ".layers",
     "CTRQNet": ".layers",
+    "Cell": ".step.cell",
     "CfC": ".layers",
     "EnhancedNCPMap": ".wiring",
     "EnhancedNeuronMap": ".wiring",
@@ -41,6 +43,7 @@ _HOMES = {
     "LTC": ".layers",
     "NCPMap": ".wiring",
     "NeuronMap": ".wiring",
+    "Parameter": ".step.cell",
     "RNN": ".layers",
     "RandomMap": ".wiring",
     "SequenceModel": ".layers",
@@ -55,6 +58,7 @@ _HOMES = {
     "reference": ".reference",
     "save": ".saving",
     "spatial_regularization": ".layers",
+    "step": ".step",
     "training": ".training",
     "unpack_sequences": ".sequences",
     "use_backend": ".backend",
@@ -69,6 +73,7 @@ __all__ = [
     "AutoNCPMap",
     "Bidirectional",
     "CTRQNet",
+    "Cell",
     "CfC",
     "EnhancedNCPMap",
     "EnhancedNeuronMap",
@@ -76,6 +81,7 @@ __all__ = [
     "LQNet",
     "NCPMap",
     "NeuronMap",
+    "Parameter",
     "RandomMap",
     "SequenceModel",
     "StrideAware",
@@ -89,6 +95,7 @@ __all__ = [
     "reference",
     "save",
     "spatial_regularization",
+    "step",
     "training",
     "unpack_sequences",
     "use_backend",
@@ -99,7 +106,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(_HOMES[name], __name__)
-    return module if name in ("convert", "reference", "training") else getattr(module, name)
+    return module if name in ("convert", "reference", "step", "training") else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,72 @@
+"""Small random scans of cells, for tests, benchmarks and the check of a kernel before its first use."""
+
+from typing import Any
+
+import numpy as np
+
+from ... import cells
+from ...step.cell import Cell
+from ...step.definition import Definition
+
+Tree = dict[str, Any]
+I = 3  # inputs
+
+VARIANTS: dict[str, tuple[Cell, int]] = {
+    "min_gru": (cells.MinGRU(), 1),
+    "min_lstm": (cells.MinLSTM(), 1),
+    "ind_rnn": (cells.IndRNN(), 1),
+    "sru_bidirectional": (cells.SRU(), 2),
+    "co_rnn": (cells.CoRNN(), 1),
+    "lem": (cells.LEM(), 1),
+    "lem_bidirectional": (cells.LEM(), 2),
+    "ct_rnn": (cells.CTRNN(), 1),
+    "ode_lstm": (cells.ODELSTM(), 1),
+    "gru_d": (cells.GRUD(), 1),
+    "gru_d_bidirectional": (cells.GRUD(), 2),
+}
+"""Name -> the cell and in how many directions it runs."""
+
+
+def cell_problem(
+    variant: str, T: int, B: int, H: int, *, lengths: bool = False, seed: int = 0, dtype: Any = np.float64
+) -> tuple[Definition, Tree]:
+    """A definition and its arrays, with weights at which the recurrence does not amplify rounding errors.
+
+    Args:
+        variant: a key of VARIANTS.
+        T: steps.
+        B: sequences.
+        H: units.
+        lengths: whether the sequences have different lengths, T among them.
+        seed: of the random numbers.
+        dtype: of the arrays.
+    """
+    cell, directions = VARIANTS[variant]
+    return cell.definition, random_arrays(cell.definition, directions, T, B, H, lengths=lengths, seed=seed, dtype=dtype)
+
+
+def random_arrays(
+    definition: Definition, D: int, T: int, B: int, H: int, *, lengths: bool, seed: int = 0, dtype: Any = np.float64
+) -> Tree:
+    """Arrays for a definition, in D directions; see `cell_problem`."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    rows = len(definition.x) * H
+    arrays: Tree = {"x": rng.standard_normal((D, T, B, I)), "w_x": _weight(rng, D, rows, I), "b": 0.1 * rng.standard_normal((D, rows))}
+    arrays["initial"] = {name: 0.5 * rng.standard_normal((D, B, H)) for name in definition.states}
+    arrays["weights"] = {name: _weight(rng, D, count * H, H) for name, count in definition.h_products.items()}
+    sizes = {name: 1 if name in definition.shared else H for name in definition.parameters}
+    arrays["parameters"] = {name: rng.uniform(0.1, 0.4, (D, size)) for name, size in sizes.items()}
+    if definition.is_timed:
+        arrays["dt"] = rng.uniform(0.1, 1.0, (D, T, B))
+    arrays = _cast(arrays, dtype)
+    if lengths:
+        arrays["lengths"] = np.concatenate([rng.integers(1, T + 1, B - 1), [T]]).astype(np.int32)
+    return arrays
+
+
+def _cast(tree: Tree, dtype: Any) -> Tree:
+    return {name: _cast(a, dtype) if isinstance(a, dict) else a.astype(dtype) for name, a in tree.items()}
+
+
+def _weight(rng: np.random.Generator, directions: int, outputs: int, inputs: int) -> np.ndarray:
+    return 0.6 * rng.standard_normal((directions, outputs, inputs)) / np.sqrt(inputs)

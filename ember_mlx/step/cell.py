@@ -1,0 +1,154 @@
+"""A recurrent cell: what its author writes down."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checks import check_flag, check_integer, check_number
+from ..errors import bad_argument
+
+Initial = float | tuple[float, float] | Callable[[int], Any]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a cell, beside its weights.
+
+    Args:
+        initial: a number; a pair (low, high) to draw from uniformly; or a function of H that gives an array (H,).
+        shared: whether it is one number for all units, not one for each.
+
+    Example:
+        >>> from ember_mlx import Parameter
+        >>> Parameter(0.5).initial
+        0.5
+    """
+
+    initial: Initial = 0.0
+    shared: bool = False
+
+    def __post_init__(self) -> None:
+        check_flag("Parameter", "shared", self.shared)
+        if isinstance(self.initial, tuple):
+            if len(self.initial) != 2:
+                raise bad_argument("Parameter", "initial", "be a number, (low, high) or a function of H", self.initial)
+            low, high = (check_number("Parameter", "initial", bound) for bound in self.initial)
+            if not low <= high:
+                raise bad_argument("Parameter", "initial", "be (low, high) with low <= high", self.initial)
+        elif not callable(self.initial):
+            check_number("Parameter", "initial", self.initial)
+
+    def drawn(self, owner: str, name: str, units: int, uniform: Callable[[float, float, int], Any]) -> NDArray[np.float32]:
+        """The initial values (H,), or (1,) where shared; `uniform` (low, high, count) draws.
+
+        Raises:
+            ValueError: the function gave an array of another shape, or values that are not finite.
+        """
+        count = 1 if self.shared else units
+        if isinstance(self.initial, tuple):
+            return np.asarray(uniform(*self.initial, count), np.float32)
+        if not callable(self.initial):
+            return np.full(count, self.initial, np.float32)
+        values = np.asarray(self.initial(units), np.float32)
+        if values.shape not in ((units,), *(((),) if self.shared else ())) or (self.shared and values.size != 1):
+            raise bad_argument(owner, f"the initial value of {name}", f"have shape {(count,)}", values.shape)
+        if not np.isfinite(values).all():
+            raise bad_argument(owner, f"the initial value of {name}", "be finite", "NaN or infinity")
+        return values.reshape(count)
+
+
+class Cell:
+    """The base of recurrent cells: subclass it, name what a step uses, and write the step.
+
+    ``step`` gets by name, in any order: ``x``, the results of the products W x + b; the states; and, where it names them, ``dt``, the
+    elapsed time, the parameters, and the products with hidden values. Values are (B, H), or as good as that: dt is (B, 1), a parameter
+    (H,). It may call itself on them only the functions of ``ember_mlx.step``, arithmetic, comparisons and ``**`` by small integers, and
+    it returns the next states in their order. The first state is the layer's output.
+
+    Attributes:
+        states: names of the states.
+        x_products: how many products with the inputs: ``x`` is a tuple of so many values, or the value itself where it is one.
+        h_products: name -> how many results: a weight (count * H, H); ``W(v)`` in a step gives a tuple of so many values, or the value itself
+            where it is one. v is any value (B, H) of the step, and one weight may be used several times.
+        parameters: name -> Parameter, or its initial value.
+
+    A cell's own settings are the arguments of its constructor, kept under the same names; they are saved with the layer.
+
+    Raises:
+        ValueError, TypeError: on definition, for what a step cannot be.
+
+    Example:
+        >>> from ember_mlx import Cell
+        >>> from ember_mlx.step import sigmoid, tanh
+        >>> class MinimalGatedUnit(Cell):
+        ...     states = ("h",)
+        ...     x_products = 2
+        ...     h_products = {"W_f": 1, "W_h": 1}
+        ...     def step(self, x, h, W_f, W_h):
+        ...         f = sigmoid(x[0] + W_f(h))
+        ...         return h + f * (tanh(x[1] + W_h(f * h)) - h)
+        >>> MinimalGatedUnit().definition.depth
+        2
+
+    Source of the example: Zhou et al., Minimal gated unit for recurrent neural networks, 2016, https://arxiv.org/abs/1603.09420.
+    """
+
+    states: ClassVar[tuple[str, ...]] = ("h",)
+    x_products: ClassVar[int] = 1
+    h_products: ClassVar[Mapping[str, int]] = {}
+    parameters: ClassVar[Mapping[str, Parameter | Initial]] = {}
+
+    def step(self, *values: Any, **named: Any) -> Any:
+        """One step: the next states from what it names."""
+        raise NotImplementedError
+
+    @property
+    def definition(self) -> Any:
+        """The step as a graph (ember_mlx.step.definition.Definition); made once for each cell."""
+        from .definition import define
+
+        made = self.__dict__.get("_definition")
+        if made is None:
+            made = self.__dict__["_definition"] = define(self)
+        return made
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments and their values."""
+        names = inspect.signature(type(self).__init__).parameters if type(self).__init__ is not object.__init__ else {}
+        found = {}
+        for name in list(names)[1:]:
+            if not hasattr(self, name):
+                raise bad_argument(type(self).__name__, name, "be kept by the constructor as an attribute of that name", "none")
+            found[name] = getattr(self, name)
+        return found
+
+    @property
+    def all_parameters(self) -> dict[str, Parameter]:
+        """The parameters, each as a Parameter."""
+        return {name: p if isinstance(p, Parameter) else Parameter(p) for name, p in self.parameters.items()}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.settings.items())})"
+
+
+def check_counts(owner: str, cell: Cell) -> None:
+    """Raise an error for a cell whose attributes are not what they must be."""
+    if not isinstance(cell.states, (tuple, list)) or not cell.states or not all(isinstance(name, str) for name in cell.states):
+        raise bad_argument(owner, "states", "be a tuple of names, at least one", repr(cell.states), TypeError)
+    check_integer(owner, "x_products", cell.x_products)
+    for name in ("h_products", "parameters"):
+        if not isinstance(getattr(cell, name), Mapping):
+            raise bad_argument(owner, name, "be a dict", repr(getattr(cell, name)), TypeError)
+    for name, count in cell.h_products.items():
+        check_integer(owner, f"h_products[{name!r}]", count)
+    names = ["x", "dt", "self", *cell.states, *cell.h_products, *cell.parameters]
+    for name in names[3:]:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise bad_argument(owner, "names of states, products and parameters", "be Python names", repr(name))
+        if names.count(name) > 1:
+            raise bad_argument(owner, "names of states, products and parameters", "differ from each other, and from x and dt", repr(name))
