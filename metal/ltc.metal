@@ -674,7 +674,8 @@ inline void ltc_backward(
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
 #pragma unroll(C::UNROLL)
-      for (int first = 0; first < C::BLOCKS; first += C::KEPT) {  // with synapses in registers all products come before the parts that only some lanes run
+      // with synapses in registers all products come before the parts that only some lanes run
+      for (int first = 0; first < C::BLOCKS; first += C::KEPT) {
         float sums[C::KEPT * C::ROWS];
 #pragma unroll
         for (int i = 0; i < C::KEPT; i++) {
@@ -708,8 +709,8 @@ inline void ltc_backward(
 
 // The kernels that are parallel over all steps, on R rows: v (R, K) at the sources of H targets.
 
-// (1) and the leak: num and den (R, H), one thread for four rows of a target; synapse k of target j is entry (k, j) of the table (width,
-// H).
+// (1) and the leak: num and den (R, H), one thread for four rows of a target; synapse k of target j is entry (k, j) of the table
+// (width, H).
 template <int K, int H, int THREADS>
 inline void ltc_sums(
     device const float* v, device const float* synapses, device const int* sources, device const float* leak, device const int* dims,

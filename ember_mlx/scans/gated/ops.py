@@ -1,6 +1,6 @@
-"""The MLX-ops form of the gated scan: slower than the others, and differentiable to any order inside any transformation.
+"""The MLX-ops form of the gated scan: slower than the others, but differentiable to any order and inside any transformation.
 
-The arrays are those of the NumPy form (reference.py); MLX differentiates it.
+The arrays are those of the NumPy form (reference.py); gradients are MLX's.
 """
 
 from typing import Any
@@ -56,7 +56,7 @@ def step(spec: GatedSpec, arrays: Tree, projected: mx.array, state: list[mx.arra
 
 
 def lstm_gates(a: mx.array) -> list[mx.array]:
-    """i, f, g, o of an LSTM, from their arguments (..., 4 H)."""
+    """i, f, g, o of an LSTM, from their pre-activations (..., 4 H)."""
     i, f, g, o = mx.split(a, 4, axis=-1)
     return [mx.sigmoid(i), mx.sigmoid(f), tanh(g), mx.sigmoid(o)]  # (2)
 

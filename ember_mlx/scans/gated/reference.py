@@ -1,6 +1,6 @@
-"""The NumPy form of the gated scan (RNN, LSTM, GRU): forward, and a backward written by hand. It computes in the dtype of its arrays.
+"""The NumPy form of the gated scan (RNN, LSTM, GRU): forward, and a handwritten backward. It computes in the dtype of its arrays.
 
-Both take the arrays of one scan as a tree (D directions, each a scan of its own; T steps, B sequences, H units, G gates):
+Both take the arrays of one scan as a tree (D independent directions; T steps, B sequences, H units, G gates):
 
     x        (D, T, B, I)   inputs, in each direction's order of steps
     h0       (D, B, H)      state before the first step;  c0 (D, B, H) too for an LSTM
@@ -18,8 +18,8 @@ One step; gates in the order of torch.nn, each H rows of the products::
         LSTM: c' = f c + i g;  h' = o tanh(c'), times W_hr if there is one
         GRU:  h' = n + z (h - n)
 
-Only W_h h and what follows it are in the loops over T. The backward recomputes the gates from the states, a block of steps at a time,
-unless the forward kept them.
+The loops over T contain only W_h h and what depends on it. The backward recomputes the gates from the states, a block of steps at a time,
+unless the forward stored them.
 """
 
 import math
@@ -46,10 +46,10 @@ def gated_forward(spec: GatedSpec, arrays: Tree, kept: Scratch | None = None) ->
     Args:
         spec: the static part.
         arrays: the tree above, float32 or float64.
-        kept: memory for the gates, which spare the backward their recomputation, used unless they are too large; None: nothing is kept.
+        kept: buffers for the gates, which `gated_backward` reuses, unless they are too large; None: nothing is stored.
 
     Returns:
-        (h,) of shape (D, T, B, H), zero past each length; for an LSTM (h, c), c likewise.
+        (h,) of shape (D, T, B, H), zero past each length; for an LSTM (h, c), c of the same shape.
 
     Example:
         >>> import numpy as np
@@ -87,14 +87,14 @@ def gated_forward(spec: GatedSpec, arrays: Tree, kept: Scratch | None = None) ->
 def gated_backward(
     spec: GatedSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...], kept: Scratch | None = None
 ) -> Tree:
-    """Pull the outputs' gradients back through a gated scan.
+    """The gradients of a gated scan, from those of its outputs.
 
     Args:
         spec: the static part.
-        arrays: what `gated_forward` took.
-        outputs: what it returned.
+        arrays: the arguments of `gated_forward`.
+        outputs: its results.
         cotangents: the gradient of each output, same shapes.
-        kept: what `gated_forward` was given, and nobody else since; None: it kept nothing.
+        kept: the buffers passed to `gated_forward`, not used since; None: nothing was stored.
 
     Returns:
         The gradient of every floating-point array, as a tree of the same structure, without `lengths`.
@@ -127,11 +127,11 @@ def gated_backward(
 
 
 class GatedStep:
-    """A scan of one step that is run again and again: each call reads x and the state anew from the arrays that it was made with.
+    """A single step for repeated calls: each call reads x and the state from the arrays passed to the constructor.
 
     Args:
         spec: the static part.
-        arrays: what `gated_forward` takes, contiguous, with T = 1 and without lengths.
+        arrays: arguments as for `gated_forward`, contiguous, with T = 1 and without lengths.
 
     Example:
         >>> import numpy as np
@@ -161,38 +161,38 @@ class GatedStep:
 
 
 class _Point(NamedTuple):
-    """A block of N steps at its states, and what the pull leaves there."""
+    """A block of N steps linearised at its states, and the gradients that `pull` writes."""
 
     d: Array  # (D, blocks, N, H): gradients of the products' results
     slopes: tuple[Array, ...]
-    projected: tuple[Array, Array] | None = None  # with W_hr: the gradient of h, and what W_hr takes
+    projected: tuple[Array, Array] | None = None  # with W_hr: the gradient of h, and the input of W_hr
 
 
 class _Cell(ABC):
-    """What one cell adds to a scan: how it orders its gates, and its equations (2) and (3), forward and back.
+    """The cell-specific part of a scan: the order of its gates, and its equations (2) and (3), forward and backward.
 
-    `x_order` and `h_order` order the blocks of the products with x and h, as indices of torch.nn's gates, so that gates which are treated
-    alike lie side by side. The products' gradients lie in one array (D, blocks, N, H): x has its first G blocks, h its last G.
-    `factors` are in the weights, so that a step has fewer constants to multiply by: sigma(a) = 1 / (1 + exp(-a)).
+    `x_order` and `h_order` are the orders of the blocks in the products with x and h, as indices of torch.nn's gates, so that gates with
+    the same activation are adjacent. The products' gradients are one array (D, blocks, N, H): the first G blocks belong to x, the last G to
+    h. `factors` are folded into the weights, so that a step has fewer constants to multiply by: sigma(a) = 1 / (1 + exp(-a)).
     """
 
     x_order: tuple[int, ...] = (0,)
     h_order: tuple[int, ...] = (0,)
     factors: tuple[float, ...] = (1,)
-    blocks = 1  # of the gates that the backward needs, and of the products' gradients
-    recomputed = True  # whether the backward needs the gates at all
+    blocks = 1  # blocks of the gates that the backward needs, and of the products' gradients
+    recomputed = True  # whether the backward needs the gates
 
     def __init__(self, arrays: Tree, scratch: Scratch):
         self.arrays, self.scratch = arrays, scratch
 
     @cached_property
     def back(self) -> StepProduct:
-        """From the gradients of W_h h to h's, gate by gate."""
+        """The product from the gradients of W_h h to h's, for each gate."""
         return StepProduct(gate_blocks(self.arrays["w_h"], self.h_order), self.scratch.part("back"))
 
     @abstractmethod
     def gates(self, q: Array, a: Array) -> None:
-        """From q = W_h h (D, G, n, H) and a = W_x x + b to the gates, in `a` (D, blocks, n, H)."""
+        """From q = W_h h (D, G, n, H) and a = W_x x + b to the gates, written to `a` (D, blocks, n, H)."""
 
     @abstractmethod
     def update(self, a: Array, before: list[Array], out: list[Array]) -> None:
@@ -200,14 +200,14 @@ class _Cell(ABC):
 
     @abstractmethod
     def linearise(self, a: Array, before: list[Array], after: list[Array]) -> _Point:
-        """For a block of steps at once: everything that the pull needs and that does not depend on it."""
+        """For a block of steps at once: everything that `pull` needs and that does not depend on the gradients."""
 
     @abstractmethod
     def pull(self, point: _Point, rows: slice, d_state: list[Array]) -> None:
-        """From the gradients of a step's state, (D, n, H), to those of the state before it, in place, and the products' in `point.d`."""
+        """From the gradients of a step's state (D, n, H) to those of the previous state, in place, and of the products, in `point.d`."""
 
     def pull_product(self, d: Array, dh: Array) -> None:
-        """From the gradients of W_h h, (D, G, n, H), to that of h, `dh` (D, n, P)."""
+        """From the gradients of W_h h (D, G, n, H) to that of h, `dh` (D, n, P)."""
         if d.shape[1] == 1:
             self.back(d, dh[:, None])
         else:
@@ -215,7 +215,7 @@ class _Cell(ABC):
 
 
 def gate_blocks(a: Array, order: tuple[int, ...]) -> Array:
-    """(D, G H, ...) -> (D, G, H, ...), the gates in another order."""
+    """(D, G H, ...) -> (D, G, H, ...), with the gates reordered."""
     a = a.reshape(len(a), len(order), -1, *a.shape[2:])
     return a if len(order) == 1 else a[:, order]
 
@@ -264,9 +264,9 @@ class _ReluRNN(_RNN):
 
 
 class _LSTM(_Cell):
-    """o, i, f, g: the three logistic gates side by side, and the three that c takes.
+    """Gates in the order o, i, f, g: the three logistic gates are adjacent, and so are the three that c depends on.
 
-    g has a tanh of its own: 2 sigma(2 a) - 1, all four by one exp, has no digits of a small a.
+    g uses tanh: 2 sigma(2 a) - 1, which would allow one exp for all four gates, loses the digits of a small a.
     """
 
     x_order = h_order = (3, 0, 1, 2)
@@ -333,7 +333,7 @@ class _LSTM(_Cell):
 
 
 class _GRU(_Cell):
-    """n, r, z for x and r, z, n for h: the logistic gates side by side in both; the gates kept are n, r, z, and n's part of q."""
+    """Gates in the order n, r, z for x and r, z, n for h, with the logistic gates adjacent; stored are n, r, z, and n's part of q."""
 
     x_order, h_order = (2, 0, 1), (0, 1, 2)
     factors = (-1, -1, 1)
@@ -384,15 +384,15 @@ CELLS: dict[str, type[_Cell]] = {"tanh": _RNN, "relu": _ReluRNN, "lstm": _LSTM, 
 
 
 class _Block(NamedTuple):
-    """Some whole steps, n rows in all."""
+    """A block of whole steps, n rows in total."""
 
-    rows: slice  # in the packed order
+    rows: slice  # in packed order
     n: int
-    steps: list[slice]  # the rows of each, counted from the block's first
+    steps: list[slice]  # the rows of each step, relative to the block's first row
 
 
 class _Scan:
-    """The parts of one scan, over packed rows; every array has the directions first."""
+    """The parts of one scan, over packed rows; the first axis of every array is the directions."""
 
     def __init__(self, spec: GatedSpec, arrays: Tree, scratch: Scratch):
         self.D, T, B, _ = arrays["x"].shape
@@ -418,7 +418,7 @@ class _Scan:
 
     @cached_property
     def back_x(self) -> Array:
-        """The weights from the gradients of W_x x to x's: (D, G, H, I)."""
+        """The weights for the product from the gradients of W_x x to x's: (D, G, H, I)."""
         return gate_blocks(self.arrays["w_x"], self.cell.x_order)
 
     def initial(self) -> list[Array]:
@@ -427,15 +427,15 @@ class _Scan:
 
     @property
     def states(self) -> list[str]:
-        """The names of the initial ones."""
+        """The names of the initial states."""
         return [name for name in ("h0", "c0") if name in self.arrays]
 
     def results(self) -> list[Array]:
-        """Memory for the outputs."""
+        """Buffers for the outputs."""
         return [self._padded(self.arrays[name].shape[2]) for name in self.states]
 
     def like_inputs(self) -> Array:
-        """Memory for the inputs' gradient."""
+        """A buffer for the inputs' gradient."""
         return self._padded(self.arrays["x"].shape[3])
 
     def _padded(self, features: int) -> Array:
@@ -459,7 +459,7 @@ class _Scan:
         return out
 
     def store(self, rows: Array, a: Array, block: _Block) -> None:
-        """Put the block's rows into (D, T, B, F); nothing to do for a view."""
+        """Write the block's rows to (D, T, B, F); does nothing for a view."""
         for d in range(self.D):
             self.layout.store(rows[d], self.layout.flat(a[d]), block.rows)
 
@@ -473,18 +473,18 @@ class _Scan:
         return out
 
     def room_to_keep(self, memory: Scratch | None) -> Array | None:
-        """Room there for the gates of all steps, always the same; None where the backward needs none, or where they would be too large."""
+        """A buffer in `memory` for the gates of all steps, always the same; None if the backward needs none, or it would be too large."""
         shape = (self.D, self.cell.blocks, self.layout.total, self.H)
         if memory is None or not self.cell.recomputed or math.prod(shape) * self.b.itemsize > KEPT_BYTES:
             return None
         return memory("gates", *shape)
 
     def gates_of(self, kept: Array | None, block: _Block) -> Array:
-        """The block's part of the gates (D, blocks, n, H); where none are kept memory for them."""
+        """The block's part of the gates (D, blocks, n, H), or a temporary buffer if they are not stored."""
         return self.scratch("gates", self.D, self.cell.blocks, block.n, self.H) if kept is None else kept[:, :, block.rows]
 
     def project(self, block: _Block, gates: Array) -> None:
-        """W_x x + b of a block of steps, into the first of its gates."""
+        """W_x x + b of a block of steps, written to the first G blocks of its gates."""
         a = gates[:, : self.G]
         for x, w, out in zip(self.rows_of("x", self.x, block), self.of_x, a, strict=True):
             multiply(x, w, out)
@@ -509,7 +509,7 @@ class _Scan:
         """Add a block's part of the weights' gradients, and store that of the inputs."""
         x, dx = self.rows_of("x", self.x, block), self.rows_of("dx", d_x, block)
         inputs = self.scratch("inputs", self.D, block.n, h.shape[2] + x.shape[2] + 1)
-        # of h, x and 1 at once: the gradients of W_h, W_x and b
+        # one product with [h, x, 1] gives the gradients of W_h, W_x and b
         np.concatenate([h, x, np.ones((self.D, block.n, 1), x.dtype)], axis=2, out=inputs)
         for k, (sums, u, d) in enumerate(zip(self.sums, inputs, point.d, strict=True)):
             part = sums.scratch
