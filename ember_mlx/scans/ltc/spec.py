@@ -41,7 +41,7 @@ class LTCSpec:
 
     @property
     def least_cm(self) -> float:
-        """The value that the semi-implicit solver adds to cm, so that both cm and dt may be close to 0; its square is still representable in float32."""
+        """The value that the semi-implicit solver adds to cm, so that cm and dt may both be near 0; its square is still a float32."""
         return 1e-15 if self.solver == "semi_implicit" else 0.0
 
     @property
