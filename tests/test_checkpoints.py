@@ -215,7 +215,7 @@ def other_version(path):
 
 
 SPOILED = {
-    cut: "it is cut off",
+    cut: "it is truncated",
     cut_in_the_header: "it is truncated, or not a safetensors file",
     empty: "it is truncated, or not a safetensors file",
     foreign: "it is not a checkpoint of ember_mlx",
