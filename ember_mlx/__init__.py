@@ -1,6 +1,6 @@
 """Continuous-time and gated recurrent layers for MLX.
 
-The names below are imported when they are first used, so that `import ember_mlx.reference` works where MLX is not installed.
+The names below are imported on first use, so that `import ember_mlx.reference` works without MLX.
 """
 
 from importlib import import_module

@@ -135,7 +135,7 @@ def test_what_parameters_were_made_for_stays_as_it_is(kind):
     fixed = {name for name in layer.get_config() if hasattr(layer, name) and name not in layer.settings}
     assert fixed
     for name in fixed | {"input_size", "units"}:
-        with pytest.raises(ValueError, match=rf"^\[{type(layer).__name__}\] {name} must stay as it is"):
+        with pytest.raises(ValueError, match=rf"^\[{type(layer).__name__}\] {name} must not change"):
             setattr(layer, name, getattr(layer, name))
 
 

@@ -25,10 +25,10 @@ Tree = dict[str, Any]
 
 
 class GatedLayer(RecurrentLayer):
-    """What RNN, LSTM and GRU share: layers one above the other, each in one direction or in both.
+    """Base class of RNN, LSTM and GRU: stacked layers, each in one direction or both.
 
-    A subclass names its recurrence, its cell and its states. Parameters are ``layers[k][direction]`` with the names of mlx.nn:
-    Wx (G H, inputs), Wh (G H, H), bias (G H), direction "forward" or "backward".
+    A subclass names its recurrence, its cell and its states. Parameters are ``layers[k][direction]``, direction "forward" or
+    "backward", with the names of mlx.nn: Wx (G H, inputs), Wh (G H, H), bias (G H).
     """
 
     recurrence: Recurrence
@@ -59,7 +59,7 @@ class GatedLayer(RecurrentLayer):
         self.bias, self.bidirectional = check_flag(owner, "bias", bias), check_flag(owner, "bidirectional", bidirectional)
         self.dropout = dropout
         if self.dropout and self.num_layers == 1:
-            raise bad_argument(owner, "dropout", "be 0 where there is one layer, since it acts between layers", dropout)
+            raise bad_argument(owner, "dropout", "be 0 with a single layer, since it acts between layers", dropout)
 
     def _make_parameters(self) -> None:
         names, features = DIRECTIONS[: self.num_directions], self.direction_size
@@ -76,27 +76,27 @@ class GatedLayer(RecurrentLayer):
 
     @property
     def draws(self) -> bool:  # type: ignore[override]
-        """Where there is dropout."""
+        """Whether there is dropout."""
         return self.dropout > 0
 
     @property
     def num_directions(self) -> int:
-        """2 where it is bidirectional."""
+        """2 if bidirectional, else 1."""
         return 2 if self.bidirectional else 1
 
     @property
     def direction_size(self) -> int:
-        """Features of h in one direction."""
+        """Features of h per direction."""
         return self.proj_size or self.hidden_size
 
     @property
     def output_size(self) -> int:
-        """Features of y, of both directions where there are two."""
+        """Features of y, all directions together."""
         return self.direction_size * self.num_directions
 
     @property
     def state_layouts(self) -> tuple[StateLayout, ...]:
-        """h, and c of an LSTM."""
+        """h, and for an LSTM c."""
         stack, axis = self.num_layers * self.num_directions, "num_layers * num_directions"
         sizes = {"h": (self.direction_size, "proj_size" if self.proj_size else "H"), "c": (self.hidden_size, "H")}
         return tuple(StateLayout(name, sizes[name][0], stack, axis, sizes[name][1]) for name in self.state_names)
@@ -113,7 +113,7 @@ class GatedLayer(RecurrentLayer):
         return u, [mx.stack([a for layer in final for a in layer[s]]) for s in range(len(self.state_names))]
 
     def _layer(self, k: int, directions: Sequence[str], steps: Steps, x: mx.array, state: list[mx.array]) -> Scans:
-        """The scan of layer k in some directions, from x (D, T, B, I) and states (D, B, F): for each state D times (T, B, F)."""
+        """The scan of layer k in D directions, from x (D, T, B, I) and states (D, B, F) to D arrays (T, B, F) for each state."""
         arrays = self._weights([self.layers[k][name] for name in directions], x.dtype)
         arrays |= {"x": x} | {f"{name}0": a for name, a in zip(self.state_names, state, strict=True)}
         arrays |= {} if steps.lengths is None else {"lengths": steps.lengths}
@@ -121,17 +121,17 @@ class GatedLayer(RecurrentLayer):
         return [_by_direction(a) for a in outputs]
 
     def _between(self, k: int, steps: Steps, h: list[mx.array]) -> mx.array:
-        """From layer k's h in each direction to what the layer above takes, or the caller."""
+        """Combine layer k's h in each direction into the input of the next layer, or into y."""
         u = mx.concatenate([h[0], steps.turned(h[1])], axis=2) if self.bidirectional else h[0]
         return self._dropped(u, steps.keys(self.num_layers)[k]) if k + 1 < self.num_layers else u
 
     @property
     def can_be_cut(self) -> bool:
-        """Not in both directions: the layer above needs the whole of the backward run."""
+        """False if bidirectional: the next layer needs the complete backward run."""
         return not self.bidirectional
 
     def run(self, steps: Steps, state: list[mx.array | None], **options: Any) -> tuple[mx.array, list[mx.array]]:
-        """Run the recurrence; in both directions each direction of each layer in parts, where that is wanted."""
+        """Run the recurrence; a bidirectional layer is checkpointed per layer and direction."""
         size = self.part_size(steps)
         if size is None or self.can_be_cut:
             return super().run(steps, state, **options)
@@ -139,14 +139,14 @@ class GatedLayer(RecurrentLayer):
         for k, initial in enumerate(self._by_layer(state, u)):
             runs = []
             for d, (x, name) in enumerate(zip((u, steps.turned(u)), DIRECTIONS, strict=True)):
-                own = [mx.split(a, 2)[d] for a in initial]  # of an index the gradient has no jvp
+                own = [mx.split(a, 2)[d] for a in initial]  # not an index: its gradient has no jvp
                 runs.append(run_in_parts(self, self._run_of(k, name), steps._replace(x=x), own, size, True))
             final.append([mx.concatenate(list(pair)) for pair in zip(*(last for _, last in runs), strict=True)])
             u = self._between(k, steps, [y for y, _ in runs])
         return u, [mx.concatenate(list(parts)) for parts in zip(*final, strict=True)]
 
     def _run_of(self, k: int, direction: str) -> Run:
-        """One direction of layer k, for parts of its steps."""
+        """A function that runs one direction of layer k over a segment."""
 
         def run(layer: Any, steps: Steps, state: list[mx.array]) -> tuple[mx.array, list[mx.array]]:
             scan = layer._layer(k, [direction], steps, mx.expand_dims(steps.x, 0), state)
@@ -156,13 +156,13 @@ class GatedLayer(RecurrentLayer):
         return run
 
     def _by_layer(self, state: list[mx.array | None], like: mx.array) -> list[list[mx.array]]:
-        """For each layer its states, (D, B, F) each."""
+        """Each layer's states, (D, B, F) each."""
         shapes = [layout.shape(like.shape[1], True) for layout in self.state_layouts]
         given = [mx.zeros(shape, like.dtype) if a is None else a.astype(like.dtype) for a, shape in zip(state, shapes, strict=True)]
         return [list(parts) for parts in zip(*(mx.split(a, self.num_layers) for a in given), strict=True)]
 
     def _weights(self, directions: list["GatedDirection"], dtype: mx.Dtype) -> Tree:
-        """The scan's weights, of one layer."""
+        """One layer's weights for the scan."""
         parts = [direction.scan_tree(dtype) for direction in directions]
         return {name: mx.stack([part[name] for part in parts]) for name in parts[0]}
 
@@ -174,11 +174,11 @@ class GatedLayer(RecurrentLayer):
         return u * kept / (1 - self.dropout or 1)
 
     def output_of(self, state: list[mx.array]) -> mx.array:
-        """The last layer's h; in one direction only."""
+        """The last layer's h; unidirectional layers only."""
         return state[0][-1]
 
     def last_step(self, y: mx.array, steps: Steps) -> mx.array:
-        """Each direction's last step: that of the backward one is the first."""
+        """Each direction's final step; the backward run ends at the first step."""
         if not self.bidirectional:
             return steps.last(y)
         forward, backward = mx.split(y, 2, axis=2)
@@ -194,7 +194,7 @@ class GatedLayer(RecurrentLayer):
 
 
 class GatedDirection(nn.Module):
-    """The parameters of one layer in one direction, uniform in +-1/sqrt(H): Wx, Wh, bias; bhn of a GRU; Wr, a projection of an LSTM's h."""
+    """One layer's parameters in one direction, uniform in +-1/sqrt(H): Wx, Wh, bias; for a GRU bhn; for an LSTM with projection Wr."""
 
     def __init__(self, cell: str, inputs: int, units: int, bias: bool, proj_size: int | None):
         super().__init__()
@@ -223,7 +223,7 @@ class GatedDirection(nn.Module):
 
 
 def _by_direction(a: mx.array) -> list[mx.array]:
-    """(D, T, B, F) -> D times (T, B, F)."""
+    """(D, T, B, F) -> D arrays (T, B, F)."""
     return [part.squeeze(0) for part in mx.split(a, a.shape[0])]
 
 
@@ -237,38 +237,38 @@ class RNN(GatedLayer):
     Args:
         input_size: I, features of x.
         hidden_size: H, units of each layer and direction.
-        num_layers: layers one above the other; each works on the output of the one below.
+        num_layers: stacked layers; each takes the output of the one below.
         activation: "tanh" or "relu".
         bias: whether there are biases.
-        dropout: probability of dropping a feature between two layers, in training; not inside ``mx.checkpoint``, which draws anew in the
-            backward.
-        bidirectional: whether each layer also runs over the sequences from their last valid step to their first, with weights of its own.
-            The layer above works on both outputs side by side.
-        return_sequences: whether y holds every step, or each direction's last one: the forward run's at the last valid step, the
-            backward run's at the first.
+        dropout: probability of dropping a feature between two layers, in training; not inside ``mx.checkpoint``, which draws a different
+            mask in the backward pass.
+        bidirectional: whether each layer also runs in reverse, from the last valid step to the first, with its own weights. The layer
+            above takes both outputs, concatenated.
+        return_sequences: whether y holds every step, or only each direction's final step: the last valid step of the forward run, the
+            first step of the backward run.
         return_state: whether the state is returned too.
         batch_first: whether x is (B, T, I) or (T, B, I).
         go_backwards: whether each sequence is processed from its last valid step to its first. As in Keras, y is then in the order
             of processing.
-        checkpoint_steps: for long sequences, the steps of a part: only the states between parts are kept, and the backward computes each
-            part again. None: all is kept.
+        checkpoint_steps: time steps per segment, for long sequences: only the states between segments are kept, and the backward pass
+            recomputes each segment. None: keep everything.
 
     Call:
         ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state, return_states)``
 
         x: (B, T, I), or (T, I) without batch; floating point.
         initial_state: [h], (num_layers * num_directions, B, H), or None for zeros.
-        time_deltas: must be None, since these equations know no elapsed time: append it to x, or use a continuous-time layer.
-        lengths: (B,) integers in 1..T; steps past them neither change the state nor cost time on the CPU, and y is 0 there.
+        time_deltas: must be None: these equations do not use elapsed time. Append it to x, or use a continuous-time layer.
+        lengths: (B,) integers in 1..T; later steps are padding: they leave the state unchanged, cost no time on the CPU, and y is 0 there.
 
     Returns:
         y (B, T, H * num_directions), or (B, H * num_directions) without return_sequences, in the promoted dtype of x and the
         parameters. With return_state (y, [h]): float32, (num_layers * num_directions, B, H), in the order layer 0 forward,
         layer 0 backward, layer 1 forward ... Without batch y is (T, ...) and a state (num_layers * num_directions, H).
-        With return_states, last of all, the states after every step, each (..., B, T, F) in place of (..., B, F).
+        With return_states the last item is the states after every step, each (..., B, T, F) instead of (..., B, F).
 
     Raises:
-        TypeError: an argument of a wrong kind or dtype.
+        TypeError: an argument of the wrong type or dtype.
         ValueError: an argument of a wrong shape or value; time_deltas.
 
     Example:
@@ -325,39 +325,39 @@ class LSTM(GatedLayer):
     Args:
         input_size: I, features of x.
         hidden_size: H, units of each layer and direction.
-        num_layers: layers one above the other; each works on the output of the one below.
+        num_layers: stacked layers; each takes the output of the one below.
         proj_size: if given, h is a learned linear map of o tanh(c') to this many features, less than H.
         bias: whether there are biases.
-        dropout: probability of dropping a feature between two layers, in training; not inside ``mx.checkpoint``, which draws anew in the
-            backward.
-        bidirectional: whether each layer also runs over the sequences from their last valid step to their first, with weights of its own.
-            The layer above works on both outputs side by side.
-        return_sequences: whether y holds every step, or each direction's last one: the forward run's at the last valid step, the
-            backward run's at the first.
+        dropout: probability of dropping a feature between two layers, in training; not inside ``mx.checkpoint``, which draws a different
+            mask in the backward pass.
+        bidirectional: whether each layer also runs in reverse, from the last valid step to the first, with its own weights. The layer
+            above takes both outputs, concatenated.
+        return_sequences: whether y holds every step, or only each direction's final step: the last valid step of the forward run, the
+            first step of the backward run.
         return_state: whether the state is returned too.
         batch_first: whether x is (B, T, I) or (T, B, I).
         go_backwards: whether each sequence is processed from its last valid step to its first. As in Keras, y is then in the order
             of processing.
-        checkpoint_steps: for long sequences, the steps of a part: only the states between parts are kept, and the backward computes each
-            part again. None: all is kept.
+        checkpoint_steps: time steps per segment, for long sequences: only the states between segments are kept, and the backward pass
+            recomputes each segment. None: keep everything.
 
     Call:
         ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state, return_states)``
 
         x: (B, T, I), or (T, I) without batch; floating point.
-        initial_state: (h, c), each (num_layers * num_directions, B, H) or None for zeros; h (..., proj_size) where that is given.
-        time_deltas: must be None, since these equations know no elapsed time: append it to x, or use a continuous-time layer.
-        lengths: (B,) integers in 1..T; steps past them neither change the state nor cost time on the CPU, and y is 0 there.
+        initial_state: (h, c), each (num_layers * num_directions, B, H) or None for zeros; h is (..., proj_size) if that is given.
+        time_deltas: must be None: these equations do not use elapsed time. Append it to x, or use a continuous-time layer.
+        lengths: (B,) integers in 1..T; later steps are padding: they leave the state unchanged, cost no time on the CPU, and y is 0 there.
 
     Returns:
         y (B, T, H * num_directions), or (B, H * num_directions) without return_sequences, in the promoted dtype of x and the
         parameters. With return_state (y, (h, c)): float32, (num_layers * num_directions, B, H) each, in the order layer 0 forward,
         layer 0 backward, layer 1 forward ... Without batch y is (T, ...) and a state (num_layers * num_directions, H). With proj_size
-        y and h have proj_size features in place of H.
-        With return_states, last of all, the states after every step, each (..., B, T, F) in place of (..., B, F).
+        y and h have proj_size features instead of H.
+        With return_states the last item is the states after every step, each (..., B, T, F) instead of (..., B, F).
 
     Raises:
-        TypeError: an argument of a wrong kind or dtype.
+        TypeError: an argument of the wrong type or dtype.
         ValueError: an argument of a wrong shape or value; time_deltas.
 
     Example:
@@ -418,37 +418,37 @@ class GRU(GatedLayer):
     Args:
         input_size: I, features of x.
         hidden_size: H, units of each layer and direction.
-        num_layers: layers one above the other; each works on the output of the one below.
+        num_layers: stacked layers; each takes the output of the one below.
         bias: whether there are biases.
-        dropout: probability of dropping a feature between two layers, in training; not inside ``mx.checkpoint``, which draws anew in the
-            backward.
-        bidirectional: whether each layer also runs over the sequences from their last valid step to their first, with weights of its own.
-            The layer above works on both outputs side by side.
-        return_sequences: whether y holds every step, or each direction's last one: the forward run's at the last valid step, the
-            backward run's at the first.
+        dropout: probability of dropping a feature between two layers, in training; not inside ``mx.checkpoint``, which draws a different
+            mask in the backward pass.
+        bidirectional: whether each layer also runs in reverse, from the last valid step to the first, with its own weights. The layer
+            above takes both outputs, concatenated.
+        return_sequences: whether y holds every step, or only each direction's final step: the last valid step of the forward run, the
+            first step of the backward run.
         return_state: whether the state is returned too.
         batch_first: whether x is (B, T, I) or (T, B, I).
         go_backwards: whether each sequence is processed from its last valid step to its first. As in Keras, y is then in the order
             of processing.
-        checkpoint_steps: for long sequences, the steps of a part: only the states between parts are kept, and the backward computes each
-            part again. None: all is kept.
+        checkpoint_steps: time steps per segment, for long sequences: only the states between segments are kept, and the backward pass
+            recomputes each segment. None: keep everything.
 
     Call:
         ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state, return_states)``
 
         x: (B, T, I), or (T, I) without batch; floating point.
         initial_state: [h], (num_layers * num_directions, B, H), or None for zeros.
-        time_deltas: must be None, since these equations know no elapsed time: append it to x, or use a continuous-time layer.
-        lengths: (B,) integers in 1..T; steps past them neither change the state nor cost time on the CPU, and y is 0 there.
+        time_deltas: must be None: these equations do not use elapsed time. Append it to x, or use a continuous-time layer.
+        lengths: (B,) integers in 1..T; later steps are padding: they leave the state unchanged, cost no time on the CPU, and y is 0 there.
 
     Returns:
         y (B, T, H * num_directions), or (B, H * num_directions) without return_sequences, in the promoted dtype of x and the
         parameters. With return_state (y, [h]): float32, (num_layers * num_directions, B, H), in the order layer 0 forward,
         layer 0 backward, layer 1 forward ... Without batch y is (T, ...) and a state (num_layers * num_directions, H).
-        With return_states, last of all, the states after every step, each (..., B, T, F) in place of (..., B, F).
+        With return_states the last item is the states after every step, each (..., B, T, F) instead of (..., B, F).
 
     Raises:
-        TypeError: an argument of a wrong kind or dtype.
+        TypeError: an argument of the wrong type or dtype.
         ValueError: an argument of a wrong shape or value; time_deltas.
 
     Example:

@@ -42,7 +42,7 @@ def load(path: str | Path) -> "Predictor":
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"[load] path must be a saved layer, got {path}, where nothing is.")
+        raise FileNotFoundError(f"[load] path must be a saved layer, got {path}, which does not exist.")
     try:
         weights, metadata = read_arrays(path)
         described = told(metadata, SAVED_LAYER, SAVED_FORMAT)["model"]
@@ -151,7 +151,7 @@ class Predictor:
         if time_deltas is None:
             return np.ones((T, B), self.dtype)
         if not self.layer.timed:
-            raise bad_argument(OWNER, "time_deltas", "be None, for this layer knows no elapsed time", type(time_deltas).__name__)
+            raise bad_argument(OWNER, "time_deltas", "be None, since this layer does not use elapsed time", type(time_deltas).__name__)
         dt = self._numbers("time_deltas", time_deltas)
         shape = (T,) if not batched else (B, T) if swapped else (T, B)
         if dt.shape not in ((), shape, (*shape, 1)):
@@ -192,7 +192,7 @@ class Stepper:
         layer = predictor.layer
         check_integer(STEPPER, "batch", batch)
         if not layer.steps_alone or _backwards(layer):
-            expected = "run forwards alone: a step knows nothing of later ones"
+            expected = "run forwards only, since a step cannot depend on later ones"
             raise bad_argument(STEPPER, "layer", expected, predictor.described["class"])
         if layer.input_size is None:
             raise bad_argument(STEPPER, "layer", "have a known number of inputs", predictor.described["class"])
@@ -262,7 +262,7 @@ def check_times(dt: Any, timed: bool, ones: Array) -> Array:
     if a.shape not in ((), ones.shape):
         raise bad_argument(STEPPER, "dt", f"be a number or have shape (B,) = {ones.shape}", a.shape)
     if not timed and (a != 1).any():
-        raise bad_argument(STEPPER, "dt", "be 1, for this layer knows no elapsed time", dt)
+        raise bad_argument(STEPPER, "dt", "be 1, since this layer does not use elapsed time", dt)
     if not ((a >= 0) & (a < np.inf)).all():
         raise bad_argument(STEPPER, "dt", "be finite and not negative", dt)
     return ones * a

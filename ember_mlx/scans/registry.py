@@ -1,4 +1,4 @@
-"""All recurrences; tests and benchmarks sweep this list."""
+"""The list of all recurrences, for tests and benchmarks."""
 
 from .cfc.scan import CFC
 from .gated.scan import GRU, LSTM, RNN
