@@ -17,6 +17,8 @@ from .layers import SequenceModel
 from .layers.arguments import type_name
 from .layers.base import RecurrentLayer
 from .safetensors import different, read_safetensors, write_safetensors
+from .step.cell import Cell
+from .step.saved import with_cells
 
 SUFFIX = ".safetensors"
 Config = dict[str, Any]
@@ -79,40 +81,41 @@ def save(model: nn.Module, path: str | Path) -> None:
         raise OSError(f"[save] {path} could not be written: {error}") from error
 
 
-def load(path: str | Path, classes: Sequence[type[nn.Module]] = ()) -> nn.Module:
+def load(path: str | Path, classes: Sequence[type[nn.Module] | type[Cell]] = ()) -> nn.Module:
     """The layer or model that `save` wrote.
 
     Args:
         path: the file.
-        classes: modules of your own that may be in it.
+        classes: modules and cells of your own that may be in it.
 
     Returns:
         The module, in training or evaluation mode and with its weights frozen as it was saved.
 
     Raises:
         FileNotFoundError: there is no such file.
-        TypeError: a class that is no module.
+        TypeError: a class that is neither a module nor a cell.
         ValueError: a file that is cut off, no saved layer, of another format, or that names a class which is not known.
     """
     path = _checked_path("load", path)
     if not path.exists():
         raise FileNotFoundError(f"[load] path must be a saved layer, got {path}, where nothing is.")
     for cls in classes:
-        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-            raise bad_argument("load", "classes", "hold subclasses of mlx.nn.Module", type_name(cls), TypeError)
+        if not (isinstance(cls, type) and issubclass(cls, (nn.Module, Cell))):
+            raise bad_argument("load", "classes", "hold subclasses of mlx.nn.Module or of Cell", type_name(cls), TypeError)
     try:
         arrays, told = read_safetensors(path, SAVED_LAYER, SAVED_FORMAT)
     except (OSError, RuntimeError, ValueError) as error:
         raise bad_argument("load", "path", f"be a {SAVED_LAYER}", f"{path}: {error}") from error
-    model = _made(told["model"], {cls.__name__: cls for cls in classes})
+    modules = {cls.__name__: cls for cls in classes if issubclass(cls, nn.Module)}
+    model = _made(with_cells(told["model"], [cls for cls in classes if issubclass(cls, Cell)]), modules)
     found = different({name: a.astype(arrays[name].dtype) if name in arrays else a for name, a in tree_flatten(model.parameters())}, arrays)
     if found is not None:
         raise bad_argument("load", "path", f"hold {found[0]} of the layer that it names, {found[1]}", f"{path}: {found[2]}")
     model.load_weights(list(arrays.items()))
-    modules = dict(model.named_modules())
+    parts = dict(model.named_modules())
     for name, keys in told["frozen"].items():
-        nn.Module.unfreeze(modules[name], recurse=False)
-        nn.Module.freeze(modules[name], recurse=False, keys=keys)
+        nn.Module.unfreeze(parts[name], recurse=False)
+        nn.Module.freeze(parts[name], recurse=False, keys=keys)
     return model.train(told["training"])
 
 
@@ -144,7 +147,7 @@ def has_class_of_its_own(module: Any) -> bool:
     if type(module) in CONTAINERS.values():
         return any(map(has_class_of_its_own, module.layers))
     inside = [module.forward_layer] if isinstance(module, layers.Bidirectional) else getattr(module, "layers", [])
-    own = type(module) in OWN.values()
+    own = type(module) in OWN.values() and not isinstance(module, layers.Recurrent)
     return (not own and type(module) not in OF_MLX) or any(isinstance(one, nn.Module) and has_class_of_its_own(one) for one in inside)
 
 
