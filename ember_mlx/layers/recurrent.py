@@ -70,7 +70,7 @@ class Recurrent(StackedLayer):
         num_layers: int = 1,
         **options: "Unpack[StackedOptions]",
     ):
-        self.cell = _read_cell(type(self).__name__, cell)
+        self.cell = read_cell(type(self).__name__, cell)
         super().__init__(input_size, hidden_size, num_layers, **options)
 
     @property
@@ -148,7 +148,7 @@ def _drawn(low: float, high: float, count: int) -> mx.array:
     return mx.random.uniform(low, high, (count,))
 
 
-def _read_cell(owner: str, cell: Any) -> Cell:
+def read_cell(owner: str, cell: Any) -> Cell:
     """A layer's cell, whose step can be expressed and whose settings can be saved."""
     if isinstance(cell, type) and issubclass(cell, Cell):
         try:
