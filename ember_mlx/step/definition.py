@@ -133,7 +133,9 @@ def _arguments(owner: str, cell: Cell, definition: Definition) -> dict[str, Any]
         if name == "dt":
             definition.dt = known["dt"] = definition.graph.input("dt", per_unit=False, per_row=True)
         if name not in known and parameter.default is parameter.empty:
-            raise bad_argument(owner, "step", f"have no other arguments than {', '.join([*known, *['dt'] * ('dt' not in known)])}", repr(name))
+            raise bad_argument(
+                owner, "step", f"have no other arguments than {', '.join([*known, *['dt'] * ('dt' not in known)])}", repr(name)
+            )
     for name in known:
         if name not in asked and name not in definition.states:
             kind = {"x": "x"}.get(name, "the product" if name in cell.h_products else "the parameter")
@@ -186,7 +188,9 @@ def _check_results(owner: str, cell: Cell, definition: Definition) -> None:
         unused = [b for b, node in enumerate(call.results) if node.index not in used]
         if k not in reached or unused:
             part = "" if k not in reached or len(call.results) == 1 else f"[{unused[0]}]"
-            raise bad_argument(owner, "step", f"use the result of {call.name}({call.argument}){part}", "next states that do not depend on it")
+            raise bad_argument(
+                owner, "step", f"use the result of {call.name}({call.argument}){part}", "next states that do not depend on it"
+            )
     for name in cell.h_products:
         if name not in {call.name for call in definition.calls}:
             raise bad_argument(owner, "step", f"use the product {name!r}", "a step that does not call it")
