@@ -147,7 +147,7 @@ def has_class_of_its_own(module: Any) -> bool:
     if type(module) in CONTAINERS.values():
         return any(map(has_class_of_its_own, module.layers))
     inside = [module.forward_layer] if isinstance(module, layers.Bidirectional) else getattr(module, "layers", [])
-    own = type(module) in OWN.values() and not isinstance(module, layers.Recurrent)
+    own = type(module) in OWN.values()
     return (not own and type(module) not in OF_MLX) or any(isinstance(one, nn.Module) and has_class_of_its_own(one) for one in inside)
 
 

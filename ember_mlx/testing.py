@@ -238,7 +238,7 @@ class _Check:
         with use_backend(backend), mx.stream(device):
             leaves = [as_mlx(np.ascontiguousarray(a, dtype)) for a in given]
             if cotangents is None:
-                outputs, gradients = states(*leaves), []
+                outputs, gradients = states(*leaves), list[mx.array]()
             else:
                 outputs, gradients = mx.vjp(states, leaves, [as_mlx(a[None].astype(dtype)) for a in cotangents])
             mx.eval(outputs, gradients)
