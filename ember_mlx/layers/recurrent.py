@@ -158,6 +158,8 @@ def read_cell(owner: str, cell: Any) -> Cell:
             raise bad_argument(owner, "cell", expected, error, TypeError) from error
     if not isinstance(cell, Cell):
         raise bad_argument(owner, "cell", "be a Cell, or a class of such", type_name(cell), TypeError)
+    if cell.sizes:
+        raise bad_argument(owner, "cell", "have states of H units alone", f"{type(cell).__name__} with sizes {dict(cell.sizes)}")
     cell_to_config(cell)
     cell.definition  # noqa: B018 - an error of the step comes here
     return cell

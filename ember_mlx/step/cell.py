@@ -103,6 +103,7 @@ class Cell:
     x_products: ClassVar[int] = 1
     h_products: ClassVar[Mapping[str, int]] = {}
     parameters: ClassVar[Mapping[str, Parameter | Initial]] = {}
+    sizes: ClassVar[Mapping[str, str]] = {}  # of states and of products' results that are not H: of a projected LSTM
 
     def step(self, *values: Any, **named: Any) -> Any:
         """One step: the next states from what it names."""

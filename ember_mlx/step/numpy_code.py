@@ -11,6 +11,7 @@ import numpy as np
 
 from ..scans.pointwise import ONE, erf
 from .definition import Call, Definition
+from .derivative import Form
 from .graph import Node
 
 FUNCTIONS = ("exp", "expm1", "log1p", "tanh", "sigmoid", "softplus", "sin", "cos", "sqrt", "erf", "divide")  # not to be computed twice
@@ -23,22 +24,22 @@ class Place(NamedTuple):
     Args:
         array: the name of an array (D, slots, n, H), or of one (D, n, H) where `slot` is None.
         slot: its slot there, the first where there are several.
-        count: how many slots side by side.
+        width: how many slots side by side.
     """
 
     array: str
     slot: int | None = None
-    count: int = 1
+    width: int = 1
 
     def __str__(self) -> str:
         if self.slot is None:
             return self.array
-        return f"{self.array}_{self.slot}" if self.count == 1 else f"{self.array}_{self.slot}_{self.slot + self.count}"
+        return f"{self.array}_{self.slot}" if self.width == 1 else f"{self.array}_{self.slot}_{self.slot + self.width}"
 
-    @property
-    def part(self) -> str:
-        """It as a part of its array."""
-        return f"{self.array}[:, {self.slot if self.count == 1 else f'{self.slot}:{(self.slot or 0) + self.count}'}]"
+    def part(self, rows: str) -> str:
+        """It as a part of its array, of some rows or ("") of all."""
+        slots = f"{self.slot}" if self.width == 1 else f"{self.slot}:{(self.slot or 0) + self.width}"
+        return f"{self.array}[:, {slots}{rows and f', {rows}'}]"
 
 
 class Gate(NamedTuple):
@@ -125,8 +126,22 @@ def gates_of(definition: Definition, kept: Sequence[Node]) -> dict[int, list[Gat
     found = {}
     for c, call in enumerate(definition.calls):
         gates = [g for g in map(gate, call.results) if g is not None] if names.count(call.name) == 1 else []
-        found[c] = sorted(gates, key=lambda g: ("sigmoid", "tanh", "").index(g.activation))
+        found[c] = _in_order(gates, definition.pull.results.get(c, []))
     return found
+
+
+def _in_order(gates: list[Gate], forms: Sequence[Form]) -> list[Gate]:
+    """Gates of one activation side by side, and at their borders those whose gradients are multiples of one variable."""
+
+    def variable(gate: Gate) -> Any:
+        return next(iter(forms[gate.block]), None)
+
+    ordered: list[Gate] = []
+    for activation in ("", "tanh", "sigmoid"):  # from the last to the first
+        of = [g for g in gates if g.activation == activation]
+        border = variable(ordered[0]) if ordered else None
+        ordered = sorted(of, key=lambda g: (variable(g) == border, str(variable(g)))) + ordered
+    return ordered
 
 
 @dataclass
@@ -231,9 +246,9 @@ class Statements:
             place = Place("m", first + k)
             self.places[g.total.index] = self.places[g.value.index] = place
             self.owned.add(place)
-            if g.value.index in self.targets and (g.activation == "tanh" and len([o for o in gates if o.activation == "tanh"]) == 1):
-                if g.value.index not in self.kept:
-                    self.places[g.value.index] = self.targets[g.value.index]
+            is_alone = g.activation == "tanh" and len([o for o in gates if o.activation == "tanh"]) == 1
+            if is_alone and g.value.index in self.targets and g.value.index not in self.kept:
+                self.places[g.value.index] = self.targets[g.value.index]
         return {index for g in gates for index in (g.total.index, g.value.index)}
 
     def _call(self, name: str, given: Sequence[Place], out: Place) -> None:
@@ -298,9 +313,14 @@ class Statements:
         return [f"np.{_UFUNCS.get(node.op, node.op)}({given}, out={out})"]
 
 
-def function(name: str, arguments: str, statements: Sequence[str], places: Iterable[Place]) -> Callable[..., None]:
-    """A function of these statements; places with slots become names of parts of their arrays."""
-    parts = [f"{place} = {place.part}" for place in places if place.slot is not None]
+def function(
+    name: str, arguments: str, statements: Sequence[str], places: Iterable[Place], of_rows: Sequence[str] = ()
+) -> Callable[..., None]:
+    """A function of these statements; places with slots become names of parts of their arrays.
+
+    Those of the arrays `of_rows` are parts of the argument `rows` too.
+    """
+    parts = [f"{place} = {place.part('rows' if place.array in of_rows else '')}" for place in places if place.slot is not None]
     source = "\n    ".join([f"def {name}({arguments}):", *parts, *(statements or ["pass"])])
     made: dict[str, Any] = {"np": np, "erf": erf, "sigmoid_of_negative": _sigmoid_of_negative}
     exec(compile(source, f"<{name}>", "exec"), made)

@@ -91,10 +91,10 @@ class Plan:
             made.append((statements, own))
         (step, of_step), (again, of_again) = made
         states = ", ".join(f"before{k}" for k in range(len(before))), ", ".join(f"after{k}" for k in range(len(definition.after)))
-        arguments = f"m, t, small, products, {', '.join(f'q{c}, ' for c in range(len(definition.calls)))}{states[0]}, {states[1]}"
+        arguments = f"m, rows, t, small, products, {', '.join(f'q{c}, ' for c in range(len(definition.calls)))}{states[0]}, {states[1]}"
         arguments = arguments.replace(", ,", ",")
-        self.step = function("step", arguments, step.lines, step.used)
-        self.again = function("again", arguments, again.lines, again.used)
+        self.step = function("step", arguments, step.lines, step.used, ("m",))
+        self.again = function("again", arguments, again.lines, again.used, ("m",))
         self.is_again_needed = bool(again.lines)
         self.slots, self.temporary = (max(of_step.slots[name], of_again.slots[name]) for name in ("m", "t"))
         self.kept, self.made_again = ([s.places[n.index].slot for n in kept] for s in (step, again))
@@ -108,7 +108,8 @@ class Plan:
         places |= {n.index: Place(f"after{k}") for k, n in enumerate(definition.after)}
         places |= {n.index: Place("kept", k) for k, n in enumerate(kept)}
         targets = [(n, Place("c", slot)) for slot, n in enumerate(blocks.coefficients)]
-        self.arguments, made = {}, []
+        self.arguments: dict[int, tuple[str, int]] = {}
+        made: list[tuple[Node, Place]] = []
         for c, call in enumerate(definition.calls):
             place = places.get(call.argument.index)
             if place is None:
@@ -160,13 +161,16 @@ class Item:
     kind: str  # "sum", "block", "back", "state"
     number: int
     form: Form
+    array: str = "d"  # of a block
 
 
 class Blocks:
-    """The gradients that a step backward writes, (D, blocks, n, H), and their coefficients.
+    """The gradients that a step backward writes, d (D, blocks, n, H), and their coefficients.
+
+    Those of products' results of another size P are in an array p (D, blocks, n, P) of their own.
 
     Attributes:
-        of_calls: call -> the slice of its blocks.
+        of_calls: call -> its array and the slice of its blocks.
         of_inputs: node index of x, a parameter or dt -> its block, or None where its gradient is 0.
         coefficients: the coefficients that lie in memory, in the order of their slots.
         at_hand: those that are values of the forward pass: ("before" or "kept", which).
@@ -174,22 +178,25 @@ class Blocks:
 
     def __init__(self, definition: Definition, orders: dict[int, list[int]], at_hand: dict[int, tuple[str, int]]):
         self.definition, pull = definition, definition.pull
-        self.of_calls: dict[int, slice] = {}
+        self.of_calls: dict[int, tuple[str, slice]] = {}
         self.of_inputs: dict[int, int | None] = {}
         self.items: list[Item] = []
         known: dict[Any, int] = {}
-        count = 0
+        count = others = 0
         states = [n.index for n in definition.before]
         for kind, number in pull.order:
             if kind == "sum":
                 self.items.append(Item("sum", number, pull.sums[number]))
                 continue
-            self.of_calls[number] = slice(count, count + len(orders[number]))
-            for block in orders[number]:
+            array = "d" if definition.sizes[definition.calls[number].name] == "H" else "p"
+            first = count if array == "d" else others
+            self.of_calls[number] = array, slice(first, first + len(orders[number]))
+            for at, block in enumerate(orders[number], first):
                 form = pull.results[number][block]
-                known.setdefault(_key(form), count)
-                self.items.append(Item("block", count, form))
-                count += 1
+                if array == "d":
+                    known.setdefault(_key(form), at)
+                self.items.append(Item("block", at, form, array))
+            count, others = (self.of_calls[number][1].stop, others) if array == "d" else (count, self.of_calls[number][1].stop)
             self.items.append(Item("back", number, {}))
         for index in [n.index for n in (*definition.x, *definition.parameters.values())] + (
             [] if definition.dt is None else [definition.dt.index]
@@ -204,7 +211,7 @@ class Blocks:
                 count += 1
             self.of_inputs[index] = known[_key(form)]
         self.items += [Item("state", k, pull.inputs.get(index, {})) for k, index in enumerate(states)]
-        self.count = count
+        self.count, self.others = count, others
         found: dict[int, Node] = {}
         for item in self.items:
             for coefficient in item.form.values():
@@ -221,7 +228,7 @@ class Blocks:
         states = ", ".join(f"s{k}" for k in range(len(self.definition.states)))
         self.temporary = lines.temporary
         given = "".join(f", given{j}" for j in range(len(self.at_hand)))
-        return function("pull", f"c, d, t, small, back, {states}{given}", lines.lines, lines.used)
+        return function("pull", f"c, d, p, rows, t, small, back, {states}{given}", lines.lines, lines.used, ("c", "d", "p"))
 
 
 class PullStatements:
@@ -250,7 +257,7 @@ class PullStatements:
         """The first items that are one multiplication: blocks and coefficients side by side, of one variable."""
         run: list[Item] = []
         for item in waiting:
-            if item.kind != "block" or len(item.form) != 1:
+            if item.kind != "block" or len(item.form) != 1 or item.array != "d":
                 break
             ((variable, coefficient),) = item.form.items()
             slot = self.blocks.slot.get(coefficient.index)
@@ -275,13 +282,15 @@ class PullStatements:
         if item.kind == "back":
             variable = ("call", item.number)
             place = self._for_call(variable)
-            blocks = self.blocks.of_calls[item.number]
+            array, blocks = self.blocks.of_calls[item.number]
             name = self.blocks.definition.calls[item.number].name
-            self.lines.append(f"back[{name!r}](d[:, {blocks.start}:{blocks.stop}], {place})")
+            gradients = Place(array, blocks.start, blocks.stop - blocks.start)
+            self.used[gradients] = None
+            self.lines.append(f"back[{name!r}]({gradients}{'[:, None]' if gradients.width == 1 else ''}, {place})")
             self.place[variable] = place
             return
         if item.kind == "block":
-            self._form(item.form, self._part("d", item.number))
+            self._form(item.form, self._part(item.array, item.number))
         elif item.kind == "sum":
             variables = [v for v in item.form if self.uses[v] == 1 and v in self.place]
             place = self.place[variables[0]] if variables else self._temporary()

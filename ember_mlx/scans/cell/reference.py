@@ -6,6 +6,7 @@ Both take the arrays of one scan as a tree (D directions, each a scan of its own
     w_x, b     (D, G H, I), (D, G H)
     initial    state -> (D, B, H), before the first step
     weights    name -> (D, count H, H), of the products with hidden values
+               (a cell may name another size P for a state and for what such a product gives)
     parameters name -> (D, H), or (D, 1) where it is shared by all units
     dt         (D, T, B)      elapsed time before each step, of a cell that takes it
     lengths    (B,)           optional, integers in 1..T
@@ -69,7 +70,7 @@ def cell_forward(definition: Definition, arrays: Tree, kept: Scratch | None = No
             for rows in block.steps:
                 n = rows.stop - rows.start
                 out = [a[:, rows] for a in states]
-                scan.step(m[:, :, rows], scan.small_of(small, rows), [a[:, :n] for a in state], out)
+                scan.step(m, rows, scan.small_of(small, rows), [a[:, :n] for a in state], out)
                 state = out
             state = [scan.scratch.copy(f"state{k}", a) for k, a in enumerate(state)]  # the next block overwrites these states
             for a, result in zip(states, results, strict=True):
@@ -133,7 +134,7 @@ class CellStep:
 
     def __call__(self) -> list[Array]:
         """The states after the step, (D, B, H) each; the next call overwrites them."""
-        self.scan.step(self.m, self.scan.prepare(self.m, self.block), self.before, self.after)
+        self.scan.step(self.m, slice(None), self.scan.prepare(self.m, self.block), self.before, self.after)
         return self.after
 
 
@@ -150,6 +151,7 @@ class _Point(NamedTuple):
 
     c: Array  # (D, coefficients, N, H)
     d: Array  # (D, blocks, N, H): gradients
+    p: Array  # (D, blocks, N, P): those of another size
     given: list[Array]  # coefficients that are values of the forward pass
     small: Small
     arguments: list[Array]  # of each product (D, N, H)
@@ -162,6 +164,7 @@ class _Scan:
         self.definition, self.arrays, self.plan = definition, arrays, plan_of(definition)
         self.D, T, B, _ = arrays["x"].shape
         self.H, self.dtype = arrays["b"].shape[1] // len(definition.x), arrays["b"].dtype
+        self.P = next((a.shape[2] for name, a in arrays["initial"].items() if definition.sizes[name] != "H"), self.H)
         self.scratch = Scratch(self.dtype)
         self.layout = PackedLayout(T, B, arrays.get("lengths"))
         self.x = np.ascontiguousarray(arrays["x"])
@@ -171,6 +174,7 @@ class _Scan:
         self.constants = self._constants()
         self.names = [call.name for call in definition.calls]
         self.memory: dict[int, tuple[Array, list[Array]]] = {}
+        self.pulled: dict[int, Array] = {}
 
     def _x_blocks(self, a: Array) -> Array:
         """(D, G H, ...) -> (D, G, H, ...) as the products with x lie in memory, times their factors."""
@@ -196,7 +200,7 @@ class _Scan:
         """Those of the products with hidden values as these lie in memory, times their factors: (D, count, H, H), inputs first."""
         made = {}
         for c, name in enumerate(self.names):
-            w = self.arrays["weights"][name].reshape(self.D, -1, self.H, self.H)
+            w = self._by_block(name)
             factors = np.array(self.plan.factors[c], self.dtype)[self.plan.orders[c]]
             w = w[:, self.plan.orders[c]] if len(self.plan.orders[c]) > 1 else w
             made[name] = (w if (factors == 1).all() else w * factors[:, None, None]).swapaxes(2, 3)
@@ -212,16 +216,20 @@ class _Scan:
         """From the gradients of W v, (D, count, n, H), to that of v, for the rows of a step."""
         return {name: self._back(name, c) for c, name in enumerate(self.names)}
 
+    def _by_block(self, name: str) -> Array:
+        """A weight (D, count, H, H)."""
+        w = self.arrays["weights"][name]
+        return w.reshape(self.D, self.definition.h_products[name], -1, w.shape[2])
+
     def _back(self, name: str, call: int) -> Callable[[Array, Array], None]:
-        w = self.arrays["weights"][name].reshape(self.D, -1, self.H, self.H)
         scratch = self.scratch.part(f"back {name}")
-        product = StepProduct(w[:, self.plan.orders[call]], scratch)
+        product = StepProduct(self._by_block(name)[:, self.plan.orders[call]], scratch)
 
         def back(d: Array, out: Array) -> None:
             if d.shape[1] == 1:
                 product(d, out[:, None])
             else:
-                np.add.reduce(product(d, scratch("parts", *d.shape)), axis=1, out=out)
+                np.add.reduce(product(d, scratch("parts", *d.shape[:3], out.shape[2])), axis=1, out=out)
 
         return back
 
@@ -231,7 +239,7 @@ class _Scan:
 
     def results(self) -> list[Array]:
         """Memory for the outputs."""
-        return [self.padded(self.H) for _ in self.definition.states]
+        return [self.padded(self.arrays["initial"][name].shape[2]) for name in self.definition.states]
 
     def padded(self, features: int) -> Array:
         """(D, T, B, features), zero past each length."""
@@ -307,15 +315,16 @@ class _Scan:
             return small
         return {index: a if index in self.constants else a[:, rows] for index, a in small.items()}
 
-    def step(self, m: Array, small: Small, before: list[Array], after: list[Array]) -> None:
-        """The states (D, n, H) after a step, from what lies in m (D, slots, n, H)."""
-        t, q = self._memory(m.shape[2])
-        self.plan.step(m, t, small, self.products, *q, *before, *after)
+    def step(self, m: Array, rows: slice, small: Small, before: list[Array], after: list[Array]) -> None:
+        """The states (D, n, H) after a step, from what lies in m (D, slots, N, H) in some rows."""
+        t, q = self._memory(before[0].shape[1])
+        self.plan.step(m, rows, t, small, self.products, *q, *before, *after)
 
     def _memory(self, n: int) -> tuple[Array, list[Array]]:
         """For n rows what a step overwrites: its temporary values and the results of its products."""
         if n not in self.memory:
-            q = [self.scratch(f"q{c}", self.D, len(call.results), n, self.H) for c, call in enumerate(self.definition.calls)]
+            sizes = [self.H if self.definition.sizes[name] == "H" else self.P for name in self.names]
+            q = [self.scratch(f"q{c}", self.D, len(self.definition.calls[c].results), n, size) for c, size in enumerate(sizes)]
             self.memory[n] = self._temporary(n), q
         return self.memory[n]
 
@@ -333,7 +342,8 @@ class _Scan:
         plan.linearise(c, u, t, kept, small, *before, *after)
         where = {"before": before, "after": after, "kept": kept, "made": [u[:, j] for j in range(plan.made_arguments)]}
         given, arguments = ([where[kind][k] for kind, k in of.values()] for of in (plan.blocks.at_hand, plan.arguments))
-        return _Point(c, self.scratch("d", self.D, plan.blocks.count, block.n, self.H), given, small, arguments)
+        d = self.scratch("d", self.D, plan.blocks.count, block.n, self.H)
+        return _Point(c, d, self.scratch("p", self.D, plan.blocks.others, block.n, self.P), given, small, arguments)
 
     def _again(self, m: Array, small: Small, n: int, before: list[Array], after: list[Array]) -> None:
         """What the forward pass left in m, from the states."""
@@ -341,7 +351,7 @@ class _Scan:
             return
         t, q = self._memory(n)
         products = {name: self._for_block(name) for name in self.weights}
-        self.plan.again(m, t, small, products, *q, *before, *after)
+        self.plan.again(m, slice(None), t, small, products, *q, *before, *after)
 
     def _for_block(self, name: str) -> Callable[[Array, Array], None]:
         """W v for the rows of a block of steps."""
@@ -354,22 +364,25 @@ class _Scan:
 
     def pull(self, point: _Point, rows: slice, d_state: list[Array]) -> None:
         """From the gradients of a step's states, (D, n, H), to those of the states before it, in place, and to the gradients in `d`."""
-        t = self.scratch("pulled", self.D, self.plan.blocks.temporary, rows.stop - rows.start, self.H)
-        given = [a[:, rows] for a in point.given]
-        self.plan.pull(point.c[:, :, rows], point.d[:, :, rows], t, self.small_of(point.small, rows), self.back, *d_state, *given)
+        n, small, given = rows.stop - rows.start, point.small, point.given
+        if n not in self.pulled:
+            self.pulled[n] = self.scratch("pulled", self.D, self.plan.blocks.temporary, n, self.H)
+        small = small if small is self.constants else self.small_of(small, rows)
+        given = [a[:, rows] for a in given] if given else given
+        self.plan.pull(point.c, point.d, point.p, rows, self.pulled[n], small, self.back, *d_state, *given)
 
     def accumulate(self, block: _Block, point: _Point, d_x: Array, d_dt: Array | None) -> None:
         """Add a block's part of the gradients of weights and parameters, and store those of x and dt."""
         x, dx, blocks = self.rows_of("x", self.x, block), self.rows_of("dx", d_x, block), self.plan.blocks
-        inputs = [x, np.ones((self.D, block.n, 1), x.dtype)]
-        together = len(point.arguments) == 1  # then one product gives the gradients of all weights, b and the parameters
-        inputs = self._joined("inputs", [*point.arguments, *inputs] if together else inputs)
+        together = self._is_one_product  # then one product gives the gradients of all weights, b and the parameters
+        inputs = self._joined("inputs", [*(point.arguments if together else []), x, np.ones((self.D, block.n, 1), x.dtype)])
         for k, sums in enumerate(self.sums):
             part, d = sums.scratch, point.d[k]
             sums.add("products", multiply_over_rows(inputs[k], d, part("products", len(d), inputs.shape[2], self.H), part))
             for c, u in [] if together else list(enumerate(point.arguments)):
-                own = d[blocks.of_calls[c]]
-                sums.add(f"call {c}", multiply_over_rows(u[k], own, part("call", len(own), self.H, self.H), part.part("call")))
+                array, where = blocks.of_calls[c]
+                own, name = (d if array == "d" else point.p[k])[where], f"call {c}"
+                sums.add(name, multiply_over_rows(u[k], own, part(name, len(own), u.shape[2], own.shape[2]), part.part(name)))
             by_gate = [
                 multiply(d[at], self._back_x[k, g], part(f"dx{g}", *dx[k].shape)) for g, at in enumerate(self._x_slots) if at is not None
             ]
@@ -382,6 +395,11 @@ class _Scan:
             d_t = self.rows_of("d_dt", d_dt, block)
             d_t[...] = 0 if at is None else point.d[:, at].sum(axis=2, keepdims=True)
             self.store(d_t, d_dt, block)
+
+    @property
+    def _is_one_product(self) -> bool:
+        """Whether there is one product with a hidden value, whose weight's gradient can be had with that of W_x."""
+        return len(self.names) == 1 and not self.plan.blocks.others
 
     def _joined(self, name: str, parts: list[Array]) -> Array:
         out = self.scratch(name, self.D, parts[0].shape[1], sum(a.shape[2] for a in parts))
@@ -408,8 +426,8 @@ class _Scan:
         result["b"] = by_x[..., -1].reshape(self.arrays["b"].shape)
         result["weights"] = {name: np.zeros_like(a) for name, a in self.arrays["weights"].items()}
         for c, call in enumerate(definition.calls):
-            if len(definition.calls) == 1:
-                own = products[:, blocks.of_calls[c]][..., : self.H]
+            if self._is_one_product:
+                own = products[:, blocks.of_calls[c][1]][..., : -1 - I]
             else:
                 own = totals[f"call {c}"].swapaxes(2, 3)
             result["weights"][call.name] += own[:, self.plan.slots_of_calls[c]].reshape(result["weights"][call.name].shape)
