@@ -17,6 +17,8 @@ from .layers import SequenceModel
 from .layers.arguments import type_name
 from .layers.base import RecurrentLayer
 from .safetensors import different, read_safetensors, write_safetensors
+from .step.cell import Cell
+from .step.saved import with_cells
 
 SUFFIX = ".safetensors"
 Config = dict[str, Any]
@@ -79,40 +81,55 @@ def save(model: nn.Module, path: str | Path) -> None:
         raise OSError(f"[save] {path} could not be written: {error}") from error
 
 
+<<<<<<< HEAD
 def load(path: str | Path, classes: Sequence[type[nn.Module]] = ()) -> nn.Module:
     """Load a layer or model written by `save`.
 
     Args:
         path: the file.
         classes: your own module classes that the file may contain.
+=======
+def load(path: str | Path, classes: Sequence[type[nn.Module] | type[Cell]] = ()) -> nn.Module:
+    """The layer or model that `save` wrote.
+
+    Args:
+        path: the file.
+        classes: modules and cells of your own that may be in it.
+>>>>>>> layer
 
     Returns:
         The module, with its training or evaluation mode and frozen weights as saved.
 
     Raises:
         FileNotFoundError: there is no such file.
+<<<<<<< HEAD
         TypeError: a class that is not a module.
         ValueError: a file that is truncated, not a saved layer, of another format, or with an unknown class.
+=======
+        TypeError: a class that is neither a module nor a cell.
+        ValueError: a file that is cut off, no saved layer, of another format, or that names a class which is not known.
+>>>>>>> layer
     """
     path = _checked_path("load", path)
     if not path.exists():
         raise FileNotFoundError(f"[load] path must be a saved layer, got {path}, which does not exist.")
     for cls in classes:
-        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-            raise bad_argument("load", "classes", "hold subclasses of mlx.nn.Module", type_name(cls), TypeError)
+        if not (isinstance(cls, type) and issubclass(cls, (nn.Module, Cell))):
+            raise bad_argument("load", "classes", "hold subclasses of mlx.nn.Module or of Cell", type_name(cls), TypeError)
     try:
         arrays, told = read_safetensors(path, SAVED_LAYER, SAVED_FORMAT)
     except (OSError, RuntimeError, ValueError) as error:
         raise bad_argument("load", "path", f"be a {SAVED_LAYER}", f"{path}: {error}") from error
-    model = _made(told["model"], {cls.__name__: cls for cls in classes})
+    modules = {cls.__name__: cls for cls in classes if issubclass(cls, nn.Module)}
+    model = _made(with_cells(told["model"], [cls for cls in classes if issubclass(cls, Cell)]), modules)
     found = different({name: a.astype(arrays[name].dtype) if name in arrays else a for name, a in tree_flatten(model.parameters())}, arrays)
     if found is not None:
         raise bad_argument("load", "path", f"hold {found[0]} of the layer that it names, {found[1]}", f"{path}: {found[2]}")
     model.load_weights(list(arrays.items()))
-    modules = dict(model.named_modules())
+    parts = dict(model.named_modules())
     for name, keys in told["frozen"].items():
-        nn.Module.unfreeze(modules[name], recurse=False)
-        nn.Module.freeze(modules[name], recurse=False, keys=keys)
+        nn.Module.unfreeze(parts[name], recurse=False)
+        nn.Module.freeze(parts[name], recurse=False, keys=keys)
     return model.train(told["training"])
 
 

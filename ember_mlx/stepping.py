@@ -10,10 +10,12 @@ from mlx.utils import tree_flatten, tree_map
 from .backend import current_backend, gpu_kind
 from .checks import check_integer
 from .errors import bad_argument
+from .layers import Recurrent
 from .layers.arguments import dtype_name, type_name
 from .predictors.predictor import STEPPER, Predictor, Stepper, as_numbers, check_step, check_times
 from .predictors.running import read_state
 from .saving import described, has_class_of_its_own
+from .step.saved import with_cells
 
 
 def make_stepper(module: Any, batch: int, dtype: mx.Dtype | None) -> Stepper:
@@ -29,7 +31,8 @@ def make_stepper(module: Any, batch: int, dtype: mx.Dtype | None) -> Stepper:
     if not on_cpu or has_class_of_its_own(module):
         return CompiledStepper(module, batch, dtype)
     arrays = {name: np.array(a.astype(dtype)) for name, a in weights.items()}
-    return ArrayStepper(Predictor(described(module, "layer"), arrays, dtype_name(dtype)), batch)
+    cells = [type(one.cell) for one in module.modules() if isinstance(one, Recurrent)]
+    return ArrayStepper(Predictor(with_cells(described(module, "layer"), cells), arrays, dtype_name(dtype)), batch)
 
 
 class ArrayStepper(Stepper):

@@ -27,10 +27,12 @@ from ember_mlx import (
     NCPMap,
     NeuronMap,
     RandomMap,
+    Recurrent,
     SequenceModel,
     StrideAware,
     StrideAwareCfC,
     StrideAwareLTC,
+    cells,
     load,
     save,
 )
@@ -71,6 +73,8 @@ MODULES = {
     "explicit map": lambda: CfC(NeuronMap(4, 4, I, adjacency_matrix=np.eye(4), sensory_adjacency_matrix=np.ones((I, 4)))),
     "lqnet": lambda: LQNet(edited_map(), noise_scale=0.0, nu_0=0.4),
     "ctrqnet": lambda: CTRQNet(4, input_size=I, noise_scale=0.0, use_harmonic_embedding=True, time_scale_factor=0.5),
+    "cell": lambda: Recurrent(cells.LEM, I, 4, 2, bidirectional=True, bias=False),
+    "cell with settings": lambda: StrideAware(Recurrent(cells.CTRNN(unfolds=2), I, 4, return_sequences=False), [2, 1]),
     "strides": lambda: StrideAware(GRU(I, 4), [1, 3]),
     "stride cfc": lambda: StrideAwareCfC(4, [1, 2], I, return_sequences=True),
     "stride ltc": lambda: StrideAwareLTC(AutoNCPMap(7, 2, seed=1), [1, 2], I),
@@ -261,7 +265,7 @@ def test_nothing_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"\[load\] path must be a saved layer, got \S+, which does not exist"):
         load(tmp_path / "none.safetensors")
     save(GRU(I, 4), tmp_path / "layer.safetensors")
-    with pytest.raises(TypeError, match=r"\[load\] classes must hold subclasses of mlx.nn.Module, got"):
+    with pytest.raises(TypeError, match=r"\[load\] classes must hold subclasses of mlx.nn.Module or of Cell, got"):
         load(tmp_path / "layer.safetensors", classes=["GRU"])
 
 

@@ -323,6 +323,10 @@ class RecurrentLayer(nn.Module):
         arguments: dict[str, Any] = {name: map_from_config(value) if name == "neuron_map" else value for name, value in config.items()}
         return cls(**arguments)
 
+    def alike(self, **changes: Any) -> "RecurrentLayer":
+        """A layer like this one but for some of the constructor's arguments, with new weights."""
+        return type(self).from_config(self.get_config() | changes)
+
     def _repr_html_(self) -> str:
         """The parameter table, for notebooks."""
         return parameter_table(self)

@@ -58,7 +58,7 @@ class Bidirectional(nn.Module):
             got = type(layer).__name__ + (" with go_backwards=True" if config.get("go_backwards") else "")
             raise bad_argument(OWNER, "layer", "run forwards and support go_backwards", got)
         self.forward_layer = layer
-        self.backward_layer = type(layer).from_config(config | {"go_backwards": True})
+        self.backward_layer = layer.alike(go_backwards=True)
         self.backward_layer.set_dtype(layer.dtype)
         self.train(layer.training)
 

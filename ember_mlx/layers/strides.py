@@ -113,7 +113,7 @@ class StrideAware(RecurrentLayer):
         flags = return_sequences, return_state, batch_first, go_backwards, checkpoint_steps
         super().__init__(layer.input_size, layer.units * len(strides), *flags)
         self._strides = tuple(strides)
-        self.layers = [type(layer).from_config(config | {"checkpoint_steps": None}) for _ in strides]
+        self.layers = [layer.alike(checkpoint_steps=None) for _ in strides]
         self.set_dtype(layer.dtype)
         self.train(layer.training)
         self.made()

@@ -1,5 +1,6 @@
 """What a user has of a saved layer where there is no MLX."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +9,26 @@ import numpy as np
 from ..checks import check_flag, check_integer
 from ..errors import bad_argument
 from ..files import SAVED_FORMAT, SAVED_LAYER, read_arrays, told
+from ..step.cell import Cell
+from ..step.saved import with_cells
 from . import layers, models
 from .running import Array, Layer, Tree, fill, read_state
 
 OWNER, STEPPER = "Predictor", "stepper"
 SILENT: dict[str, Any] = {"all": "ignore"}  # as MLX, which never warns of numbers
-RECURRENT = {name: getattr(layers, name) for name in ("CfC", "LTC", "RNN", "GRU", "LSTM", "LQNet", "CTRQNet")}
+RECURRENT = {name: getattr(layers, name) for name in ("CfC", "LTC", "RNN", "GRU", "LSTM", "Recurrent", "LQNet", "CTRQNet")}
 
 
-def load(path: str | Path) -> "Predictor":
+def load(path: str | Path, classes: Sequence[type[Cell]] = ()) -> "Predictor":
     """A layer or model that `ember_mlx.save` wrote, as a predictor that needs NumPy alone.
 
     Args:
         path: the file.
+        classes: cells of your own that may be in it.
 
     Raises:
         FileNotFoundError: there is no such file.
+        TypeError: a class that is no cell.
         ValueError: a file that is cut off, no saved layer or of another format, or one with a class that this package does not have.
 
     Example:
@@ -41,6 +46,9 @@ def load(path: str | Path) -> "Predictor":
         True
     """
     path = Path(path)
+    for cls in classes:
+        if not (isinstance(cls, type) and issubclass(cls, Cell)):
+            raise bad_argument("load", "classes", "hold subclasses of Cell", repr(cls), TypeError)
     if not path.exists():
         raise FileNotFoundError(f"[load] path must be a saved layer, got {path}, which does not exist.")
     try:
@@ -48,7 +56,7 @@ def load(path: str | Path) -> "Predictor":
         described = told(metadata, SAVED_LAYER, SAVED_FORMAT)["model"]
     except (OSError, ValueError) as error:
         raise bad_argument("load", "path", f"be a {SAVED_LAYER}", f"{path}: {error}") from error
-    return Predictor(described, weights)
+    return Predictor(with_cells(described, classes), weights)
 
 
 class Predictor:
@@ -58,7 +66,7 @@ class Predictor:
     numbers of other kinds are converted.
 
     Args:
-        described: class and configuration, as `ember_mlx.save` writes them.
+        described: class and configuration, as `ember_mlx.save` writes them; a cell may stand for its own description.
         weights: arrays by name.
         dtype: another one to compute in.
 
