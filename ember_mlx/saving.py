@@ -81,34 +81,20 @@ def save(model: nn.Module, path: str | Path) -> None:
         raise OSError(f"[save] {path} could not be written: {error}") from error
 
 
-<<<<<<< HEAD
-def load(path: str | Path, classes: Sequence[type[nn.Module]] = ()) -> nn.Module:
+def load(path: str | Path, classes: Sequence[type[nn.Module] | type[Cell]] = ()) -> nn.Module:
     """Load a layer or model written by `save`.
 
     Args:
         path: the file.
-        classes: your own module classes that the file may contain.
-=======
-def load(path: str | Path, classes: Sequence[type[nn.Module] | type[Cell]] = ()) -> nn.Module:
-    """The layer or model that `save` wrote.
-
-    Args:
-        path: the file.
         classes: modules and cells of your own that may be in it.
->>>>>>> layer
 
     Returns:
         The module, with its training or evaluation mode and frozen weights as saved.
 
     Raises:
         FileNotFoundError: there is no such file.
-<<<<<<< HEAD
-        TypeError: a class that is not a module.
-        ValueError: a file that is truncated, not a saved layer, of another format, or with an unknown class.
-=======
         TypeError: a class that is neither a module nor a cell.
-        ValueError: a file that is cut off, no saved layer, of another format, or that names a class which is not known.
->>>>>>> layer
+        ValueError: a file that is truncated, not a saved layer, of another format, or with an unknown class.
     """
     path = _checked_path("load", path)
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Recurrences in layers one above the other, each in one direction or in both."""
+"""Stacked recurrent layers, each in one direction or both."""
 
 import inspect
 from collections.abc import Callable, Hashable, Sequence
@@ -22,43 +22,43 @@ Layer = TypeVar("Layer", bound=type["StackedLayer"])
 SIZES = """
 input_size: I, features of x.
 hidden_size: H, units of each layer and direction.
-num_layers: layers one above the other; each works on the output of the one below.
+num_layers: stacked layers; each takes the output of the one below.
 """
 OPTIONS = """
 bias: whether there are biases.
-dropout: probability of dropping a feature between two layers, in training; not inside ``mx.checkpoint``, which draws anew in the
-    backward.
-bidirectional: whether each layer also runs over the sequences from their last valid step to their first, with weights of its own.
-    The layer above works on both outputs side by side.
-return_sequences: whether y holds every step, or each direction's last one: the forward run's at the last valid step, the
-    backward run's at the first.
+dropout: probability of dropping a feature between two layers, in training; not inside ``mx.checkpoint``, which draws a different
+    mask in the backward pass.
+bidirectional: whether each layer also runs in reverse, from the last valid step to the first, with its own weights. The layer
+    above takes both outputs, concatenated.
+return_sequences: whether y holds every step, or only each direction's final step: the last valid step of the forward run, the
+    first step of the backward run.
 return_state: whether the state is returned too.
 batch_first: whether x is (B, T, I) or (T, B, I).
 go_backwards: whether each sequence is processed from its last valid step to its first. As in Keras, y is then in the order
     of processing.
-checkpoint_steps: for long sequences, the steps of a part: only the states between parts are kept, and the backward computes each
-    part again. None: all is kept.
+checkpoint_steps: time steps per segment, for long sequences: only the states between segments are kept, and the backward pass
+    recomputes each segment. None: keep everything.
 """
 CALL = """
 Call:
     ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state, return_states)``
 
     x: (B, T, I), or (T, I) without batch; floating point.
-    initial_state: {state}, (num_layers * num_directions, B, H) each, or None for zeros: for all of it, or for one.{more_state}
+    initial_state: {state}, (num_layers * num_directions, B, H) each, or None for zeros, as a whole or for one of them.{more_state}
     time_deltas: {times}
-    lengths: (B,) integers in 1..T; steps past them neither change the state nor cost time on the CPU, and y is 0 there.
+    lengths: (B,) integers in 1..T; later steps are padding: they leave the state unchanged, cost no time on the CPU, and y is 0 there.
 
 Returns:
     y (B, T, H * num_directions), or (B, H * num_directions) without return_sequences, in the promoted dtype of x and the
     parameters. With return_state (y, {state}): float32, (num_layers * num_directions, B, H) each, in the order layer 0 forward,
     layer 0 backward, layer 1 forward ... Without batch y is (T, ...) and a state (num_layers * num_directions, H).{more_result}
-    With return_states, last of all, the states after every step, each (..., B, T, F) in place of (..., B, F).
+    With return_states the last item is the states after every step, each (..., B, T, F) instead of (..., B, F).
 """
-UNTIMED = "must be None, since these equations know no elapsed time: append it to x, or use a continuous-time layer."
+UNTIMED = "must be None: these equations do not use elapsed time. Append it to x, or use a continuous-time layer."
 
 
 class StackedOptions(TypedDict, total=False):
-    """What every layer of this kind may be given by name; see OPTIONS."""
+    """The keyword arguments of every stacked layer; see OPTIONS."""
 
     bias: bool
     dropout: float
@@ -71,15 +71,15 @@ class StackedOptions(TypedDict, total=False):
 
 
 class StackedLayer(RecurrentLayer):
-    """What RNN, LSTM, GRU and Recurrent share: layers one above the other, each in one direction or in both.
+    """Base class of RNN, LSTM, GRU and Recurrent: stacked layers, each in one direction or both.
 
-    A subclass names its recurrence and its states, and says what is fixed about a scan (`spec`) and what parameters a direction has
+    A subclass names its recurrence and its states, and defines the static part of a scan (`spec`) and the parameters of a direction
     (`make_direction`). Parameters are ``layers[k][direction]``, direction "forward" or "backward".
 
     Args:
         input_size: I.
         hidden_size: H.
-        num_layers: layers one above the other.
+        num_layers: stacked layers.
         bias: whether there are biases.
         dropout: between layers.
         bidirectional: whether each layer has two directions.
@@ -116,7 +116,7 @@ class StackedLayer(RecurrentLayer):
         self.bias, self.bidirectional = check_flag(owner, "bias", bias), check_flag(owner, "bidirectional", bidirectional)
         self.dropout = dropout
         if self.dropout and self.num_layers == 1:
-            raise bad_argument(owner, "dropout", "be 0 where there is one layer, since it acts between layers", dropout)
+            raise bad_argument(owner, "dropout", "be 0 with a single layer, since it acts between layers", dropout)
         self._make_parameters()
 
     @property

@@ -51,9 +51,9 @@ def step(
 ) -> list[mx.array]:
     """The states (D, B, H) after a step, from W_x x + b (D, B, G H) and dt (D, B, 1)."""
     sums = _sums(definition)
-    values = constant | dict(zip((n.index for n in definition.before), state, strict=True))
+    values: dict[int, Any] = constant | dict(zip((n.index for n in definition.before), state, strict=True))
     if definition.dt is not None:
-        values[definition.dt.index] = dt
+        values |= {definition.dt.index: dt}
     if not sums:
         values |= dict(zip((n.index for n in definition.x), mx.split(x, len(definition.x), axis=2), strict=True))
 

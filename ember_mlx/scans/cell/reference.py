@@ -426,10 +426,9 @@ class _Scan:
         result["b"] = by_x[..., -1].reshape(self.arrays["b"].shape)
         result["weights"] = {name: np.zeros_like(a) for name, a in self.arrays["weights"].items()}
         for c, call in enumerate(definition.calls):
-            if self._is_one_product:
-                own = products[:, blocks.of_calls[c][1]][..., : -1 - I]
-            else:
-                own = totals[f"call {c}"].swapaxes(2, 3)
+            at = slice(None) if not self._is_one_product else blocks.of_calls[c][1]
+            own = totals.get(f"call {c}", totals["products"]).swapaxes(2, 3)[:, at]
+            own = own[..., : -1 - I] if self._is_one_product else own
             result["weights"][call.name] += own[:, self.plan.slots_of_calls[c]].reshape(result["weights"][call.name].shape)
         result["parameters"] = {}
         for name, node in definition.parameters.items():
