@@ -14,6 +14,7 @@ from ..scans.several import Scan, Scans
 from ..wiring import NeuronMap
 from .arguments import StateLayout, Steps, check_key, compute_dtype
 from .base import Check, RecurrentLayer
+from .deprecated import accepts_old_order
 from .initial import glorot_uniform
 from .maps import built_map, parameter_of_map
 from .weights import linear_weights
@@ -51,13 +52,13 @@ class LQNet(RecurrentLayer):
     Args:
         neuron_map: the units and their synapses, with or without layers. An int stands for ``FullyConnectedMap(int)``. The layer keeps a
             copy.
+        input_size: I, features of x; optional if the map is already built.
         nu_0: viscosity of a state of zeros, per unit of time, at least 0; with 0 there is no relaxation.
         beta: rate at which the viscosity falls with the mean of |psi|^2, at least 0.
         noise_scale: size of the noise in training, at least 0.
         return_sequences: whether y holds every step or only the last valid one.
         return_state: whether the state is returned too.
         batch_first: whether x is (B, T, I) or (T, B, I).
-        input_size: I, features of x; optional if the map is already built.
         go_backwards: whether each sequence is processed from its last valid step to its first; y is then in the order of processing.
         checkpoint_steps: time steps per segment, for long sequences: only the states between segments are kept, and the backward pass
             recomputes each segment. None: keep everything.
@@ -100,17 +101,18 @@ class LQNet(RecurrentLayer):
     run_options = ("key",)
     settings: ClassVar[dict[str, Check]] = RecurrentLayer.settings | dict.fromkeys(("nu_0", "beta", "noise_scale"), check_not_negative)
 
+    @accepts_old_order("nu_0", "beta", "noise_scale", "return_sequences", "return_state", "batch_first")
     def __init__(
         self,
         neuron_map: NeuronMap | int,
+        input_size: int | None = None,
+        *,
         nu_0: float = 1.0,
         beta: float = 0.1,
         noise_scale: float = 0.1,
         return_sequences: bool = True,
         return_state: bool = False,
         batch_first: bool = True,
-        *,
-        input_size: int | None = None,
         go_backwards: bool = False,
         checkpoint_steps: int | None = None,
     ):
@@ -211,6 +213,7 @@ class CTRQNet(LQNet):
 
     Args:
         neuron_map: the units and their synapses, with or without layers; see :class:`LQNet`.
+        input_size: I, features of x; optional if the map is already built.
         nu_0: viscosity of a state of zeros, per unit of time, at least 0; with 0 there is no relaxation.
         beta: fall of the viscosity with the mean of |psi|^2, at least 0.
         noise_scale: size of the noise in training, at least 0.
@@ -219,7 +222,6 @@ class CTRQNet(LQNet):
         return_sequences: whether y holds every step or only the last valid one.
         return_state: whether the state is returned too.
         batch_first: whether x is (B, T, I) or (T, B, I).
-        input_size: I, features of x; optional if the map is already built.
         go_backwards: whether each sequence is processed from its last valid step to its first; y is then in the order of processing.
         checkpoint_steps: time steps per segment, for long sequences: only the states between segments are kept, and the backward pass
             recomputes each segment. None: keep everything.
@@ -240,9 +242,14 @@ class CTRQNet(LQNet):
 
     settings: ClassVar[dict[str, Check]] = LQNet.settings | {"time_scale_factor": check_positive}
 
+    @accepts_old_order(
+        *("nu_0", "beta", "noise_scale", "time_scale_factor", "use_harmonic_embedding", "return_sequences", "return_state", "batch_first")
+    )
     def __init__(
         self,
         neuron_map: NeuronMap | int,
+        input_size: int | None = None,
+        *,
         nu_0: float = 1.0,
         beta: float = 0.1,
         noise_scale: float = 0.1,
@@ -251,20 +258,18 @@ class CTRQNet(LQNet):
         return_sequences: bool = True,
         return_state: bool = False,
         batch_first: bool = True,
-        *,
-        input_size: int | None = None,
         go_backwards: bool = False,
         checkpoint_steps: int | None = None,
     ):
         super().__init__(
             neuron_map,
-            nu_0,
-            beta,
-            noise_scale,
-            return_sequences,
-            return_state,
-            batch_first,
-            input_size=input_size,
+            input_size,
+            nu_0=nu_0,
+            beta=beta,
+            noise_scale=noise_scale,
+            return_sequences=return_sequences,
+            return_state=return_state,
+            batch_first=batch_first,
             go_backwards=go_backwards,
             checkpoint_steps=checkpoint_steps,
         )

@@ -426,8 +426,8 @@ class _Scan:
         result["b"] = by_x[..., -1].reshape(self.arrays["b"].shape)
         result["weights"] = {name: np.zeros_like(a) for name, a in self.arrays["weights"].items()}
         for c, call in enumerate(definition.calls):
-            at = slice(None) if not self._is_one_product else blocks.of_calls[c][1]
-            own = totals.get(f"call {c}", totals["products"]).swapaxes(2, 3)[:, at]
+            own_blocks = blocks.of_calls[c][1] if self._is_one_product else slice(None)
+            own = totals.get(f"call {c}", totals["products"]).swapaxes(2, 3)[:, own_blocks]
             own = own[..., : -1 - I] if self._is_one_product else own
             result["weights"][call.name] += own[:, self.plan.slots_of_calls[c]].reshape(result["weights"][call.name].shape)
         result["parameters"] = {}
