@@ -122,10 +122,12 @@ def define(cell: Cell) -> Definition:
     check_counts(owner, cell)
     definition = Definition(cell)
     arguments = _arguments(owner, cell, definition)
+    definition.graph.file = inspect.unwrap(type(cell).step).__code__.co_filename
     try:
         result = cell.step(**arguments)
     except Exception as error:
         raise _located(owner, cell, error) from error
+    definition.graph.file = None
     results = result if isinstance(result, (tuple, list)) else (result,)
     if len(results) != len(definition.states):
         expected = f"return {len(definition.states)} value{'s' * (len(definition.states) > 1)}: {', '.join(definition.states)}"

@@ -1,6 +1,9 @@
 """Expression graphs of a cell's step: nodes without duplicates, simplified as they are made."""
 
+import linecache
 import math
+import re
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
@@ -8,6 +11,7 @@ UNARY = ("negate", "abs", "exp", "expm1", "log1p", "tanh", "sigmoid", "softplus"
 BINARY = ("add", "subtract", "multiply", "divide", "maximum", "minimum")
 COMPARISONS = ("less", "less_equal", "greater", "greater_equal")
 LEAVES = ("constant", "input", "product")
+TAG = re.compile(r"#.*?(\(\d+\)(?:,? ?\(\d+\))*)")
 
 _ON_NUMBERS: dict[str, Callable[..., Any]] = {
     "negate": lambda a: -a,
@@ -36,6 +40,9 @@ class Node:
         size: "H" where it has a value for each of the H units, None where it has one for all; a cell may name other sizes.
         per_row: whether it has a value for each row of the batch.
         is_condition: whether it is the result of a comparison.
+
+    Attributes:
+        tag: the equation numbers in the comment of the line that made it, as "(2)", or "".
     """
 
     __array_ufunc__ = None  # NumPy's functions refuse it
@@ -46,6 +53,7 @@ class Node:
     ):
         self.graph, self.index, self.op, self.args, self.data = graph, index, op, args, data
         self.size, self.per_row, self.is_condition = size, per_row, is_condition
+        self.tag = graph.current_tag() if op not in LEAVES else ""
 
     @property
     def is_full(self) -> bool:
@@ -147,6 +155,10 @@ class Node:
 class Graph:
     """The nodes of a step, each expression once.
 
+    Attributes:
+        nodes: in the order in which they were made.
+        file: of the step's author, while the step is run; its comments number equations.
+
     Example:
         >>> from ember_mlx.step.graph import Graph
         >>> graph = Graph()
@@ -157,7 +169,16 @@ class Graph:
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
+        self.file: str | None = None
         self._known: dict[Any, Node] = {}
+
+    def current_tag(self) -> str:
+        """The equation numbers in the line of `file`, the author's, that is being run."""
+        frame = sys._getframe(1) if self.file else None
+        while frame is not None and frame.f_code.co_filename != self.file:
+            frame = frame.f_back
+        found = None if frame is None else TAG.search(linecache.getline(frame.f_code.co_filename, frame.f_lineno))
+        return "" if found is None else found.group(1)
 
     def constant(self, value: float) -> Node:
         """A number."""
