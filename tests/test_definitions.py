@@ -1,6 +1,7 @@
 """The hand-written recurrences beside definitions of their steps as cells: values and all gradients in float64.
 
-CfC and the quantum layers keep their own forms, which are faster than what is made from a graph; these definitions are what they must equal.
+CfC and the quantum layers keep forms of their own, which are faster than those made from a graph. These definitions are what they must
+equal.
 """
 
 import math
