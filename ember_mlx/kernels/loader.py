@@ -33,6 +33,7 @@ class KernelText(NamedTuple):
         axes: how arrays lie over what a launch can be cut by, as `axes` gives it; those that are not named have neither.
         carried: pairs of an input and an output: what a launch for the next steps gets of one for some steps, of an output with steps the
             last of them.
+        text: what follows the files: text that was made for this kernel, whose name is then one for this text alone.
     """
 
     name: str
@@ -42,6 +43,7 @@ class KernelText(NamedTuple):
     outputs: tuple[str, ...]
     axes: tuple[tuple[str, str], ...] = ()
     carried: tuple[tuple[str, str], ...] = ()
+    text: str = ""
 
     def axis(self, name: str, kind: str, ndim: int) -> int | None:
         """Which axis of an array with so many of them is of a kind; None where there is none, or another array stands in for it."""
@@ -115,5 +117,5 @@ def _compiled(kind: str, text: KernelText, maker: Maker | None, together: bool) 
         body += f"int first_start = {group} / SET_GROUPS * {len(names)};\n"
         names, group = [f"{array} + starts[first_start + {k}]" for k, array in enumerate(names)], f"{group} % SET_GROUPS"
     body += f"{text.name}<{text.arguments}>({', '.join(names)}, {group}, {thread}, scratch);"
-    header = read_source(*(["dialect_cuda.h"] if kind == "cuda" else []), *text.files)
+    header = read_source(*(["dialect_cuda.h"] if kind == "cuda" else []), *text.files) + text.text
     return maker(name=name, input_names=inputs, output_names=list(text.outputs), source=body, header=header)

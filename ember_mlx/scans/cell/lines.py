@@ -1,0 +1,57 @@
+"""Lines of kernel text."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+
+from ...kernels.loader import KernelText
+
+PLACE = "NAME"  # in the place of a name that hangs on the text
+GROUP = "int group_index, int thread_index, threadgroup float4* scratch"
+
+
+def indented(lines: Iterable[str], by: int = 2) -> list[str]:
+    """Lines further to the right, but for what the preprocessor reads."""
+    return [line if line.startswith("#") else " " * by + line for line in lines]
+
+
+def for_units(body: Sequence[str]) -> list[str]:
+    """A loop over a lane's units: `u`, or `read` where every lane reads."""
+    text = "\n".join(body)
+    declared = [f"{name} = {value}" for name, value in (("u", "block * C::GROUPS + group"),) if re.search(r"\b(u|read)\b", text)]
+    declared += ["read = or_last(u, H)"] * bool(re.search(r"\bread\b", text))
+    head = [f"int {', '.join(declared)};"] if declared else []
+    return ["#pragma unroll(C::UNROLL)", "for (int block = 0; block < C::BLOCKS; block++) {", *indented([*head, *body]), "}"]
+
+
+def for_values(body: Sequence[str]) -> list[str]:
+    """A loop over a lane's values: number `i`, of row `r`."""
+    head = ["int i = block * ROWS + r;"] if re.search(r"\bi\b", "\n".join(body)) else []
+    return for_units(["#pragma unroll", "for (int r = 0; r < ROWS; r++) {", *indented([*head, *body]), "}"])
+
+
+def declare(names: Sequence[str], size: str, kind: str = "float") -> list[str]:
+    """Arrays of one size."""
+    return [f"{kind} {', '.join(f'{name}[{size}]' for name in names)};"] if names else []
+
+
+def function(template: str, comment: Sequence[str], arrays: Sequence[tuple[str, str, str]], body: Sequence[str]) -> str:
+    """A kernel's function; arrays: (name, type, what it holds)."""
+    parameters = [f"    device {kind}* {name},  // {holds}" for name, kind, holds in arrays]
+    lines = [*(f"// {line}" for line in comment), f"template <{template}>", f"inline void {PLACE}(", *parameters, f"    {GROUP}) {{"]
+    return "\n".join([*lines, *indented(body), "}", ""])
+
+
+def kernel_text(
+    name: str,
+    arguments: str,
+    files: tuple[str, ...],
+    text: str,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    axes: tuple[tuple[str, str], ...] = (),
+    carried: tuple[tuple[str, str], ...] = (),
+) -> KernelText:
+    """A kernel of this text; its name has "{}" where a digest of the text comes."""
+    named = name.format(hashlib.sha256(text.encode()).hexdigest()[:12])
+    return KernelText(named, arguments, files, tuple(inputs), tuple(outputs), axes, carried, text.replace(PLACE, named))
