@@ -50,7 +50,7 @@ class Plan:
 
     def argument_of(self, call: Call) -> int:
         """Its number among the arguments."""
-        return next(k for k, node in enumerate(self.arguments) if node is call.argument)
+        return next(k for k, node in enumerate(self.arguments) if node.index == call.argument.index)
 
     def stage_calls(self, stage: int) -> list[int]:
         """The numbers of the calls of a stage."""
