@@ -9,7 +9,7 @@ from ...step.derivative import Form, Variable
 from ...step.metal import linear
 from .forward_text import ARGUMENTS, FILES, TEMPLATE, WRITES
 from .lines import declare, for_units, for_values, function, indented, kernel_text
-from .plan import Plan, plan_of
+from .kernel_plan import Plan, plan_of
 
 MOST_AHEAD = 24  # values of a lane that wait in registers for the next step
 

@@ -9,7 +9,7 @@ from ...step.definition import Definition
 from ...step.graph import LEAVES, Node, needed_for
 from ...step.metal import statements
 from .lines import declare, for_units, for_values, function, indented, kernel_text
-from .plan import Plan, plan_of
+from .kernel_plan import Plan, plan_of
 
 FILES = ("pointwise.metal", "cell_pointwise.metal", "product.metal", "sequences.metal", "cell.metal")
 TEMPLATE = "int H, int THREADS, int ROWS, int SPLIT, bool RESIDENT"

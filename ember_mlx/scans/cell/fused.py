@@ -31,7 +31,7 @@ from .backward_text import backward_kernel
 from .by_step import back_by_step, forward_by_step
 from .forward_text import forward_kernel
 from .ops import project_inputs
-from .plan import plan_of
+from .kernel_plan import plan_of
 from .pointwise_text import computed_arguments
 from .problems import random_arrays
 from .stages import coefficients, given_of

@@ -13,7 +13,7 @@ from ...step.graph import Node, needed_for
 from ...step.metal import statements
 from .backward_text import Linear
 from .lines import function, indented, kernel_text
-from .plan import Plan, plan_of
+from .kernel_plan import Plan, plan_of
 
 FILES = ("pointwise.metal", "cell_pointwise.metal")
 ARGUMENTS = "H, THREADS"

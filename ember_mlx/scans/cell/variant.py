@@ -7,7 +7,7 @@ from ...kernels.tiles import FUNCTION, Tile, Work
 from ...step.definition import Definition
 from ...step.graph import Node, needed_for
 from ...step.metal import COSTLY
-from .plan import Plan, plan_of
+from .kernel_plan import Plan, plan_of
 
 
 class Layout(NamedTuple):
