@@ -12,4 +12,20 @@ Example:
 
 from .functions import abs, cos, erf, exp, expm1, log1p, maximum, minimum, relu, sigmoid, sin, softplus, sqrt, tanh, where
 
-__all__ = ["abs", "cos", "erf", "exp", "expm1", "log1p", "maximum", "minimum", "relu", "sigmoid", "sin", "softplus", "sqrt", "tanh", "where"]
+__all__ = [
+    "abs",
+    "cos",
+    "erf",
+    "exp",
+    "expm1",
+    "log1p",
+    "maximum",
+    "minimum",
+    "relu",
+    "sigmoid",
+    "sin",
+    "softplus",
+    "sqrt",
+    "tanh",
+    "where",
+]

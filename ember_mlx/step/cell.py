@@ -72,8 +72,8 @@ class Cell:
     Attributes:
         states: names of the states.
         x_products: how many products with the inputs: ``x`` is a tuple of so many values, or the value itself where it is one.
-        h_products: name -> how many results: a weight (count * H, H); ``W(v)`` in a step gives a tuple of so many values, or the value itself
-            where it is one. v is any value (B, H) of the step, and one weight may be used several times.
+        h_products: name -> how many results: a weight (count * H, H); ``W(v)`` in a step gives a tuple of so many values, or the
+            value itself where it is one. v is any value (B, H) of the step, and one weight may be used several times.
         parameters: name -> Parameter, or its initial value.
 
     A cell's own settings are the arguments of its constructor, kept under the same names; they are saved with the layer.
@@ -101,6 +101,7 @@ class Cell:
     x_products: ClassVar[int] = 1
     h_products: ClassVar[Mapping[str, int]] = {}
     parameters: ClassVar[Mapping[str, Parameter | Initial]] = {}
+    sizes: ClassVar[Mapping[str, str]] = {}  # of states and of products' results that are not H: of a projected LSTM
 
     def step(self, *values: Any, **named: Any) -> Any:
         """One step: the next states from what it names."""

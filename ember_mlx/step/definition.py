@@ -36,6 +36,7 @@ class Definition:
     Attributes:
         name: of the cell.
         states: their names.
+        sizes: of states and of the results of products: "H", or another that the cell names.
         x: the results of the products with the inputs.
         h_products: weight -> its blocks.
         parameters: name -> node.
@@ -51,9 +52,10 @@ class Definition:
         self.graph = graph = Graph()
         parameters = cell.all_parameters
         self.shared = tuple(name for name, p in parameters.items() if p.shared)
-        self.x = tuple(graph.input(f"x{k}", per_unit=True, per_row=True) for k in range(cell.x_products))
-        self.before = tuple(graph.input(name, per_unit=True, per_row=True) for name in self.states)
-        self.parameters = {name: graph.input(name, per_unit=not p.shared, per_row=False) for name, p in parameters.items()}
+        self.sizes = {name: cell.sizes.get(name, "H") for name in (*self.states, *self.h_products)}
+        self.x = tuple(graph.input(f"x{k}") for k in range(cell.x_products))
+        self.before = tuple(graph.input(name, self.sizes[name]) for name in self.states)
+        self.parameters = {name: graph.input(name, None if p.shared else "H", per_row=False) for name, p in parameters.items()}
         self.dt: Node | None = None
         self.after: tuple[Node, ...] = ()
         self.calls: list[Call] = []
@@ -63,7 +65,16 @@ class Definition:
         """The step in values that can be compared: cells with the same one share their kernels."""
         nodes = tuple((n.op, tuple(a.index for a in n.args), n.data) for n in self.forward_nodes)
         calls = tuple((call.name, call.argument.index) for call in self.calls)
-        return (self.name, self.states, len(self.x), tuple(self.h_products.items()), nodes, calls, tuple(n.index for n in self.after))
+        return (
+            self.name,
+            self.states,
+            len(self.x),
+            tuple(self.h_products.items()),
+            tuple(self.sizes.items()),
+            nodes,
+            calls,
+            tuple(n.index for n in self.after),
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Definition) and self.signature == other.signature
@@ -131,9 +142,11 @@ def _arguments(owner: str, cell: Cell, definition: Definition) -> dict[str, Any]
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise bad_argument(owner, "step", "name each of its arguments", str(parameter))
         if name == "dt":
-            definition.dt = known["dt"] = definition.graph.input("dt", per_unit=False, per_row=True)
+            definition.dt = known["dt"] = definition.graph.input("dt", None)
         if name not in known and parameter.default is parameter.empty:
-            raise bad_argument(owner, "step", f"have no other arguments than {', '.join([*known, *['dt'] * ('dt' not in known)])}", repr(name))
+            raise bad_argument(
+                owner, "step", f"have no other arguments than {', '.join([*known, *['dt'] * ('dt' not in known)])}", repr(name)
+            )
     for name in known:
         if name not in asked and name not in definition.states:
             kind = {"x": "x"}.get(name, "the product" if name in cell.h_products else "the parameter")
@@ -148,11 +161,14 @@ def _product(definition: Definition, name: str, count: int) -> Any:
         node = definition.graph.as_node(value)
         if not node.is_full:
             raise StepError(f"{name} takes a value of shape (B, H), got {node.shape}")
+        taken = {call.argument.size for call in definition.calls if call.name == name}
+        if taken and node.size not in taken:
+            raise StepError(f"{name} takes values of one shape, got {node.shape} after (B, {taken.pop()})")
         for call in definition.calls:
             if call.name == name and call.argument is node:
                 return call.results if count > 1 else call.results[0]
         stages = [definition.calls[n.data[0]].stage + 1 for n in needed_for([node]) if n.op == "product"]
-        results = tuple(definition.graph.product(len(definition.calls), block) for block in range(count))
+        results = tuple(definition.graph.product(len(definition.calls), block, definition.sizes[name]) for block in range(count))
         definition.calls.append(Call(name, node, results, max(stages, default=0)))
         return results if count > 1 else results[0]
 
@@ -162,9 +178,9 @@ def _product(definition: Definition, name: str, count: int) -> Any:
 def _check_results(owner: str, cell: Cell, definition: Definition) -> None:
     """Raise an error for states that are not written, and for what is not used."""
     for name, before, after in zip(definition.states, definition.before, definition.after, strict=True):
-        if after.is_condition or not after.is_full:
+        if after.is_condition or not after.is_full or after.size != before.size:
             got = "a comparison" if after.is_condition else f"{after.shape}: {after}"
-            raise bad_argument(owner, f"state {name!r}", "be returned as a value of shape (B, H)", got)
+            raise bad_argument(owner, f"state {name!r}", f"be returned as a value of shape {before.shape}", got)
         if after is before:
             raise bad_argument(owner, f"state {name!r}", "be written by the step", "the state before it, unchanged")
     used = {n.index for n in needed_for(definition.after)}
@@ -186,7 +202,9 @@ def _check_results(owner: str, cell: Cell, definition: Definition) -> None:
         unused = [b for b, node in enumerate(call.results) if node.index not in used]
         if k not in reached or unused:
             part = "" if k not in reached or len(call.results) == 1 else f"[{unused[0]}]"
-            raise bad_argument(owner, "step", f"use the result of {call.name}({call.argument}){part}", "next states that do not depend on it")
+            raise bad_argument(
+                owner, "step", f"use the result of {call.name}({call.argument}){part}", "next states that do not depend on it"
+            )
     for name in cell.h_products:
         if name not in {call.name for call in definition.calls}:
             raise bad_argument(owner, "step", f"use the product {name!r}", "a step that does not call it")

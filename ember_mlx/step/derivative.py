@@ -98,7 +98,8 @@ def _slopes(graph: Graph, node: Node) -> list[tuple[Node, Node]]:
     if node.op == "where":
         return [(others[0], of("where", a, one, zero)), (others[1], of("where", a, zero, one))]
     if node.op in ("maximum", "minimum"):
-        first = of("greater" if node.op == "maximum" else "less", a, others[0])
+        # against a number the result says as much as the argument, and is an output or at hand more often
+        first = of("greater" if node.op == "maximum" else "less", node if others[0].op == "constant" else a, others[0])
         return [(a, of("where", first, one, zero)), (others[0], of("where", first, zero, one))]
     if node.op in ("add", "subtract"):
         return [(a, one), (others[0], one if node.op == "add" else of("negate", one))]

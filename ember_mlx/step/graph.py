@@ -33,7 +33,7 @@ class Node:
         op: "constant", "input", "product", or the name of a pointwise function.
         args: the nodes it is computed from.
         data: of a constant its value; of an input its name; of a product (call, block).
-        per_unit: whether it has a value for each of the H units.
+        size: "H" where it has a value for each of the H units, None where it has one for all; a cell may name other sizes.
         per_row: whether it has a value for each row of the batch.
         is_condition: whether it is the result of a comparison.
     """
@@ -42,20 +42,20 @@ class Node:
     __hash__ = object.__hash__
 
     def __init__(
-        self, graph: "Graph", index: int, op: str, args: tuple["Node", ...], data: Any, per_unit: bool, per_row: bool, is_condition: bool
+        self, graph: "Graph", index: int, op: str, args: tuple["Node", ...], data: Any, size: str | None, per_row: bool, is_condition: bool
     ):
         self.graph, self.index, self.op, self.args, self.data = graph, index, op, args, data
-        self.per_unit, self.per_row, self.is_condition = per_unit, per_row, is_condition
+        self.size, self.per_row, self.is_condition = size, per_row, is_condition
 
     @property
     def is_full(self) -> bool:
-        """Whether its shape is (B, H)."""
-        return self.per_unit and self.per_row
+        """Whether it has a value for each unit and row: (B, H)."""
+        return self.size is not None and self.per_row
 
     @property
     def shape(self) -> str:
         """Its shape in letters."""
-        return f"({'B' if self.per_row else '1'}, {'H' if self.per_unit else '1'})"
+        return f"({'B' if self.per_row else '1'}, {self.size or '1'})"
 
     def __repr__(self) -> str:
         if self.op in LEAVES:
@@ -115,10 +115,10 @@ class Node:
     def __ge__(self, other: Any) -> "Node":
         return self.graph.apply("greater_equal", self, other)
 
-    def __eq__(self, other: Any) -> NoReturn:  # type: ignore[override]
+    def __eq__(self, other: Any) -> NoReturn:
         raise StepError("values cannot be compared by == or !=; use <, <=, > or >= inside where()")
 
-    def __ne__(self, other: Any) -> NoReturn:  # type: ignore[override]
+    def __ne__(self, other: Any) -> NoReturn:
         raise StepError("values cannot be compared by == or !=; use <, <=, > or >= inside where()")
 
     def __bool__(self) -> NoReturn:
@@ -150,7 +150,7 @@ class Graph:
     Example:
         >>> from ember_mlx.step.graph import Graph
         >>> graph = Graph()
-        >>> a = graph.input("a", per_unit=True, per_row=True)
+        >>> a = graph.input("a")
         >>> (a * 1 + 0) is a, (2 * a) is (2 * a)
         (True, True)
     """
@@ -164,15 +164,15 @@ class Graph:
         value = float(value)
         if not math.isfinite(value):
             raise StepError(f"a constant must be finite, got {value}")
-        return self._node("constant", (), value, False, False)
+        return self._node("constant", (), value, None, False)
 
-    def input(self, name: str, per_unit: bool, per_row: bool) -> Node:
+    def input(self, name: str, size: str | None = "H", per_row: bool = True) -> Node:
         """An input of the step."""
-        return self._node("input", (), name, per_unit, per_row)
+        return self._node("input", (), name, size, per_row)
 
-    def product(self, call: int, block: int) -> Node:
+    def product(self, call: int, block: int, size: str = "H") -> Node:
         """A block of the result of a matrix product."""
-        return self._node("product", (), (call, block), True, True)
+        return self._node("product", (), (call, block), size, True)
 
     def as_node(self, value: Any) -> Node:
         """A node for an operand."""
@@ -181,10 +181,11 @@ class Graph:
                 raise StepError("a value belongs to another step; a step may keep nothing from one call to the next")
             return value
         if isinstance(value, bool) or not isinstance(value, (int, float)):
+            number: Any = value
             if not (hasattr(value, "dtype") and getattr(value, "shape", None) == () and hasattr(value, "item")):
                 kind = type(value)
                 raise StepError(f"an operand must be a value of the step or a number, got {kind.__module__}.{kind.__qualname__}")
-            value = value.item()
+            value = number.item()
         return self.constant(value)
 
     def apply(self, op: str, *operands: Any) -> Node:
@@ -198,7 +199,10 @@ class Graph:
         simple = self._simple(op, args)
         if simple is not None:
             return simple
-        return self._node(op, args, None, any(a.per_unit for a in args), any(a.per_row for a in args), op in COMPARISONS)
+        sizes = {a.size for a in args if a.size is not None}
+        if len(sizes) > 1:
+            raise StepError(f"{op} takes values of one shape, got {', '.join(a.shape for a in args)}")
+        return self._node(op, args, None, next(iter(sizes), None), any(a.per_row for a in args), op in COMPARISONS)
 
     def _simple(self, op: str, args: tuple[Node, ...]) -> Node | None:
         """What an expression is equal to without that function, or None."""
@@ -244,11 +248,11 @@ class Graph:
             return args[1]
         return None
 
-    def _node(self, op: str, args: tuple[Node, ...], data: Any, per_unit: bool, per_row: bool, is_condition: bool = False) -> Node:
+    def _node(self, op: str, args: tuple[Node, ...], data: Any, size: str | None, per_row: bool, is_condition: bool = False) -> Node:
         order = sorted(a.index for a in args) if op in ("add", "multiply", "maximum", "minimum") else [a.index for a in args]
         key = (op, tuple(order), data)
         if key not in self._known:
-            self._known[key] = Node(self, len(self.nodes), op, args, data, per_unit, per_row, is_condition)
+            self._known[key] = Node(self, len(self.nodes), op, args, data, size, per_row, is_condition)
             self.nodes.append(self._known[key])
         return self._known[key]
 
@@ -259,7 +263,7 @@ def needed_for(targets: Iterable[Node], available: Iterable[Node] = ()) -> list[
     Example:
         >>> from ember_mlx.step.graph import Graph, needed_for
         >>> graph = Graph()
-        >>> a = graph.input("a", per_unit=True, per_row=True)
+        >>> a = graph.input("a")
         >>> needed_for([a * a + 1])
         [a, multiply(a, a), 1.0, add(multiply(a, a), 1.0)]
     """

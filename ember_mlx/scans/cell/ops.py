@@ -54,6 +54,7 @@ def step(
         values[definition.dt.index] = dt
 
     def product(call: Call, value: mx.array) -> list[mx.array]:
-        return mx.split(value @ arrays["weights"][call.name].swapaxes(1, 2), len(call.results), axis=2)
+        results: list[mx.array] = mx.split(value @ arrays["weights"][call.name].swapaxes(1, 2), len(call.results), axis=2)
+        return results
 
     return evaluate(definition, definition.after, values, product)

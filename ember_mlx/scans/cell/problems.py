@@ -45,9 +45,7 @@ def cell_problem(
     return cell.definition, random_arrays(cell.definition, directions, T, B, H, lengths=lengths, seed=seed, dtype=dtype)
 
 
-def random_arrays(
-    definition: Definition, D: int, T: int, B: int, H: int, *, lengths: bool, seed: int = 0, dtype: Any = np.float64
-) -> Tree:
+def random_arrays(definition: Definition, D: int, T: int, B: int, H: int, *, lengths: bool, seed: int = 0, dtype: Any = np.float64) -> Tree:
     """Arrays for a definition, in D directions; see `cell_problem`."""
     rng = np.random.Generator(np.random.PCG64(seed))
     rows = len(definition.x) * H
