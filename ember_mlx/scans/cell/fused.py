@@ -100,6 +100,9 @@ def refusal(kind: str, definition: Definition, arrays: Tree) -> str | None:
     """Why no kernel serves such arrays, or None."""
     if any(a.dtype != mx.float32 for a in arrays["initial"].values()):
         return "kernels compute in float32"
+    sizes = sorted({size for size in definition.sizes.values() if size != "H"})
+    if sizes:
+        return f"kernels take states and products of H units alone, not of {', '.join(sizes)}"
     states, calls = len(definition.states), len(definition.calls)
     if 6 + 3 * states + calls > MOST_BUFFERS:
         return f"{states} states and {calls} products in a step are more than a kernel has arguments for"
