@@ -52,10 +52,10 @@ inline int place_of_state(thread const CellRows<ROWS>& rows, int r) {
   return rows.direction * rows.B + rows.row0 + min(r, rows.count - 1);
 }
 
-// A value of a row (width) at a step, 0 where the row has no such step; read alike by all lanes, see or_last.
+// The same of the nearest step and row that there are: what is read ahead is read without a condition, and not used where there is no such step.
 template <int ROWS>
-inline float read_at(device const float* values, int width, int j, thread const CellRows<ROWS>& rows, int t, int r) {
-  return t >= 0 && t < rows.length[r] ? values[place_at(rows, t, r) * width + j] : 0.0f;
+inline int place_near(thread const CellRows<ROWS>& rows, int t, int r) {
+  return (rows.direction * rows.T + max(min(t, rows.T - 1), 0)) * rows.B + min(rows.row0 + r, rows.B - 1);
 }
 
 // The group's rows (width) of values (D, T, B, width) are 0 from step t on.

@@ -8,7 +8,7 @@ from ...step.definition import Definition
 from ...step.derivative import Form, Variable
 from ...step.metal import linear
 from .forward_text import ARGUMENTS, FILES, TEMPLATE, WRITES
-from .lines import declare, for_units, for_values, function, indented, kernel_text
+from .lines import BARRIER, declare, for_units, for_values, function, indented, kernel_text, read_ahead, read_now
 from .kernel_plan import Plan, plan_of
 
 MOST_AHEAD = 24  # values of a lane that wait in registers for the next step
@@ -108,32 +108,25 @@ class Backward:
         return " + ".join(f"int(ROW{c})" for c in calls)
 
     def _readings(self) -> list[tuple[str, str]]:
-        """What a step reads: the array, and its value at step {t}."""
+        """What a step reads: the array, and its value at `place`."""
         count = len(self.plan.coefficients)
-        found = [(f"y{k}", f"read_at(d_after{k}, H, read, rows, {{t}}, r)") for k in self.states]
-        return found + [
-            (f"k{n}", f"read_at(coefficients, {count} * H, {f'{n} * H + ' if n else ''}read, rows, {{t}}, r)") for n in range(count)
-        ]
+        found = [(f"y{k}", f"d_after{k}[place * H + read]") for k in self.states]
+        return found + [(f"k{n}", f"coefficients[(place * {count} + {n}) * H + read]") for n in range(count)]
 
     def _first(self) -> list[str]:
         """The gradients of the states after the last step, and what that step reads."""
         values = [f"g{k}[i] = carry{k}[place_of_state(rows, r) * H + read];" for k in self.states]
-        values += [f"{name}_read[i] = {value.format(t='rows.steps - 1')};" for name, value in self._readings()]
         names = [*(f"g{k}" for k in self.states), *(f"{name}_read" for name, _ in self._readings())]
-        barrier = ["threadgroup_barrier(mem_flags::mem_threadgroup);"] * bool(self.calls)
-        return [*declare(names, "C::COUNT"), *for_values(values), *barrier, ""]
+        lines = [*declare(names, "C::COUNT"), *for_values(values), *read_ahead(self._readings(), "rows.steps - 1")]
+        return [*lines, *[BARRIER] * bool(self.calls)]
 
     def _steps(self) -> list[str]:
-        body: list[str] = declare([name for name, _ in self._readings()], "C::COUNT")
-        values = []
-        for name, value in self._readings():
-            values += [f"if (!AHEAD) {name}_read[i] = {value.format(t='t')};", f"{name}[i] = {name}_read[i];"]
-            values += [f"if (AHEAD) {name}_read[i] = {value.format(t='t - 1')};"]
-        values += [f"g{k}[i] += y{k}[i];" for k in self.states]
-        body += for_values(values)
+        body = read_now(self._readings(), also=[f"g{k}[i] += has_step(rows, t, r) ? y{k}[i] : 0.0f;" for k in self.states])
         body += declare([f"{'m' if kind == 'sum' else 'r'}{k}" for kind, k in self.definition.pull.order], "C::COUNT")
+        ahead = read_ahead(self._readings(), "t - 1")
         for level in range(self.plan.depth_back):
-            body += [*self._level(level), *self._called(level)]
+            body += [*self._level(level), *([] if level else ahead), *self._called(level)]
+        body += [] if self.plan.depth_back else ahead
         return ["for (int t = rows.steps - 1; t >= 0; t--) {", *indented([*body, *self._last()]), "}"]
 
     def _written(self, level: int) -> list[str]:
@@ -162,7 +155,7 @@ class Backward:
                 offset = f"(t % 2 * int(ROW{c}) + 2 * ({self._size(before) or 0})) * ROWS"
             lines.append(f"threadgroup float* b{c} = gradients + {offset};")
         values = [*self.linear.sums(level), *self._written(level)]
-        return [*lines, *for_values(values), "threadgroup_barrier(mem_flags::mem_threadgroup);"]
+        return [*lines, *for_values(values), BARRIER]
 
     def _called(self, level: int) -> list[str]:
         """The products of a level: first all partial sums, whose lanes then wait for each other's shuffles together."""

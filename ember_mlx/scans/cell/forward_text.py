@@ -8,7 +8,7 @@ from ...kernels.loader import KernelText, axes
 from ...step.definition import Definition
 from ...step.graph import LEAVES, Node, needed_for
 from ...step.metal import statements
-from .lines import declare, for_units, for_values, function, indented, kernel_text
+from .lines import BARRIER, declare, for_units, for_values, function, indented, kernel_text, read_ahead, read_now
 from .kernel_plan import Plan, plan_of
 
 FILES = ("pointwise.metal", "cell_pointwise.metal", "product.metal", "sequences.metal", "cell.metal")
@@ -222,44 +222,29 @@ class Forward:
         return [*lines, *(for_units([*read, *made]) if names else [])]
 
     def _readings(self) -> list[tuple[str, str]]:
-        """What a step reads: the array, and its value at step {t}."""
+        """What a step reads: the array, and its value at `place`."""
         count = len(self.definition.x)
-        found = [(f"x{k}", f"read_at(x_proj, {count} * H, {f'{k} * H + ' if k else ''}read, rows, {{t}}, r)") for k in self.xs]
-        found += [(f"x{c}_{p}", f"read_at(x_proj, {count} * H, own{c}_{p} * H + read, rows, {{t}}, r)") for c, p in self.owners]
-        return found
+        found = [(f"x{k}", f"x_proj[(place * {count} + {k}) * H + read]") for k in self.xs]
+        return found + [(f"x{c}_{p}", f"x_proj[(place * {count} + own{c}_{p}) * H + read]") for c, p in self.owners]
 
     def _first(self) -> list[str]:
         """The states, and what the first step reads."""
         states = [f"s{k}" for k in range(len(self.definition.states))]
         read = [f"s{k}[i] = initial{k}[place_of_state(rows, r) * H + read];" for k in range(len(states))]
-        ahead = [f"{name}_read[i] = {value.format(t=0)};" for name, value in self._readings()]
-        lines = [*declare([*states, *(f"{name}_read" for name, _ in self._readings())], "C::COUNT"), *for_values([*read, *ahead])]
-        if self.definition.is_timed:
-            lines += [*declare(["dt_read"], "ROWS"), "#pragma unroll"]
-            lines.append("for (int r = 0; r < ROWS; r++) dt_read[r] = read_at(times, 1, 0, rows, 0, r);")
-        return [*lines, *["threadgroup_barrier(mem_flags::mem_threadgroup);"] * bool(self.plan.parts), ""]
+        lines = [*declare([*states, *(f"{name}_read" for name, _ in self._readings())], "C::COUNT"), *for_values(read)]
+        lines += declare(["dt_read"], "ROWS") if self.definition.is_timed else []
+        return [*lines, *read_ahead(self._readings(), "0", self.definition.is_timed), *[BARRIER] * bool(self.plan.parts)]
 
     def _steps(self) -> list[str]:
-        body = self._read_step()
+        body = read_now(self._readings(), self.definition.is_timed)
         kept = [(self.definition.graph.nodes[index], name.split("[")[0]) for index, name in self.kept.items()]
         body += declare([name for node, name in kept if not node.is_condition], "C::COUNT")
         body += declare([name for node, name in kept if node.is_condition], "C::COUNT", "bool")
+        ahead = read_ahead(self._readings(), "t + 1", self.definition.is_timed)
         for number, targets in enumerate(self.targets[:-1]):
-            body += [*self._arguments(number, targets), *self._stage(number)]
+            body += [*self._arguments(number, targets), *([] if number else ahead), *self._stage(number)]
+        body += ahead if len(self.targets) == 1 else []
         return ["for (int t = 0; t < rows.steps; t++) {", *indented([*body, *self._last()]), "}"]
-
-    def _read_step(self) -> list[str]:
-        """What a step takes from device memory was read one step before, where registers hold it."""
-        lines: list[str] = declare([name for name, _ in self._readings()], "C::COUNT")
-        values = []
-        for name, value in self._readings():
-            values += [f"if (!AHEAD) {name}_read[i] = {value.format(t='t')};", f"{name}[i] = {name}_read[i];"]
-            values += [f"if (AHEAD) {name}_read[i] = {value.format(t='t + 1')};"]
-        lines += for_values(values) if values else []
-        if self.definition.is_timed:
-            lines += [*declare(["dt"], "ROWS"), "#pragma unroll", "for (int r = 0; r < ROWS; r++) {"]
-            lines += ["  dt[r] = dt_read[r];", "  dt_read[r] = read_at(times, 1, 0, rows, t + 1, r);", "}"]
-        return lines
 
     def _available(self, number: int) -> dict[int, str]:
         """Node index -> text of what is there in a part of a step."""
@@ -281,7 +266,7 @@ class Forward:
         pointers = [f"threadgroup float* a{k} = arguments + {self._buffer(k)};" for k in numbers]
         writes = [f"a{k}[r * C::ROW + u] = {value};" for k, value in zip(numbers, values, strict=True)]
         guarded = [f"if ({WRITES}) {{", *indented(writes), "}"] if len(writes) > 1 else [f"if ({WRITES}) {writes[0]}"]
-        return [*pointers, *for_values([*lines, *guarded]), "threadgroup_barrier(mem_flags::mem_threadgroup);"]
+        return [*pointers, *for_values([*lines, *guarded]), BARRIER]
 
     def _stage(self, stage: int) -> list[str]:
         """The products of a stage: first all partial sums, whose lanes then wait for each other's shuffles together."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from ...kernels.loader import KernelText
 
 PLACE = "NAME"  # in the place of a name that hangs on the text
+BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 GROUP = "int group_index, int thread_index, threadgroup float4* scratch"
 
 
@@ -28,6 +29,29 @@ def for_values(body: Sequence[str]) -> list[str]:
     """A loop over a lane's values: number `i`, of row `r`."""
     head = ["int i = block * ROWS + r;"] if re.search(r"\bi\b", "\n".join(body)) else []
     return for_units(["#pragma unroll", "for (int r = 0; r < ROWS; r++) {", *indented([*head, *body]), "}"])
+
+
+def read_ahead(readings: Sequence[tuple[str, str]], step: str, timed: bool = False) -> list[str]:
+    """What is read for a step one step before, off its chain, where registers hold it; readings: (name, value at `place`)."""
+    if not readings and not timed:
+        return []
+    places = [f"int place = place_near(rows, {step}, r);"]
+    lines = for_values([*places, *(f"{name}_read[i] = {value};" for name, value in readings)]) if readings else []
+    if timed:
+        lines += ["#pragma unroll", f"for (int r = 0; r < ROWS; r++) dt_read[r] = times[place_near(rows, {step}, r)];"]
+    return ["if (AHEAD) {", *indented(lines), "}"]
+
+
+def read_now(readings: Sequence[tuple[str, str]], timed: bool = False, also: Sequence[str] = ()) -> list[str]:
+    """What a step needs of what was read before, or is read now; `also`: what else is done with each value."""
+    lines = declare([name for name, _ in readings], "C::COUNT")
+    values = ["int place = place_near(rows, t, r);"] * bool(readings)
+    for name, value in readings:
+        values += [f"if (!AHEAD) {name}_read[i] = {value};", f"{name}[i] = {name}_read[i];"]
+    if timed:
+        lines += [*declare(["dt"], "ROWS"), "#pragma unroll", "for (int r = 0; r < ROWS; r++) {"]
+        lines += ["  if (!AHEAD) dt_read[r] = times[place_near(rows, t, r)];", "  dt[r] = dt_read[r];", "}"]
+    return [*lines, *(for_values([*values, *also]) if [*values, *also] else [])]
 
 
 def declare(names: Sequence[str], size: str, kind: str = "float") -> list[str]:
