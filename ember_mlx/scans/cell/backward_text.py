@@ -124,9 +124,10 @@ class Backward:
         body = read_now(self._readings(), also=[f"g{k}[i] += has_step(rows, t, r) ? y{k}[i] : 0.0f;" for k in self.states])
         body += declare([f"{'m' if kind == 'sum' else 'r'}{k}" for kind, k in self.definition.pull.order], "C::COUNT")
         ahead = read_ahead(self._readings(), "t - 1")
-        for level in range(self.plan.depth_back):
-            body += [*self._level(level), *([] if level else ahead), *self._called(level)]
-        body += [] if self.plan.depth_back else ahead
+        depth = self.plan.depth_back
+        body += ahead if depth <= 1 else []
+        for level in range(depth):
+            body += [*self._level(level), *(ahead if level == 0 and depth > 1 else []), *self._called(level)]
         return ["for (int t = rows.steps - 1; t >= 0; t--) {", *indented([*body, *self._last()]), "}"]
 
     def _written(self, level: int) -> list[str]:
