@@ -1,6 +1,6 @@
 """Continuous-time and gated recurrent layers for MLX.
 
-The names below are imported when they are first used, so that `import ember_mlx.reference` works where MLX is not installed.
+The names below are imported on first use, so that `import ember_mlx.reference` works without MLX.
 """
 
 from importlib import import_module
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         CfC,
         CTRQNet,
         LQNet,
+        Recurrent,
         SequenceModel,
         StrideAware,
         StrideAwareCfC,
@@ -46,11 +47,13 @@ _HOMES = {
     "Parameter": ".step.cell",
     "RNN": ".layers",
     "RandomMap": ".wiring",
+    "Recurrent": ".layers",
     "SequenceModel": ".layers",
     "StrideAware": ".layers",
     "StrideAwareCfC": ".layers",
     "StrideAwareLTC": ".layers",
     "bucket_batches": ".sequences",
+    "cells": ".cells",
     "convert": ".convert",
     "current_backend": ".backend",
     "load": ".saving",
@@ -59,6 +62,7 @@ _HOMES = {
     "save": ".saving",
     "spatial_regularization": ".layers",
     "step": ".step",
+    "testing": ".testing",
     "training": ".training",
     "unpack_sequences": ".sequences",
     "use_backend": ".backend",
@@ -83,11 +87,13 @@ __all__ = [
     "NeuronMap",
     "Parameter",
     "RandomMap",
+    "Recurrent",
     "SequenceModel",
     "StrideAware",
     "StrideAwareCfC",
     "StrideAwareLTC",
     "bucket_batches",
+    "cells",
     "convert",
     "current_backend",
     "load",
@@ -96,6 +102,7 @@ __all__ = [
     "save",
     "spatial_regularization",
     "step",
+    "testing",
     "training",
     "unpack_sequences",
     "use_backend",
@@ -106,7 +113,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(_HOMES[name], __name__)
-    return module if name in ("convert", "reference", "step", "training") else getattr(module, name)
+    return module if _HOMES[name] == f".{name}" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

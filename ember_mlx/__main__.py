@@ -1,4 +1,4 @@
-"""python -m ember_mlx: what a bug report needs; with --check, every kernel compiled, compared with NumPy and timed on this machine."""
+"""python -m ember_mlx: print the facts for a bug report; with --check, compile every kernel, compare it with NumPy and time it."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from .check import LIMIT
 
 
 def main() -> int:
-    """Print what is here; with --check, the exit status is 1 where something fails, 2 where there is no GPU, and 130 after Ctrl-C."""
+    """Run the command line; with --check, the exit status is 1 if something fails, 2 without a GPU, and 130 after Ctrl-C."""
     given = _parser().parse_args()
     print("\n".join(about()), flush=True)
     if not given.check:
@@ -32,13 +32,13 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ember_mlx", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("--check", action="store_true", help="compile, check and time every kernel here, each in a process that may die")
-    parser.add_argument("--quick", action="store_true", help="errors and times of the main layers alone")
-    parser.add_argument("--only", nargs="+", default=[], metavar="CELL", help="cells, as cfc or lstm; all of them unless named")
-    parser.add_argument("--budget", type=_positive, metavar="SECONDS", help="stop after so long; what matters most comes first")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="append results to this file as they come, and go on from those in it")
+    parser.add_argument("--check", action="store_true", help="compile, check and time every kernel, each in a separate process")
+    parser.add_argument("--quick", action="store_true", help="check and time only the main layers")
+    parser.add_argument("--only", nargs="+", default=[], metavar="CELL", help="cells to check, such as cfc or lstm (default: all)")
+    parser.add_argument("--budget", type=_positive, metavar="SECONDS", help="stop after this time; the most important jobs run first")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="append each result to this file, and resume from the results in it")
     parser.add_argument(
-        "--limit", type=_positive, default=LIMIT, metavar="SECONDS", help="of each job, then its process ends (%(default)g)"
+        "--limit", type=_positive, default=LIMIT, metavar="SECONDS", help="time limit of each job; its process is then ended (%(default)g)"
     )
     parser.add_argument("--device", help=argparse.SUPPRESS)
     return parser

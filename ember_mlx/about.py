@@ -1,4 +1,4 @@
-"""What a bug report needs: versions, system, device, kernels, extras. It names no user, no host and no home folder."""
+"""The facts for a bug report: versions, system, device, kernels, extras, without the names of the user, the host or the home folder."""
 
 import importlib.metadata
 import json
@@ -18,7 +18,7 @@ NO_KERNELS = "none, the CPU runs NumPy scans"
 
 
 def about() -> list[str]:
-    """The lines of `python -m ember_mlx`; they come wherever Python runs, whatever is wrong with MLX or the device."""
+    """The lines of `python -m ember_mlx`; they are printed even if MLX or the device does not work."""
     told = asked()
     set_here = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("EMBER_MLX_")]
     lines = [
@@ -34,21 +34,21 @@ def about() -> list[str]:
 
 
 def where_to() -> list[str]:
-    """Where a report goes, and what else it should have."""
+    """Instructions for a bug report."""
     return [
         "",
-        f"A report goes to {_issues()}",
-        "Please put these lines into it, the code that shows the fault, and the whole message.",
+        f"Report a bug at {_issues()}",
+        "Please include these lines, the code that shows the bug, and the whole error message.",
         "python -m ember_mlx --check --quick compiles, checks and times the main kernels on this machine's GPU.",
     ]
 
 
 def asked() -> dict[str, Any]:
-    """What MLX says of the device, by a process that it may end or keep waiting."""
+    """MLX's description of the device, from a separate process, since MLX may crash or hang."""
     try:
         done = subprocess.run([sys.executable, "-m", "ember_mlx.about"], capture_output=True, timeout=PATIENCE, check=False)
     except subprocess.TimeoutExpired:
-        return {"device": f"not known, for MLX did not answer within {PATIENCE:.0f} s"}
+        return {"device": f"not known, since MLX did not answer within {PATIENCE:.0f} s"}
     answers = [line for line in done.stdout.decode(errors="replace").splitlines() if line.startswith("{")]
     told: dict[str, Any] = json.loads(answers[-1]) if answers else {}
     if done.returncode:
@@ -59,8 +59,8 @@ def asked() -> dict[str, Any]:
 
 
 def without_names(text: str) -> str:
-    """The text without home folders, the user's name in them, and the host's name."""
-    home = os.path.expanduser("~")  # Path.home raises where a user has none
+    """The text with home folders, the user's name in them, and the host's name removed."""
+    home = os.path.expanduser("~")  # Path.home raises if the user has none
     if len(home) > 1:
         text = text.replace(home, "~")
     text = re.sub(r"(/Users|/home)/[^/\s:,'\"]+", "~", text)
@@ -73,7 +73,7 @@ def _told() -> dict[str, Any]:
     try:
         import mlx.core as mx
     except ImportError as error:
-        return {"device": f"not known, for MLX cannot be imported: {_line(error)}"}
+        return {"device": f"not known, since MLX cannot be imported: {_line(error)}"}
     told: dict[str, Any] = {}
     try:
         told["backend"] = _backend()
@@ -119,7 +119,7 @@ def _extras() -> str:
     try:
         metadata = importlib.metadata.metadata(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
-        return "not known, for the package runs from a folder and is not installed"
+        return "not known, since the package runs from a folder and is not installed"
     whole, part, none = [], [], []
     for extra in metadata.get_all("Provides-Extra") or []:
         needed = _needed(extra)
@@ -135,7 +135,7 @@ def _extras() -> str:
 
 
 def _needed(extra: str) -> list[str]:
-    """The distributions that an extra of this package asks for here, with those of the extras that it names."""
+    """The distributions that an extra of this package requires on this platform, including those of extras that it names."""
     needed: list[str] = []
     for line in importlib.metadata.requires(DISTRIBUTION) or []:
         requirement, _, marker = line.partition(";")

@@ -1,4 +1,4 @@
-"""Which form of a recurrence runs."""
+"""The choice of the form in which recurrences run."""
 
 import os
 from contextvars import ContextVar
@@ -10,20 +10,20 @@ from .errors import bad_argument
 
 KERNEL_BACKENDS = ("metal", "cuda")
 BACKENDS = ("auto", "ops", "numpy", *KERNEL_BACKENDS)
-MOST_CHOICES = 64  # of plain calls that are remembered
+MOST_CHOICES = 64  # most plain calls that are remembered
 
-_blocks: ContextVar[tuple[str, ...]] = ContextVar("ember_mlx backend", default=())  # of this thread or task, outermost first
-_chosen: "list[use_backend]" = []  # by plain calls outside of any block, the last one holds
+_blocks: ContextVar[tuple[str, ...]] = ContextVar("ember_mlx backend", default=())  # blocks of this thread or task, outermost first
+_chosen: "list[use_backend]" = []  # plain calls outside of any block; the last one counts
 
 
 class use_backend:
     """Choose the form in which recurrences run, from now on or for a `with` block.
 
-    A call by itself chooses for all threads, or within a block until that block ends; a block chooses for its own thread or asyncio task.
+    A plain call applies to all threads, or inside a block until that block ends; a block applies to its own thread or asyncio task.
 
-    "auto" follows MLX's default device: on a GPU the fused kernels, on the CPU the NumPy scan wherever arrays have values; where these
-    cannot run, MLX operations. On a GPU mx.vmap and export need "ops". A named form never gives way to another: it raises with the
-    reason where it cannot run. The environment variable EMBER_MLX_BACKEND sets the first choice.
+    "auto" follows MLX's default device: the fused kernels on a GPU, the NumPy scan on the CPU if arrays have values, and MLX operations
+    where these cannot run. On a GPU mx.vmap and export need "ops". The other forms have no fallback: if one cannot run, it raises an error
+    with the reason. The environment variable EMBER_MLX_BACKEND sets the initial choice.
 
     Args:
         name: "auto", "ops" (MLX operations), "numpy", "metal" or "cuda" (fused kernels).

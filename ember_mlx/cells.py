@@ -1,7 +1,18 @@
-"""Cells from the literature, for ``ember_mlx.Recurrent``."""
+"""Cells from the literature, for `ember_mlx.Recurrent`.
 
-from .step import exp, maximum, relu, sigmoid, tanh
+Example:
+    >>> import mlx.core as mx
+    >>> from ember_mlx import Recurrent
+    >>> from ember_mlx.cells import LEM
+    >>> Recurrent(LEM, 3, 8)(mx.zeros((2, 5, 3)), time_deltas=0.1).shape
+    (2, 5, 8)
+"""
+
+from .checks import check_integer, check_not_negative, check_positive
+from .step import Value, exp, maximum, relu, sigmoid, tanh
 from .step.cell import Cell, Parameter
+
+__all__ = ["CTRNN", "GRUD", "LEM", "ODELSTM", "SRU", "CoRNN", "IndRNN", "MinGRU", "MinLSTM"]
 
 
 class MinGRU(Cell):
@@ -12,7 +23,7 @@ class MinGRU(Cell):
 
     x_products = 2
 
-    def step(self, x, h):
+    def step(self, x: Value, h: Value) -> Value:
         z = sigmoid(x[0])
         return h + z * (x[1] - h)
 
@@ -25,7 +36,7 @@ class MinLSTM(Cell):
 
     x_products = 3
 
-    def step(self, x, h):
+    def step(self, x: Value, h: Value) -> Value:
         f, i = sigmoid(x[0]), sigmoid(x[1])
         return (f * h + i * x[2]) / (f + i)
 
@@ -38,7 +49,7 @@ class IndRNN(Cell):
 
     parameters = {"u": Parameter((-1.0, 1.0))}
 
-    def step(self, x, h, u):
+    def step(self, x: Value, h: Value, u: Value) -> Value:
         return relu(x + u * h)
 
 
@@ -52,7 +63,7 @@ class SRU(Cell):
     x_products = 4
     parameters = {"v_f": Parameter((-0.1, 0.1)), "v_r": Parameter((-0.1, 0.1))}
 
-    def step(self, x, c, v_f, v_r):
+    def step(self, x: Value, c: Value, v_f: Value, v_r: Value) -> Value:
         f, r = sigmoid(x[0] + v_f * c), sigmoid(x[1] + v_r * c)
         c = x[2] + f * (c - x[2])
         return x[3] + r * (c - x[3]), c
@@ -62,7 +73,7 @@ class CoRNN(Cell):
     """Coupled oscillators: positions y and velocities z.
 
     Args:
-        dt: the length of a step.
+        step_size: the time of a step.
         gamma: the stiffness.
         epsilon: the damping.
 
@@ -73,9 +84,10 @@ class CoRNN(Cell):
     h_products = {"W": 1, "W_z": 1}
 
     def __init__(self, step_size: float = 0.05, gamma: float = 2.0, epsilon: float = 4.0):
-        self.step_size, self.gamma, self.epsilon = step_size, gamma, epsilon
+        self.step_size = check_positive("CoRNN", "step_size", step_size)
+        self.gamma, self.epsilon = check_not_negative("CoRNN", "gamma", gamma), check_not_negative("CoRNN", "epsilon", epsilon)
 
-    def step(self, x, y, z, W, W_z):
+    def step(self, x: Value, y: Value, z: Value, W: Value, W_z: Value) -> Value:
         z = z + self.step_size * (tanh(x + W(y) + W_z(z)) - self.gamma * y - self.epsilon * z)
         return y + self.step_size * z, z
 
@@ -90,7 +102,7 @@ class LEM(Cell):
     x_products = 4
     h_products = {"W_y": 3, "W_z": 1}
 
-    def step(self, x, y, z, dt, W_y, W_z):
+    def step(self, x: Value, y: Value, z: Value, dt: Value, W_y: Value, W_z: Value) -> Value:
         a, b, c = W_y(y)
         z = z + dt * sigmoid(x[0] + a) * (tanh(x[2] + c) - z)
         return y + dt * sigmoid(x[1] + b) * (tanh(x[3] + W_z(z)) - y), z
@@ -110,9 +122,9 @@ class CTRNN(Cell):
     parameters = {"rate": 0.0}
 
     def __init__(self, unfolds: int = 4):
-        self.unfolds = unfolds
+        self.unfolds = check_integer("CTRNN", "unfolds", unfolds)
 
-    def step(self, x, h, dt, R, rate):
+    def step(self, x: Value, h: Value, dt: Value, R: Value, rate: Value) -> Value:
         part = 1 - exp(-dt / self.unfolds * exp(rate))
         for _ in range(self.unfolds):
             h = h + part * (tanh(x + R(h)) - h)
@@ -128,7 +140,7 @@ class ODELSTM(Cell):
     x_products = 3
     h_products = {"F": 1, "R": 3}
 
-    def step(self, x, h, dt, F, R):
+    def step(self, x: Value, h: Value, dt: Value, F: Value, R: Value) -> Value:
         for _ in range(2):
             h = h + dt / 2 * tanh(F(h))
         r, z, n = R(h)
@@ -148,7 +160,7 @@ class GRUD(Cell):
     h_products = {"R": 2, "R_n": 1}
     parameters = {"w": Parameter((0.0, 0.2)), "b": 0.0}
 
-    def step(self, x, h, dt, R, R_n, w, b):
+    def step(self, x: Value, h: Value, dt: Value, R: Value, R_n: Value, w: Value, b: Value) -> Value:
         h = exp(-maximum(w * dt + b, 0)) * h
         r, z = R(h)
         r, z = sigmoid(x[0] + r), sigmoid(x[1] + z)

@@ -1,4 +1,4 @@
-"""Checks of options: each returns the value, or raises in the one form of errors.py."""
+"""Checks of options: each returns the value or raises an error in the form of errors.py."""
 
 import math
 from collections.abc import Iterable
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from .errors import bad_argument
 
-MOST_ELEMENTS = 2**31 - 1  # of one array: MLX and the kernels count in int32
+MOST_ELEMENTS = 2**31 - 1  # elements of one array: MLX and the kernels index with int32
 
 
 def check_integer(owner: str, name: str, value: object, minimum: int | None = 1) -> int:
-    """Return `value` as an int, or raise TypeError (no integer; a bool is none) or ValueError (below `minimum`)."""
+    """Return `value` as an int, or raise TypeError (not an integer; bools are not accepted) or ValueError (below `minimum`)."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise bad_argument(owner, name, "be an integer", repr(value), TypeError)
     if minimum is not None and value < minimum:
@@ -22,14 +22,14 @@ def check_integer(owner: str, name: str, value: object, minimum: int | None = 1)
 
 
 def check_number(owner: str, name: str, value: object) -> float:
-    """Return `value` as a float, or raise TypeError if it is no real number (a bool is none)."""
+    """Return `value` as a float, or raise TypeError if it is not a real number (bools are not accepted)."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise bad_argument(owner, name, "be a number", repr(value), TypeError)
     return float(value)
 
 
 def check_interval(owner: str, name: str, value: object, low: float, high: float, *, open_below: bool = False) -> float:
-    """Return `value` as a float, or raise TypeError (no number) or ValueError (not finite, or outside [low, high), or (low, high))."""
+    """Return `value` as a float, or raise TypeError (not a number) or ValueError (not finite, or outside [low, high) or (low, high))."""
     number = check_number(owner, name, value)
     if not math.isfinite(number) or number >= high or number < low or (open_below and number == low):
         raise bad_argument(owner, name, f"be in {'(' if open_below else '['}{low}, {high})", value)
@@ -37,7 +37,7 @@ def check_interval(owner: str, name: str, value: object, low: float, high: float
 
 
 def check_probability(owner: str, name: str, value: object) -> float:
-    """Return `value` as a float, or raise TypeError (no number) or ValueError (not in [0, 1])."""
+    """Return `value` as a float, or raise TypeError (not a number) or ValueError (not in [0, 1])."""
     number = check_number(owner, name, value)
     if not 0 <= number <= 1:
         raise bad_argument(owner, name, "be in [0, 1]", value)
@@ -45,12 +45,12 @@ def check_probability(owner: str, name: str, value: object) -> float:
 
 
 def check_positive(owner: str, name: str, value: object) -> float:
-    """Return `value` as a float, or raise TypeError (no number) or ValueError (not finite, or not above 0)."""
+    """Return `value` as a float, or raise TypeError (not a number) or ValueError (not positive and finite)."""
     return check_interval(owner, name, value, 0, math.inf, open_below=True)
 
 
 def check_not_negative(owner: str, name: str, value: object) -> float:
-    """Return `value` as a float, or raise TypeError (no number) or ValueError (not finite, or below 0)."""
+    """Return `value` as a float, or raise TypeError (not a number) or ValueError (negative or not finite)."""
     return check_interval(owner, name, value, 0, math.inf)
 
 
@@ -63,7 +63,7 @@ def check_choice(owner: str, name: str, value: object, choices: Iterable[str]) -
 
 
 def check_names(owner: str, where: str, given: Iterable[str], known: Iterable[str], needed: Iterable[str] = ()) -> None:
-    """Raise ValueError for a name that is not known, or for a needed one that is missing; `where` they stand is the argument."""
+    """Raise ValueError for an unknown name or a missing needed one; `where` is the argument that holds the names."""
     given, known = list(given), list(known)
     for name in given:
         if name not in known:
@@ -74,18 +74,18 @@ def check_names(owner: str, where: str, given: Iterable[str], known: Iterable[st
 
 
 def check_size(owner: str, name: str, *shape: int) -> None:
-    """Raise ValueError where an array of this shape, which follows from argument `name`, has more elements than can be counted."""
+    """Raise ValueError if an array of this shape, which follows from argument `name`, has too many elements."""
     if math.prod(shape) > MOST_ELEMENTS:
         got = f"one of shape {shape}"
         raise bad_argument(owner, name, f"need no array of more than {MOST_ELEMENTS} elements", got)
 
 
 def check_rectangular(owner: str, name: str, values: Any) -> NDArray[Any]:
-    """Return nested lists as an array, or raise ValueError for rows of different lengths."""
+    """Return nested lists as an array, or raise ValueError if rows differ in length."""
     try:
         return np.asarray(values)
     except ValueError:
-        raise bad_argument(owner, name, "have rows of one length", repr(values)) from None
+        raise bad_argument(owner, name, "have rows of equal length", repr(values)) from None
 
 
 def check_flag(owner: str, name: str, value: object) -> bool:

@@ -1,4 +1,4 @@
-"""One form for every complaint about an argument."""
+"""The common form of errors about arguments."""
 
 
 def bad_argument(owner: str, name: str, expected: str, got: object, kind: type[Exception] = ValueError) -> Exception:

@@ -1,4 +1,4 @@
-"""safetensors files as bytes: written whole or not at all, and read with NumPy alone."""
+"""safetensors files: atomic writes, and reading with NumPy alone."""
 
 import json
 import os
@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-KEY = "ember_mlx"  # in a file's metadata: JSON
+KEY = "ember_mlx"  # key of JSON text in a file's metadata
 SAVED_LAYER, SAVED_FORMAT = "saved layer", 1
 METADATA = "__metadata__"
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U64": "<u8", "U32": "<u4", "U8": "|u1", "BOOL": "|b1"}
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Have a safetensors file written under another name first; then it takes the place of an older one.
+    """Write a safetensors file under a temporary name, then rename it, replacing an older file.
 
     Raises:
-        OSError: it could not be written; an older one is as it was.
+        OSError: it could not be written; an older file is unchanged.
     """
     partial = path.parent / f".{path.stem}.partial.safetensors"
     try:
@@ -35,10 +35,10 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """A file's header, and where its data begin.
+    """A file's header, and the offset of its data.
 
     Raises:
-        ValueError: it lacks bytes of which its header speaks; MLX writes without looking whether the disk is full.
+        ValueError: it is shorter than its header says; MLX does not report a full disk when it writes.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -48,30 +48,30 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
     try:
         end = max((entry["data_offsets"][1] for name, entry in header.items() if name != METADATA), default=0)
     except (AttributeError, LookupError, TypeError):
-        raise ValueError("it is cut off, or no safetensors file") from None
+        raise ValueError("it is truncated, or not a safetensors file") from None
     if 8 + length + end != size:
-        raise ValueError(f"it is cut off: {size} bytes of {8 + length + end}")
+        raise ValueError(f"it is truncated: {size} bytes of {8 + length + end}")
     return header, 8 + length
 
 
 def told(metadata: dict[str, str], what: str, formats: int) -> Any:
-    """What a file's metadata tell.
+    """Read this package's JSON from a file's metadata.
 
     Args:
-        metadata: the file's.
-        what: it should be, in words.
-        formats: the format that is known.
+        metadata: the file's metadata.
+        what: the expected kind of file, in words.
+        formats: the supported format.
 
     Raises:
-        ValueError: it is something else, or of another format.
+        ValueError: another kind of file, or another format.
     """
     if KEY not in metadata:
-        raise ValueError(f"it is no {what} of ember_mlx")
+        raise ValueError(f"it is not a {what} of ember_mlx")
     result = json.loads(metadata[KEY])
     if result.get("format") != formats:
         raise ValueError(f"its format is {result.get('format')}, this version reads {formats}")
     if result.get("what") != what:
-        raise ValueError(f"it is no {what} of ember_mlx, but a {result.get('what')}")
+        raise ValueError(f"it is not a {what} of ember_mlx, but a {result.get('what')}")
     return result
 
 
@@ -79,7 +79,7 @@ def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """A file's arrays, bfloat16 as float32, and its metadata.
 
     Raises:
-        ValueError: it is cut off, no safetensors file, or has numbers of a kind that NumPy has not.
+        ValueError: it is truncated, not a safetensors file, or has a dtype that NumPy does not have.
     """
     header, start = read_header(path)
     metadata = header.pop(METADATA, None) or {}
@@ -97,7 +97,7 @@ def _array(name: str, entry: dict[str, Any], data: bytes) -> NDArray[Any]:
 
 
 def sync(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, on the disk."""
+    """Flush a file's data, or a folder's entries, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,7 +1,7 @@
-"""MLX in forked processes, as multiprocessing starts them on Linux before Python 3.14.
+"""Support for MLX in forked processes, as started by multiprocessing on Linux before Python 3.14.
 
-MLX 0.32.4 evaluates on a thread for each stream. A forked process has none of its parent's threads, so whatever it evaluates there waits
-for ever. A new stream has a thread of its own; arrays that the parent has evaluated are as good as before.
+MLX 0.32.4 evaluates each stream on its own thread. A forked process does not inherit its parent's threads, so evaluation on an old stream
+hangs forever. A new stream has a new thread; arrays that the parent has evaluated remain usable.
 """
 
 import os
@@ -10,9 +10,9 @@ import mlx.core as mx
 
 
 def survive_forks() -> None:
-    """From now on, give every forked process a stream that works, where MLX runs on the CPU.
+    """From now on, give every forked process a new stream if MLX runs on the CPU.
 
-    What is to be used on both sides must have been evaluated before the fork, as ``mx.eval(layer.parameters())`` does.
+    Arrays used in both processes must be evaluated before the fork, for example by ``mx.eval(layer.parameters())``.
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=_before, after_in_child=_in_child)
@@ -20,7 +20,7 @@ def survive_forks() -> None:
 
 def _before() -> None:
     if _on_cpu():
-        mx.eval(mx.random.state)  # else the child would wait for the key of its first random number
+        mx.eval(mx.random.state)  # otherwise the child's first random number would hang on its key
 
 
 def _in_child() -> None:

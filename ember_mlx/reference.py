@@ -1,4 +1,4 @@
-"""The NumPy forms of the recurrences, and the neuron maps: all that works where MLX is not installed."""
+"""The NumPy forms of the recurrences, and the neuron maps: everything that works without MLX."""
 
 from .predictors.predictor import Predictor, Stepper, load
 from .scans.cfc.reference import CfCStep, cfc_backward, cfc_forward

@@ -1,4 +1,4 @@
-"""A layer or model in one file, and back; code is never run from a file."""
+"""Saving a layer or model to a single file, and loading it; no code from a file is ever run."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -17,13 +17,15 @@ from .layers import SequenceModel
 from .layers.arguments import type_name
 from .layers.base import RecurrentLayer
 from .safetensors import different, read_safetensors, write_safetensors
+from .step.cell import Cell
+from .step.saved import with_cells
 
 SUFFIX = ".safetensors"
 Config = dict[str, Any]
 
 OWN = {name: cls for name in layers.__all__ if isinstance(cls := getattr(layers, name), type) and issubclass(cls, nn.Module)}
 CONTAINERS: dict[str, type[nn.Module]] = {"SequenceModel": SequenceModel, "mlx.nn.Sequential": nn.Sequential}
-# layers of mlx.nn: their constructor's arguments, from their attributes
+# layers of mlx.nn: their constructor arguments, from their attributes
 OF_MLX: dict[type[nn.Module], Callable[[Any], Config]] = {
     nn.Linear: lambda m: {"input_dims": m.weight.shape[1], "output_dims": m.weight.shape[0], "bias": "bias" in m},
     nn.Dropout: lambda m: {"p": 1 - m._p_1},
@@ -38,18 +40,18 @@ MLX_NAMES = {f"mlx.nn.{cls.__name__}": cls for cls in OF_MLX}
 
 
 def save(model: nn.Module, path: str | Path) -> None:
-    """Save a layer or model whole: what it is, its weights, and which of them are frozen.
+    """Save a layer or model: its architecture, its weights, and which of them are frozen.
 
-    What can be saved: every layer of this package, SequenceModel, and of mlx.nn Sequential, Linear, Dropout, LayerNorm, RMSNorm, GRU, LSTM
-    and the plain activations; and modules of your own that have `get_config` and a class method `from_config`, as these layers do.
+    Supported are every layer of this package, SequenceModel, mlx.nn's Sequential, Linear, Dropout, LayerNorm, RMSNorm, GRU, LSTM and plain
+    activations, and your own modules if they have `get_config` and a class method `from_config`, like the layers of this package.
 
     Args:
         model: the layer or model.
-        path: a name that ends in .safetensors; a file that is there is replaced once the new one is whole.
+        path: a name that ends in .safetensors; an existing file is replaced once the new one is complete.
 
     Raises:
-        TypeError: a module that cannot be described; parameters in float64, which safetensors files of MLX do not have.
-        ValueError: a name that ends otherwise.
+        TypeError: an unsupported module; float64 parameters, which MLX's safetensors files do not support.
+        ValueError: a name with another ending.
         OSError: the file could not be written.
 
     Example:
@@ -69,7 +71,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         raise bad_argument("save", "model", "be an mlx.nn.Module", type_name(model), TypeError)
     arrays = dict(tree_flatten(model.parameters()))
     for name, a in arrays.items():
-        if a.dtype == mx.float64:  # MLX writes no such numbers
+        if a.dtype == mx.float64:  # MLX cannot write float64
             raise bad_argument("save", f"model.{name}", "be float32 or less; model.set_dtype(mx.float32) makes it so", "float64", TypeError)
     told = {"what": SAVED_LAYER, "format": SAVED_FORMAT, "version": __version__, "training": model.training}
     told |= {"model": described(model, "model"), "frozen": _frozen(model)}
@@ -79,46 +81,47 @@ def save(model: nn.Module, path: str | Path) -> None:
         raise OSError(f"[save] {path} could not be written: {error}") from error
 
 
-def load(path: str | Path, classes: Sequence[type[nn.Module]] = ()) -> nn.Module:
-    """The layer or model that `save` wrote.
+def load(path: str | Path, classes: Sequence[type[nn.Module] | type[Cell]] = ()) -> nn.Module:
+    """Load a layer or model written by `save`.
 
     Args:
         path: the file.
-        classes: modules of your own that may be in it.
+        classes: modules and cells of your own that may be in it.
 
     Returns:
-        The module, in training or evaluation mode and with its weights frozen as it was saved.
+        The module, with its training or evaluation mode and frozen weights as saved.
 
     Raises:
         FileNotFoundError: there is no such file.
-        TypeError: a class that is no module.
-        ValueError: a file that is cut off, no saved layer, of another format, or that names a class which is not known.
+        TypeError: a class that is neither a module nor a cell.
+        ValueError: a file that is truncated, not a saved layer, of another format, or with an unknown class.
     """
     path = _checked_path("load", path)
     if not path.exists():
-        raise FileNotFoundError(f"[load] path must be a saved layer, got {path}, where nothing is.")
+        raise FileNotFoundError(f"[load] path must be a saved layer, got {path}, which does not exist.")
     for cls in classes:
-        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-            raise bad_argument("load", "classes", "hold subclasses of mlx.nn.Module", type_name(cls), TypeError)
+        if not (isinstance(cls, type) and issubclass(cls, (nn.Module, Cell))):
+            raise bad_argument("load", "classes", "hold subclasses of mlx.nn.Module or of Cell", type_name(cls), TypeError)
     try:
         arrays, told = read_safetensors(path, SAVED_LAYER, SAVED_FORMAT)
     except (OSError, RuntimeError, ValueError) as error:
         raise bad_argument("load", "path", f"be a {SAVED_LAYER}", f"{path}: {error}") from error
-    model = _made(told["model"], {cls.__name__: cls for cls in classes})
+    modules = {cls.__name__: cls for cls in classes if issubclass(cls, nn.Module)}
+    model = _made(with_cells(told["model"], [cls for cls in classes if issubclass(cls, Cell)]), modules)
     found = different({name: a.astype(arrays[name].dtype) if name in arrays else a for name, a in tree_flatten(model.parameters())}, arrays)
     if found is not None:
         raise bad_argument("load", "path", f"hold {found[0]} of the layer that it names, {found[1]}", f"{path}: {found[2]}")
     model.load_weights(list(arrays.items()))
-    modules = dict(model.named_modules())
+    parts = dict(model.named_modules())
     for name, keys in told["frozen"].items():
-        nn.Module.unfreeze(modules[name], recurse=False)
-        nn.Module.freeze(modules[name], recurse=False, keys=keys)
+        nn.Module.unfreeze(parts[name], recurse=False)
+        nn.Module.freeze(parts[name], recurse=False, keys=keys)
     return model.train(told["training"])
 
 
 def _checked_path(owner: str, path: Any) -> Path:
     if not isinstance(path, (str, Path)):
-        raise bad_argument(owner, "path", "be a text or a Path", type_name(path), TypeError)
+        raise bad_argument(owner, "path", "be a str or a Path", type_name(path), TypeError)
     path = Path(path)
     if path.suffix != SUFFIX:
         raise bad_argument(owner, "path", f"end in {SUFFIX}", path)
@@ -126,7 +129,7 @@ def _checked_path(owner: str, path: Any) -> Path:
 
 
 def described(module: Any, where: str) -> Config:
-    """A module's class and constructor arguments, as values that JSON can hold."""
+    """A module's class and constructor arguments as JSON-serialisable values."""
     name = type(module).__name__
     if type(module) in CONTAINERS.values():
         name = next(known for known, cls in CONTAINERS.items() if cls is type(module))
@@ -140,7 +143,7 @@ def described(module: Any, where: str) -> Config:
 
 
 def has_class_of_its_own(module: Any) -> bool:
-    """Whether a module, or one inside, is of a class that this package does not know."""
+    """Whether a module, or one inside it, is of a class unknown to this package."""
     if type(module) in CONTAINERS.values():
         return any(map(has_class_of_its_own, module.layers))
     inside = [module.forward_layer] if isinstance(module, layers.Bidirectional) else getattr(module, "layers", [])
@@ -149,7 +152,7 @@ def has_class_of_its_own(module: Any) -> bool:
 
 
 def _made(described: Config, classes: dict[str, type[nn.Module]]) -> nn.Module:
-    """The module of a description, with new weights."""
+    """Make a module from its description, with new weights."""
     name = described["class"]
     if name in CONTAINERS:
         return CONTAINERS[name](*(_made(layer, classes) for layer in described["layers"]))
@@ -159,13 +162,13 @@ def _made(described: Config, classes: dict[str, type[nn.Module]]) -> nn.Module:
         return cls(**described["config"])
     known = OWN | classes
     if name not in known:
-        raise bad_argument("load", "classes", f"hold {name}, which the file names; known are {', '.join(sorted(known))}", list(classes))
+        raise bad_argument("load", "classes", f"hold {name}, which the file contains; known are {', '.join(sorted(known))}", list(classes))
     made: nn.Module = known[name].from_config(described["config"])  # type: ignore[attr-defined]
     return made
 
 
 def _frozen(model: nn.Module) -> dict[str, list[str]]:
-    """By the name of each module that has any, its frozen parameters."""
+    """The frozen parameters of each module that has any, by the module's name."""
     return {
         name: sorted(module._no_grad) for name, module in model.named_modules() if module._no_grad or isinstance(module, RecurrentLayer)
     }

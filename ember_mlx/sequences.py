@@ -1,4 +1,4 @@
-"""Sequences of different lengths as batches: packed into one padded array and back, and sorted so that little is padding."""
+"""Batches of sequences of different lengths: packing into a padded array and back, and bucketing by length to reduce padding."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,17 +14,17 @@ from .scans.dispatch import can_evaluate
 
 
 def pack_sequences(sequences: Sequence[mx.array | NDArray[Any]]) -> tuple[mx.array, mx.array]:
-    """Put sequences of different lengths into one batch, as every layer takes it.
+    """Pack sequences of different lengths into one padded batch, the input of every layer.
 
     Args:
-        sequences: arrays (T_i, I) of one floating-point dtype, of MLX or NumPy; of NumPy's float64 they become float32, as in `mx.array`.
+        sequences: MLX or NumPy arrays (T_i, I) of one floating-point dtype; NumPy's float64 is converted to float32, as by `mx.array`.
 
     Returns:
-        x (B, T, I), T the longest T_i, zero past each sequence's end, and lengths (B,), int32.
+        x (B, T, I), where T is the longest T_i, zero past each sequence's end, and lengths (B,), int32.
 
     Raises:
-        TypeError: an entry that is no floating-point array.
-        ValueError: no sequence; one without steps; different numbers of features or dtypes.
+        TypeError: an entry that is not a floating-point array.
+        ValueError: no sequence; a sequence without steps; different numbers of features or dtypes.
 
     Example:
         >>> import mlx.core as mx
@@ -41,9 +41,9 @@ def pack_sequences(sequences: Sequence[mx.array | NDArray[Any]]) -> tuple[mx.arr
     arrays = [_checked_sequence(owner, k, a) for k, a in enumerate(sequences)]
     for k, a in enumerate(arrays):
         if a.shape[1] != arrays[0].shape[1]:
-            raise bad_argument(owner, f"sequences[{k}]", f"have {arrays[0].shape[1]} features, as the first", f"shape {a.shape}")
+            raise bad_argument(owner, f"sequences[{k}]", f"have {arrays[0].shape[1]} features, like the first", f"shape {a.shape}")
         if a.dtype != arrays[0].dtype:
-            raise bad_argument(owner, f"sequences[{k}]", f"be of {dtype_name(arrays[0].dtype)}, as the first", dtype_name(a.dtype))
+            raise bad_argument(owner, f"sequences[{k}]", f"be of {dtype_name(arrays[0].dtype)}, like the first", dtype_name(a.dtype))
     T = max(len(a) for a in arrays)
     return mx.stack([mx.pad(a, [(0, T - len(a)), (0, 0)]) for a in arrays]), mx.array([len(a) for a in arrays], mx.int32)
 
@@ -53,7 +53,7 @@ def _checked_sequence(owner: str, k: int, a: Any) -> mx.array:
     if isinstance(a, np.ndarray):
         if a.dtype.kind in "OSUTMm":
             raise bad_argument(owner, name, "have a floating-point dtype", a.dtype, TypeError)
-        a = mx.array(a)  # as MLX does it: float64, NumPy's default, becomes float32
+        a = mx.array(a)  # as in MLX, float64, NumPy's default, becomes float32
     check_array(owner, name, a)
     if a.ndim != 2 or 0 in a.shape:
         raise bad_argument(owner, name, "have shape (T_i, I), with at least one step and one feature", a.shape)
@@ -61,7 +61,7 @@ def _checked_sequence(owner: str, k: int, a: Any) -> mx.array:
 
 
 def unpack_sequences(x: mx.array, lengths: Any) -> list[mx.array]:
-    """The sequences of a padded batch, without the padding: what `pack_sequences` packed, or a layer's output for it.
+    """The sequences of a padded batch, from `pack_sequences` or a layer's output, without the padding.
 
     Args:
         x: (B, T, F).
@@ -71,8 +71,8 @@ def unpack_sequences(x: mx.array, lengths: Any) -> list[mx.array]:
         B arrays (T_i, F).
 
     Raises:
-        TypeError: x is no array, or lengths are no integers.
-        ValueError: x or lengths of a wrong shape; a length outside 1..T; inside mx.compile, where lengths have no values.
+        TypeError: x is not an array, or lengths are not integers.
+        ValueError: x or lengths have a wrong shape; a length is outside 1..T; a call inside mx.compile, where lengths have no values.
 
     Example:
         >>> import mlx.core as mx
@@ -96,18 +96,18 @@ def unpack_sequences(x: mx.array, lengths: Any) -> list[mx.array]:
 def bucket_batches(
     lengths: Any, batch_size: int, *, shuffle: bool = False, seed: int = 0, pool: int = 64, drop_last: bool = False
 ) -> Iterator[NDArray[np.int64]]:
-    """Batches of sequences of about the same length, so that little of a padded batch is padding.
+    """Batches of sequences of similar length, to reduce padding.
 
-    Without shuffle all sequences are sorted by length and cut into batches. With shuffle they are put into a random order first, each pool
-    of some batches is sorted and cut, and the batches of all pools come in a random order.
+    Without shuffle all sequences are sorted by length and split into batches. With shuffle they are first put into a random order; then
+    each pool of `pool` batches is sorted and split, and the batches of all pools are returned in random order.
 
     Args:
         lengths: (N,) integers, the length of each sequence.
-        batch_size: sequences of a batch; the last one cut may have fewer.
-        shuffle: whether batches are random; give each epoch a seed of its own.
-        seed: of the random order: the same seed gives the same batches on every platform.
-        pool: with shuffle, batches that are sorted together: the fewer, the more random each batch, and the more padding.
-        drop_last: whether batches of fewer than batch_size sequences are left out.
+        batch_size: sequences per batch; the last batch may have fewer.
+        shuffle: whether batches are random; use a different seed for each epoch.
+        seed: seed of the random order; the same seed gives the same batches on every platform.
+        pool: with shuffle, number of batches sorted together; fewer give more random batches and more padding.
+        drop_last: whether to drop batches of fewer than batch_size sequences.
 
     Yields:
         The indices of each batch's sequences, int64, shortest first.
@@ -156,5 +156,5 @@ def _batches(
 def _values(owner: str, lengths: Any) -> NDArray[np.integer]:
     """Lengths as NumPy integers."""
     if isinstance(lengths, mx.array) and not can_evaluate([lengths]):
-        raise bad_argument(owner, "lengths", "have values, which arrays have not inside mx.compile, mx.vmap and export", "none")
+        raise bad_argument(owner, "lengths", "have values, which arrays do not have inside mx.compile, mx.vmap and export", "none")
     return np.array(integer_array(owner, lengths)).astype(np.int64)

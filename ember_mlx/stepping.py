@@ -1,4 +1,4 @@
-"""Layers step by step: in NumPy on the CPU, compiled on a GPU."""
+"""Steppers, which run layers one time step at a time: in NumPy on the CPU, compiled on a GPU."""
 
 import copy
 from typing import Any
@@ -10,10 +10,12 @@ from mlx.utils import tree_flatten, tree_map
 from .backend import current_backend, gpu_kind
 from .checks import check_integer
 from .errors import bad_argument
+from .layers import Recurrent
 from .layers.arguments import dtype_name, type_name
 from .predictors.predictor import STEPPER, Predictor, Stepper, as_numbers, check_step, check_times
 from .predictors.running import read_state
 from .saving import described, has_class_of_its_own
+from .step.saved import with_cells
 
 
 def make_stepper(module: Any, batch: int, dtype: mx.Dtype | None) -> Stepper:
@@ -21,7 +23,7 @@ def make_stepper(module: Any, batch: int, dtype: mx.Dtype | None) -> Stepper:
     if dtype is not None and not isinstance(dtype, mx.Dtype):
         raise bad_argument(STEPPER, "dtype", "be mx.float32, mx.float64 or None", type_name(dtype), TypeError)
     if dtype is not None and dtype not in (mx.float32, mx.float64):
-        raise bad_argument(STEPPER, "dtype", "be float32 or float64, in which states are", dtype_name(dtype))
+        raise bad_argument(STEPPER, "dtype", "be float32 or float64, the dtypes of states", dtype_name(dtype))
     name, weights = current_backend(), dict(tree_flatten(module.parameters()))
     if dtype is None:
         dtype = mx.float64 if mx.float64 in [a.dtype for a in weights.values()] else mx.float32
@@ -29,11 +31,12 @@ def make_stepper(module: Any, batch: int, dtype: mx.Dtype | None) -> Stepper:
     if not on_cpu or has_class_of_its_own(module):
         return CompiledStepper(module, batch, dtype)
     arrays = {name: np.array(a.astype(dtype)) for name, a in weights.items()}
-    return ArrayStepper(Predictor(described(module, "layer"), arrays, dtype_name(dtype)), batch)
+    cells = [type(one.cell) for one in module.modules() if isinstance(one, Recurrent)]
+    return ArrayStepper(Predictor(with_cells(described(module, "layer"), cells), arrays, dtype_name(dtype)), batch)
 
 
 class ArrayStepper(Stepper):
-    """A Stepper that gives MLX arrays where it is given such."""
+    """A Stepper that returns MLX arrays if its inputs are MLX arrays."""
 
     def step(self, x: Any, dt: Any = 1.0) -> Any:
         """See Stepper.step."""
@@ -60,7 +63,7 @@ class CompiledStepper(Stepper):
     def __init__(self, module: Any, batch: int, dtype: mx.Dtype):
         check_integer(STEPPER, "batch", batch)
         if any(getattr(one, "go_backwards", False) or getattr(one, "bidirectional", False) for one in module.modules()):
-            raise bad_argument(STEPPER, "layer", "run forwards alone: a step knows nothing of later ones", type(module).__name__)
+            raise bad_argument(STEPPER, "layer", "run forwards only, since a step cannot depend on later ones", type(module).__name__)
         self.module: Any = copy.deepcopy(module).eval()
         self.mx_dtype, self.dtype, self.timed = dtype, np.dtype(dtype_name(dtype)), bool(module.timed)
         self._shape, self._ones = (batch, module.input_size), np.ones(batch, self.dtype)
@@ -91,7 +94,7 @@ class CompiledStepper(Stepper):
 
     @property
     def state(self) -> Any:
-        """The states, as the layer's call takes and returns them; they can be set."""
+        """The states, in the form that the layer's call takes and returns; can be set."""
         return self._state
 
     @state.setter

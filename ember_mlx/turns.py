@@ -1,4 +1,4 @@
-"""Several computations side by side, whose requests of the same kind are met together."""
+"""Running several generators in lockstep, so that requests of the same kind are served by one call."""
 
 from collections.abc import Callable, Generator, Hashable, Sequence
 from typing import Any, TypeVar
@@ -9,12 +9,12 @@ Request = TypeVar("Request")
 def run_in_turns(
     computations: Sequence[Generator[Request, Any, Any]], kind: Callable[[Request], Hashable], meet: Callable[[list[Request]], list[Any]]
 ) -> list[Any]:
-    """Run generators that yield requests and get what meets them; returns their results.
+    """Run generators that yield requests and are sent the responses; returns their results.
 
     Args:
         computations: the generators.
-        kind: of a request; at every turn those of one kind are met by one call.
-        meet: requests of one kind -> what meets each.
+        kind: request -> its kind; in each round the requests of one kind are served by one call.
+        meet: requests of one kind -> a response to each.
 
     Example:
         >>> from ember_mlx.turns import run_in_turns

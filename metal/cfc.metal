@@ -1,17 +1,17 @@
-// CfC, equations (1) to (3): ROWS sequences by one threadgroup, all their steps, forward and backward.
-// Arrays are time-major. The products with the inputs x come before the forward scan; the gates' slopes, which follow from the stored
-// states (cfc_pointwise.metal), come before the backward scan, and the weights' gradients after it.
+// CfC, equations (1) to (3): one threadgroup runs ROWS sequences through all their steps, forward and backward.
+// Arrays are time-major. The products with the inputs x are computed before the forward scan; the gates' slopes, from the stored states
+// (cfc_pointwise.metal), before the backward scan; the weights' gradients after it.
 //
-// On a layered map a step is a chain of STAGES without backbone, each fed by the new state of the one before it. One threadgroup runs all of
-// them as a pipeline: at tick s stage k works on step s - k, so that its inputs, its own last state and the state that the stage below it
-// made one tick ago, are all there, and one phase computes every stage. An LSTM before the stages (MEMORY) needs the last stage's state first:
-// then the stages of a step run one after another.
+// On a layered map a step is a chain of STAGES without backbone; each takes the new state of the stage below it. One threadgroup runs all
+// of them as a pipeline: at tick s stage k works on step s - k. Its inputs, its own previous state and the state that the stage below
+// computed in the previous tick are then available, and one phase computes every stage. An LSTM before the stages (MEMORY) needs the last
+// stage's state first, so the stages of a step then run one after another.
 
-// The sizes of one variant; SPLIT is 4, 8, 16 or 32. DEPTH backbone layers of Z units (Z = H where DEPTH is 0), HEADS linear heads a unit.
-// MEMORY: an LSTM step comes first, and the CfC step works on its h.
-// SLOTS: the units in the order in which groups of lanes take them, stage by stage, with gaps; H where there is one stage.
-// RESIDENT: weights are in registers, those of the LSTM with GATES_RESIDENT.
-// WINDOW: units whose values a stage reads, its own and its neighbour's, where DEPTH is 0. FIRST: units of the first stage.
+// The sizes of one variant; SPLIT is 4, 8, 16 or 32. DEPTH backbone layers of Z units (Z = H if DEPTH is 0), HEADS linear heads per unit.
+// MEMORY: an LSTM step runs first, and the CfC step starts from its h.
+// SLOTS: number of slots for units, in the order in which lane groups process them, stage by stage, with gaps; H for a single stage.
+// RESIDENT: weights are kept in registers; the LSTM's only with GATES_RESIDENT.
+// WINDOW: number of units whose values a stage reads (its own and its neighbour's) if DEPTH is 0. FIRST: units of the first stage.
 template <
     int H_, int Z_, int DEPTH_, int MODE_, int ACTIVATION_, bool MEMORY_, int STAGES_, int SLOTS_, int WINDOW_, int FIRST_, int THREADS_,
     int ROWS_, int SPLIT_, bool RESIDENT_, bool GATES_RESIDENT_, typename WEIGHT>
@@ -21,15 +21,15 @@ struct CfC {
     FIRST = FIRST_, THREADS = THREADS_, ROWS = ROWS_, RESIDENT = RESIDENT_,
     HEADS = MODE_ == PURE ? 1 : 4,
     PIPELINED = STAGES_ > 1 && !MEMORY_,
-    STATE_BUFFERS = DEPTH_ > 0 || MEMORY_ ? 1 : 2,  // with nothing between, a step writes its result beside what others still read
+    STATE_BUFFERS = DEPTH_ > 0 || MEMORY_ ? 1 : 2,  // double-buffered if a single product makes the step
     LAYER_BUFFERS = DEPTH_ > 1 ? 2 : DEPTH_,
     SPLIT = SPLIT_,
     GROUPS = THREADS_ / SPLIT_,
-    OUTPUTS = Z_ <= int(GROUPS) ? 1 : Z_ <= 2 * int(GROUPS) ? 2 : 4,  // results of a group of lanes in a layer, so that no group is idle
-    BLOCKS = (SLOTS_ + GROUPS - 1) / GROUPS,  // how often the groups of lanes take the next units
+    OUTPUTS = Z_ <= int(GROUPS) ? 1 : Z_ <= 2 * int(GROUPS) ? 2 : 4,  // results per lane group in a layer, so that no group is idle
+    BLOCKS = (SLOTS_ + GROUPS - 1) / GROUPS,  // blocks of units that the lane groups process
     UNROLL = RESIDENT_ ? int(BLOCKS) : 1,
-    TOGETHER = UNROLL,  // blocks that are worked on at the same time
-    HEADS_TOGETHER = MEMORY_ && STAGES_ > 1 ? 1 : int(UNROLL)  // there a step takes its stages one after another
+    TOGETHER = UNROLL,  // blocks processed at the same time
+    HEADS_TOGETHER = MEMORY_ && STAGES_ > 1 ? 1 : int(UNROLL)  // in that case the stages of a step run one after another
   };
   typedef WEIGHT Weight;
   typedef Product<H_, Z_, SPLIT_, OUTPUTS, THREADS_, RESIDENT_, WEIGHT> First;
@@ -37,22 +37,22 @@ struct CfC {
   typedef Product<(DEPTH_ > 0 ? Z_ : WINDOW_), HEADS * SLOTS_, SPLIT_, HEADS, THREADS_, RESIDENT_, WEIGHT> Heads;
   typedef Product<H_, 4 * SLOTS_, SPLIT_, 4, THREADS_, GATES_RESIDENT_, WEIGHT> Gates;
   typedef Product<4 * H_, SLOTS_, SPLIT_, 1, THREADS_, GATES_RESIDENT_, WEIGHT> GatesBack;
-  // the same backward: from the heads' gradients to z's, and on to h's
+  // backward: from the heads' gradients to z's, then to h's
   typedef Product<HEADS * H_, Z_, SPLIT_, OUTPUTS, THREADS_, RESIDENT_, WEIGHT> HeadsBack;
   typedef Product<Z_, Z_, SPLIT_, OUTPUTS, THREADS_, false, WEIGHT> MiddleBack;
   typedef Product<(DEPTH_ > 0 ? Z_ : HEADS * WINDOW_), SLOTS_, SPLIT_, 1, THREADS_, RESIDENT_, WEIGHT> FirstBack;
   enum {
-    // floats of a row: of the states, of what a stage or the first layer reads, of a layer; backward of the heads' gradients and the gates'
+    // floats per row of: the states, the input of a stage or of the first layer, a layer; backward: the heads' and the gates' gradients
     H_ROW = 4 * First::ROW4, WINDOW_ROW = DEPTH_ > 0 ? 4 * First::ROW4 : 4 * Heads::ROW4, Z_ROW = 4 * Heads::ROW4,
     Q_ROW = DEPTH_ > 0 ? 4 * HeadsBack::ROW4 : 4 * FirstBack::ROW4, Z_ROW_BACK = 4 * FirstBack::ROW4, GATES_ROW = 4 * GatesBack::ROW4,
-    // numbers that wait in registers: for each block and row
+    // values read ahead into registers, for each block and row
     UNIT_VALUES = RESIDENT_ ? BLOCKS * ROWS_ : 1, SLOTS_KEPT = RESIDENT_ ? int(BLOCKS) : 1,
     Z_VALUES = RESIDENT_ ? First::BLOCKS * ROWS_ : 1, Z_VALUES_BACK = RESIDENT_ ? HeadsBack::BLOCKS * ROWS_ : 1
   };
 };
 
-// A unit as a group of lanes has it: which it is (-1: none), its stage, and where its values lie in the window of its own stage and, if
-// another one reads them, of that (else -1).
+// A slot of a lane group: its unit (-1: none), the unit's stage, and the position of its values in the window of its own stage and of the
+// stage that also reads them (-1: none).
 struct Slot {
   int unit, stage, own, other;
 };
@@ -93,7 +93,7 @@ inline Slot slot_of(thread const Slots<C::SLOTS_KEPT>& slots, int group, int blo
   return read_slot<C>(slots.table, group, block);
 }
 
-// The next state of a unit whose lanes hold the heads f, g, t_a, t_b, COPIES lanes each; the lanes of f return it.
+// The next state of a unit whose lanes hold the heads f, g, t_a, t_b in COPIES lanes each; returned in the lanes of f.
 template <int MODE, int COPIES>
 inline float interpolate(float q, int head, float dt, float w_tau, float A) {
   if (MODE == PURE) return next_pure_state(q, dt, w_tau, A);  // (3)
@@ -106,11 +106,11 @@ inline float interpolate(float q, int head, float dt, float w_tau, float A) {
   return next_state<MODE>(f, g, t_interp);  // (3)
 }
 
-// What a step needs from device memory is read one step before where weights are in registers (then `waits` holds it), so that the memory's
-// latency passes beside the arithmetic; else just before a product, whose weights take longer to come.
+// With weights in registers, a step's inputs from device memory are read one step ahead into `waits`, to hide the latency behind
+// arithmetic; otherwise just before a product, whose weights take longer to read.
 
 // (1): one backbone layer of step t, z = activation(W in + added), times the dropout factors if there are any. Row r adds
-// added[r * width], in the step after it added[stride + r * width].
+// added[r * width], and in the next step added[stride + r * width].
 template <typename C, bool AHEAD, typename P, typename IO>
 inline void backbone_layer(
     thread const P& product, threadgroup const float4* in, threadgroup float* z, device const IO* added, int stride, int width,
@@ -137,7 +137,7 @@ inline void backbone_layer(
   }
 }
 
-// The LSTM's part of step t; its h goes into the windows of the stages.
+// The LSTM's part of step t; its h is written into the windows of the stages.
 template <typename C, typename IO>
 inline void memory_of_all(
     thread const typename C::Gates& gates, thread const Slots<C::SLOTS_KEPT>& slots, threadgroup const float4* h,
@@ -151,13 +151,13 @@ inline void memory_of_all(
   }
 }
 
-// Whether the inputs came in earlier than at the heads of a unit, which then add a bias, the same at every step.
+// Whether the inputs enter before the heads of a unit; the heads then add only a bias, the same at every step.
 template <typename C>
 inline bool has_bias(Slot slot) {
   return C::DEPTH > 0 || slot.stage > 0;
 }
 
-// What a head adds to its product: the inputs' part, or the bias.
+// The value that a head adds to its product: the projected inputs, or the bias.
 template <typename C, typename IO>
 inline float added_to_head(
     device const IO* x_proj, device const float* b_heads, Slot slot, int head, int t, int r, thread const Rows<C::ROWS>& rows) {
@@ -168,7 +168,7 @@ inline float added_to_head(
 
 inline float elapsed(device const float* dt, int at, bool is_valid) { return is_valid ? dt[at] : 0.0f; }
 
-// Where a unit's new value goes: into the window of its own stage, with MEMORY among the states instead, and into that of the stage above.
+// Writes a unit's new value into the window of its own stage (with MEMORY into the states instead) and into that of the stage above.
 template <typename C>
 inline void put_state(threadgroup float* windows, threadgroup float* states, Slot slot, int r, float value) {
   if (C::MEMORY) {
@@ -179,7 +179,7 @@ inline void put_state(threadgroup float* windows, threadgroup float* states, Slo
   if (C::STAGES > 1 && slot.other >= 0) windows[((slot.stage + 1) * C::ROWS + r) * C::WINDOW_ROW + slot.other] = value;
 }
 
-// The new state of a slot's unit at step t goes where others read it, and into y; a row without that step keeps its state.
+// Writes the new state of a slot's unit at step t into the windows that read it, and into y; a row without that step keeps its state.
 template <typename C>
 inline void write_state(
     Slot slot, int r, int t, float value, threadgroup const float* windows, threadgroup float* next_windows, threadgroup float* states,
@@ -193,7 +193,7 @@ inline void write_state(
   if (t >= 0 && t < rows.steps) y[place(rows, t, r) * C::H + slot.unit] = now ? value : 0.0f;
 }
 
-// The heads and the new states y of the units of one stage; stage -1: of all units. `in`: the windows, or the last backbone layer.
+// The heads and the new states y of the units of one stage, or with stage -1 of all units. `in`: the windows, or the last backbone layer.
 template <typename C, typename IO>
 inline void heads_step(
     thread const typename C::Heads& heads, thread const Slots<C::SLOTS_KEPT>& slots, int stage, threadgroup const float4* in,
@@ -344,14 +344,14 @@ inline void cfc_forward(
   }
 }
 
-// Where the gradient of a unit's head goes: into the window of its own stage, and into that of the stage below.
+// Writes the gradient of a unit's head into the window of its own stage and into that of the stage below.
 template <typename C>
 inline void put_heads(threadgroup float* windows, Slot slot, int head, int r, float d) {
   windows[(slot.stage * C::ROWS + r) * C::Q_ROW + slot.own * C::HEADS + head] = d;
   if (C::STAGES > 1 && slot.other >= 0) windows[((slot.stage - 1) * C::ROWS + r) * C::Q_ROW + slot.other * C::HEADS + head] = d;
 }
 
-// A unit's lanes as the backward scan has them: which head each works on; the first of those that share one writes.
+// The heads of a unit's lanes in the backward scan; the first lane of each head writes.
 template <typename C>
 inline int head_of(int part) {
   return part / (C::SPLIT / C::HEADS);
@@ -370,19 +370,21 @@ inline float slope_at(device const float* slope_q, Slot slot, int head, int t, i
   return slot.unit >= 0 && valid(rows, t, r) ? slope_q[(place(rows, t, r) * C::HEADS + head) * C::H + slot.unit] : 0.0f;
 }
 
-// What enters a step backward, for one block of units: the gradients dy and the heads' slopes of that step, read ahead.
+// The inputs of a backward step for one block of units: the gradients dy and the heads' slopes of that step, read ahead.
 template <int COUNT>
 struct Entering {
   float dy[COUNT], slope[COUNT];
 };
 
-// A pipeline's gradients of the heads (B, HEADS, H): of the step after a launch's last, which its windows still need, and of its first.
+// The heads' gradients that a pipeline carries between launches, (B, HEADS, H): of the step after the launch's last one, which its windows
+// still need, and of its first step.
 struct HeadEnds {
   device const float* carry;
   device float* first;
 };
 
-// The gradients of the states of one block of units at step t, `sums` from above it and dy: kept in dh, and made those of the heads in `windows`.
+// The gradients of the states of one block of units at step t, from `sums` (the stage above) and dy: stored in dh, and turned into the
+// heads' gradients in `windows`.
 template <typename C, typename IO>
 inline void enter_step(
     thread const float* sums, Slot slot, int part, int block, int t, threadgroup float* windows, device const IO* dy,
@@ -405,7 +407,7 @@ inline void enter_step(
   }
 }
 
-// From the gradients of a layer's results to those of the products of the layer below it, step t. `waits` as in the forward scan.
+// From the gradients of a layer's results to those of the products of the layer below it, at step t. `waits` as in the forward scan.
 template <typename C, bool AHEAD, typename P>
 inline void layer_back(
     thread const P& product, threadgroup const float4* in, threadgroup float* dz, device const float* slopes, thread float* waits,
@@ -444,14 +446,14 @@ inline void memory_of_all_back(
     Slot slot = slot_of<C>(slots, first.group, block);
     float sums[C::ROWS];
     MemorySlopes<C::ROWS> here;
-    read_memory_slopes<C>(here, slopes, dy_c, slot.unit, first.part, t, rows);  // on their way while the product is made
+    read_memory_slopes<C>(here, slopes, dy_c, slot.unit, first.part, t, rows);  // the loads overlap with the product
     run_product<C::ROWS>(first, in + (C::STAGES > 1 ? slot.stage * C::ROWS * C::FirstBack::ROW4 : 0), block, sums);
     memory_step_back<C>(here, sums, slot.unit, first.part, dc, d_gates, d_gates_out, t, rows);
   }
 }
 
-// What arrives at the states before a step, sums (TOGETHER, ROWS) of the blocks from `from` on: from the gates' gradients, or the heads' or the
-// first layer's.
+// The gradients of the states before a step, sums (TOGETHER, ROWS) for the blocks from `from` on: from the gates' gradients, or the heads'
+// or the first layer's.
 template <typename C>
 inline void states_back(
     thread const typename C::FirstBack& first, thread const typename C::GatesBack& gates, thread const Slots<C::SLOTS_KEPT>& slots, int from,
@@ -475,12 +477,12 @@ inline void states_back(
   }
 }
 
-// The backward scan: only what is sequential, dh -> dq -> dz -> dh. A pipeline of stages runs from its last tick to its first.
+// The backward scan: only the sequential part, dh -> dq -> dz -> dh. A pipeline of stages runs from its last tick to its first.
 template <typename C, typename IO>
 inline void cfc_backward(
     device const IO* dy,                          // (T, B, H)
-    device const float* carry,                    // (B, H): the gradient of the last state from beyond these steps
-    device const float* carry_q,                  // (B, HEADS, H): where PIPELINED instead, of the heads of the step after these
+    device const float* carry,                    // (B, H): the gradient of the last state from later steps
+    device const float* carry_q,                  // (B, HEADS, H): used instead if PIPELINED: gradients of the next step's heads
     device const float* slope_q,                  // (T, B, HEADS, H): slopes of the next state by the heads
     device const float* slopes,                   // (DEPTH, T, B, Z): slopes of the activations
     device const typename C::Weight* w_heads,     // packed transposes of the forward's weights
@@ -494,7 +496,7 @@ inline void cfc_backward(
     device const int* slot_table,                 // (SLOTS, 4) where there are several stages
     device const int* lengths,                    // (B)
     device const int* dims,                       // T, B
-    device float* dh,                             // (T, B, H): whole gradient of each state
+    device float* dh,                             // (T, B, H): total gradient of each state
     device float* dz,                             // (DEPTH, T, B, Z): of the backbone's products
     device float* dh0,                            // (B, H)
     device float* dq0,                            // (B, HEADS, H): of the first step's heads where PIPELINED, else one element
@@ -529,7 +531,7 @@ inline void cfc_backward(
   Slots<C::SLOTS_KEPT> slots;
   load_slots<C>(slots, slot_table, first.group);
 
-  // the first tick that is entered: of a pipeline with the step after the last, of which the windows hold what was carried here
+  // the first tick: in a pipeline it includes the step after the last one, whose carried gradients are in the windows
   int entered = C::PIPELINED ? rows.steps + LAST : rows.steps - 1;
   HeadEnds ends = {carry_q, dq0};
   Entering<C::UNIT_VALUES> entering;
@@ -548,7 +550,7 @@ inline void cfc_backward(
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
-  // the first tick is entered with what comes from beyond; each tick's last product enters the one before it
+  // the first tick starts from the carried gradients; each tick's last product gives the gradients for the tick before it
 #pragma unroll(C::UNROLL)
   for (int block = 0; block < C::BLOCKS; block++) {
     Slot slot = slot_of<C>(slots, first.group, block);

@@ -1,5 +1,5 @@
-// CfC, equations (2) and (3), pointwise: the next state and its slopes. The scans of cfc.metal use the first functions; the kernels after them
-// are launches of their own.
+// CfC, equations (2) and (3), pointwise: the next state and its slopes. The scans of cfc.metal use the first functions; the kernels below
+// are launched separately.
 
 enum Mode { DEFAULT = 0, NO_GATE = 1, PURE = 2 };
 
@@ -12,7 +12,7 @@ inline float next_pure_state(float f, float dt, float w_tau, float A) {
   return A - A * fast::exp(-dt * (fabs(w_tau) + fabs(f))) * f;
 }
 
-// What precedes the backward scan, for all steps at once: one thread for each value of N rows (step and sequence).
+// Run before the backward scan, for all steps at once: one thread for each value of N rows (step and sequence).
 
 // (1): z = activation(a) times the dropout factor, and its slope.
 template <int ACTIVATION, int THREADS>
@@ -29,7 +29,7 @@ inline void cfc_activate(
   slope[i] = activation_slope<ACTIVATION>(a[i], value) * factor;
 }
 
-// The slopes of the next state by the heads' products q, by dt, and in pure mode by w_tau and A; compare `interpolate`.
+// The derivatives of the next state by the heads' products q, by dt, and in pure mode by w_tau and A; compare `interpolate`.
 template <int MODE, int H, int THREADS>
 inline void cfc_slopes(
     device const float* q,      // (N, HEADS, H)
@@ -48,7 +48,7 @@ inline void cfc_slopes(
   if (MODE == PURE) {
     float f = q[i], w_tau = pure[u], A = pure[H + u];
     float rate = fabs(w_tau) + fabs(f), decay = fast::exp(-passed * rate);
-    by_q[i] = -A * (decay - passed * decay * fabs(f));  // in this order: 0 where passed |f| would be infinite
+    by_q[i] = -A * (decay - passed * decay * fabs(f));  // in this order, to get 0 where passed |f| would overflow
     by_dt[i] = A * decay * f * rate;
     by_w_tau[i] = A * decay * f * passed * (w_tau < 0.0f ? -1.0f : 1.0f);
     by_A[i] = 1.0f - decay * f;
@@ -67,9 +67,9 @@ inline void cfc_slopes(
   if (i == 0) by_w_tau[0] = by_A[0] = 0.0f;
 }
 
-// One step by itself, where a scan in one launch would not pay: the products are made outside, one thread has one unit of one sequence.
+// A single step, for sizes at which a scan in one launch does not pay: the products are computed outside; one thread per unit and sequence.
 
-// (2), (3): the next state, and y; past a sequence's length the state stays and y is 0.
+// (2), (3): the next state, and y; past a sequence's length the state is unchanged and y is 0.
 template <int MODE, int H, int THREADS>
 inline void cfc_next(
     device const float* q,      // (B, HEADS, H)
@@ -95,7 +95,7 @@ inline void cfc_next(
   y[i] = now ? value : 0.0f;
 }
 
-// The LSTM's h, its next c, and what is kept of c.
+// The LSTM's h, its next c, and the c to store.
 template <int H, int THREADS>
 inline void cfc_memory_next(
     device const float* q,      // (B, 4, H)

@@ -1,4 +1,4 @@
-// Metal's words for CUDA, so that one text serves both.
+// Definitions of Metal's keywords and functions for CUDA, so that both compile the same source.
 #define device
 #define thread
 #define threadgroup
@@ -8,13 +8,14 @@ enum class mem_flags { mem_none, mem_device, mem_threadgroup };
 
 inline void threadgroup_barrier(mem_flags) { __syncthreads(); }
 inline float simd_shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
-// As one instruction: of `?:` the compiler may make a branch, and draw a shuffle that follows it into both arms, where half of the lanes wait.
+// A single instruction: the compiler may turn `?:` into a branch and duplicate a following shuffle in both arms, where half of the lanes
+// wait.
 inline float select(float otherwise, float chosen, bool condition) {
   float result;
   asm("{.reg .pred p; setp.ne.s32 p, %3, 0; selp.f32 %0, %1, %2, p;}" : "=f"(result) : "f"(chosen), "f"(otherwise), "r"(int(condition)));
   return result;
 }
-// Without denormals, which would cost more instructions than the operations themselves: an exp below 1e-38 is 0.
+// Without denormals, which would cost more instructions than the operation itself: an exp below 1e-38 becomes 0.
 namespace fast {
 inline float exp2(float a) {
   float result;

@@ -1,39 +1,40 @@
-// RNN, LSTM and GRU, equations (1) to (3): ROWS sequences by one threadgroup, all their steps, forward and backward. The directions of a
-// bidirectional layer are rows of work like the sequences, with weights of their own: every array has them first.
-// Arrays are time-major. The products with the inputs x come before the forward scan; the gates' slopes, which follow from the stored
-// states (gated_pointwise.metal), come before the backward scan, and the weights' gradients after it.
+// RNN, LSTM and GRU, equations (1) to (3): one threadgroup runs ROWS sequences through all their steps, forward and backward. The
+// directions of a bidirectional layer run in parallel, like more sequences, with their own weights; D is the first axis of every array.
+// Arrays are time-major. The products with the inputs x are computed before the forward scan; the gates' slopes, from the stored states
+// (gated_pointwise.metal), before the backward scan; the weights' gradients after it.
 //
 // An LSTM may project its h to P features. A step then has two products, one after the other: forward from h to the gates, and from
 // m = o tanh(c) to h; backward from the gates' gradients to h's, and from those to m's.
 
-// The sizes of one variant; SPLIT is 4, 8, 16 or 32. P is 0 where h is not projected.
+// The sizes of one variant; SPLIT is 4, 8, 16 or 32. P is 0 if h is not projected.
 template <int CELL_, int H_, int P_, int THREADS_, int ROWS_, int SPLIT_, bool RESIDENT_>
 struct Gated {
   enum {
     CELL = CELL_, H = H_, THREADS = THREADS_, ROWS = ROWS_, RESIDENT = RESIDENT_,
     PROJECTED = P_ > 0,
-    FEATURES = P_ > 0 ? P_ : H_,  // of h
+    FEATURES = P_ > 0 ? P_ : H_,  // features of h
     GATES = CellSizes<CELL_>::GATES, BLOCKS = CellSizes<CELL_>::BLOCKS, SLOPES = CellSizes<CELL_>::SLOPES,
-    SLOT = GATES == 1 ? SPLIT_ : SPLIT_ / 4,  // lanes for each gate of a unit
+    SLOT = GATES == 1 ? SPLIT_ : SPLIT_ / 4,  // lanes per gate of a unit
     GROUPS = THREADS_ / SPLIT_,
-    OUTPUTS = FEATURES <= int(GROUPS) ? 1 : FEATURES <= 2 * int(GROUPS) ? 2 : 4  // of a group of lanes where results are P features
+    OUTPUTS = FEATURES <= int(GROUPS) ? 1 : FEATURES <= 2 * int(GROUPS) ? 2 : 4  // results per lane group if the results are P features
   };
-  // an RNN's lanes take four neighbouring units, which share what is read of h; else the gates of one unit
+  // an RNN's lanes compute four neighbouring units, which share the reads of h; otherwise the gates of one unit
   typedef Product<FEATURES, GATES * H_, SPLIT_, (GATES == 1 ? 4 : int(GATES)), THREADS_, RESIDENT_> Forward;
   typedef Product<H_, FEATURES, SPLIT_, OUTPUTS, THREADS_, RESIDENT_> Project;
   typedef Product<(PROJECTED ? int(FEATURES) : GATES * H_), H_, SPLIT_, 1, THREADS_, RESIDENT_> Back;
   typedef Product<GATES * H_, FEATURES, SPLIT_, OUTPUTS, THREADS_, RESIDENT_> ProjectBack;
   enum {
-    // floats of a row: of h, of m, of the products' gradients, of h's gradient
+    // floats per row of: h, m, the products' gradients, h's gradient
     H_ROW = 4 * Forward::ROW4, M_ROW = 4 * Project::ROW4, D_ROW = PROJECTED ? 4 * ProjectBack::ROW4 : 4 * Back::ROW4, DH_ROW = 4 * Back::ROW4,
-    BUFFERS = PROJECTED ? 1 : 2,  // with one product, a step writes its result beside what others still read
-    // values of a lane that wait in registers: for each block and row, backward where five of each leave room for the weights
+    BUFFERS = PROJECTED ? 1 : 2,  // double-buffered if a step has only one product
+    // values read ahead into a lane's registers, for each block and row; backward only if five of each leave enough registers for the
+    // weights
     AHEAD_BACK = RESIDENT_ && Back::BLOCKS * ROWS_ <= 4,
     WAITING = RESIDENT_ ? Forward::BLOCKS * ROWS_ : 1, WAITING_BACK = AHEAD_BACK ? Back::BLOCKS * ROWS_ : 1
   };
 };
 
-// The unit of a lane in a block of results, and which of its gates.
+// The unit and gate of a lane in a block of results.
 template <typename C>
 inline int unit_at(thread const typename C::Forward& product, int block) {
   return C::GATES == 1 ? result_of(product, block) : unit_of(product, block);
@@ -43,11 +44,11 @@ inline int gate_of(thread const typename C::Forward& product) {
   return C::GATES == 1 ? 0 : product.owned;
 }
 
-// What is read before a product is read by all lanes, those without a unit of their own reading the last one's: a condition that differs between
-// lanes would tempt a compiler to make one branch of it and the same condition after the product, around the shuffles.
+// All lanes read before a product; lanes without a unit read the last unit's values. A condition that differs between lanes could lead the
+// compiler to merge it with the same condition after the product into one branch around the shuffles.
 inline int or_last(int index, int count) { return min(index, count - 1); }
 
-// The projected inputs of a lane in a block of results, `x_proj` those of step t.
+// The projected inputs of a lane in a block of results; `x_proj` points to step t.
 template <typename C, typename IO>
 inline void read_inputs(
     thread const typename C::Forward& product, int block, device const IO* x_proj, int t, thread const int* length, thread float* projected) {
@@ -56,16 +57,16 @@ inline void read_inputs(
   for (int r = 0; r < C::ROWS; r++) projected[r] = t < length[r] ? float(x_proj[(r * C::GATES + gate) * C::H + u]) : 0.0f;
 }
 
-// Whether step t of a group's steps is one of row r's; where there is one row they all are.
+// Whether step t is valid for row r; with a single row every step of the group is.
 template <int ROWS>
 inline bool has_step(thread const int* length, int t, int r) {
   return ROWS == 1 || t < length[r];
 }
 
-// What a step needs from device memory is read one step before where there are few values and weights are in registers (then `ahead` holds it),
-// so that it has come when it is needed; else just before a product, which takes longer.
+// If there are few values and weights are in registers, a step's inputs from device memory are read one step ahead into `ahead`, to hide
+// the latency; otherwise just before a product, which takes longer.
 
-// The product with h, and with it the next state of the units: h_next, or m where it is projected. x, y and c_out are those of step t.
+// The product with h, and the next state of the units: h_next, or m if h is projected. x, y and c_out point to step t.
 template <typename C, typename IO>
 inline void units_step(
     thread const typename C::Forward& product, threadgroup const float* h, threadgroup float* h_next, threadgroup float* c, thread float* ahead,
@@ -87,7 +88,7 @@ inline void units_step(
     }
     float bias = C::CELL == GRU ? b_hn[or_last(u, C::H)] : 0.0f;
     run_product<C::ROWS>(product, (threadgroup const float4*)h, block, sums);
-    float next[C::ROWS], f[C::ROWS], added[C::ROWS];  // of an LSTM o, and what c is made of
+    float next[C::ROWS], f[C::ROWS], added[C::ROWS];  // for an LSTM o, f and i g
 #pragma unroll
     for (int r = 0; r < C::ROWS; r++) {
       float q = sums[r * Forward::OUTPUTS];
@@ -102,8 +103,8 @@ inline void units_step(
         next[r] = o;
       } else if (C::CELL == GRU) {
         float value = fast_sigmoid(a);  // (2)
-        float reset = simd_shuffle_xor(value, 2 * int(COPIES));  // for n's lanes that of r's
-        float z = simd_shuffle_xor(value, 3 * int(COPIES));      // and of z's
+        float reset = simd_shuffle_xor(value, 2 * int(COPIES));  // n's lanes get r
+        float z = simd_shuffle_xor(value, 3 * int(COPIES));      // and z
         float n = fast_tanh(projected[r] + reset * (q + bias));
         next[r] = n + z * (h[r * C::H_ROW + or_last(u, C::H)] - n);  // (3)
       } else {
@@ -211,8 +212,7 @@ inline void gated_forward(
   }
 }
 
-// What a lane needs of a step for its gate of a unit, beside what arrives: its own slope and those that all of a unit's lanes take; see
-// gated_slopes.
+// The slopes that a lane needs at a step for its gate of a unit: its own, and those that all lanes of the unit use; see gated_slopes.
 struct Slopes {
   float dy, dy_c, own, shared, through;
 };
@@ -231,8 +231,9 @@ inline Slopes read_slopes(int u, int part, bool valid, int step, device const IO
   return found;
 }
 
-// From the gradient of a unit's h, or m, that arrives at a step to those of its products, one lane of each gate writing its own. Returns what
-// goes to the state before past the products, from the `kept` of the step after: of an LSTM the gradient of c, of a GRU a part of h's.
+// From the gradient of a unit's h, or m, at a step to the gradients of its products; one lane per gate writes. Returns the part of the
+// previous state's gradient that bypasses the products, from the next step's `kept`: for an LSTM the gradient of c, for a GRU a part of
+// h's.
 template <typename C>
 inline float enter_step(float arriving, float kept, int u, int part, bool valid, thread const Slopes& at, threadgroup float* d, device float* d_out) {
   int slot = part / C::SLOT;
@@ -254,13 +255,13 @@ inline float enter_step(float arriving, float kept, int u, int part, bool valid,
   return kept;
 }
 
-// What comes from beyond these steps, and what goes to the state before them, of the group's sequences.
+// The gradients carried in from later steps, and those of the state before these steps, for the group's sequences.
 struct Ends {
   device const float* carry;
   device float* d0;
 };
 
-// To the gradients of h, of P features, by the product of the step after: dh.
+// The gradients dh of h (P features), by the product of the next step.
 template <typename C, typename IO>
 inline void project_back(
     thread const typename C::ProjectBack& product, threadgroup const float* d, threadgroup float* dh, device const IO* dy, device float* dh_out,
@@ -271,7 +272,7 @@ inline void project_back(
     bool mine = product.primary && j < C::FEATURES;
     float added[C::ROWS], sums[C::ROWS * C::OUTPUTS];
 #pragma unroll
-    for (int r = 0; r < C::ROWS; r++) {  // on their way while the product is made
+    for (int r = 0; r < C::ROWS; r++) {  // the loads overlap with the product
       added[r] = t >= 0 && t < length[r] ? float(dy[(step + r) * C::FEATURES + or_last(j, C::FEATURES)]) : 0.0f;
       sums[r * C::OUTPUTS] = r < rows && t + 1 == steps ? h.carry[r * C::FEATURES + or_last(j, C::FEATURES)] : 0.0f;
     }
@@ -290,7 +291,7 @@ inline void project_back(
   }
 }
 
-// Into step t (-1: the state before the first): the product gives what arrives there, `kept` is what went past it.
+// The gradients at step t (-1: the state before the first step): from the product, plus `kept`, which bypassed it.
 template <typename C, typename IO>
 inline void units_back(
     thread const typename C::Back& product, threadgroup const float* in, threadgroup const float* kept, threadgroup float* kept_next,
@@ -331,11 +332,11 @@ inline void units_back(
   }
 }
 
-// The backward scan: only what is sequential, dh -> d -> dh.
+// The backward scan: only the sequential part, dh -> d -> dh.
 template <typename C, typename IO>
 inline void gated_backward(
     device const IO* dy,            // (D, T, B, FEATURES)
-    device const float* carry,      // (D, B, FEATURES): the gradient of the last state from beyond these steps
+    device const float* carry,      // (D, B, FEATURES): the gradient of the last state from later steps
     device const float* slopes,     // (D, T, B, SLOPES, H), see gated_slopes
     device const float* w_h,        // D times packed (FEATURES, GATES H)
     device const float* w_hr,       // D times packed (H, FEATURES) where PROJECTED
@@ -378,7 +379,7 @@ inline void gated_backward(
   Ends h = {carry + state0 * C::FEATURES, dh0 + state0 * C::FEATURES}, c = {carry_c, dc0 + (C::CELL == LSTM ? state0 * C::H : 0)};
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
-  // each step's product gives what arrives at the step before; the last step takes what comes from beyond
+  // each step's product gives the gradient for the step before it; the last step starts from the carried gradient
   for (int t = steps - 1; t >= -1; t--) {
     int step = first + t * B + row0;
     threadgroup float* d = buffers + (t + 2) % C::BUFFERS * C::ROWS * C::D_ROW;

@@ -1,6 +1,6 @@
-// RNN, LSTM and GRU, equations (1) to (3), pointwise: one thread has all gates of one unit of one sequence at one step. These kernels are
-// launches of their own: for all steps at once before the backward scan, and for one step between matrix products, where a scan in one launch
-// (gated.metal) would not pay.
+// RNN, LSTM and GRU, equations (1) to (3), pointwise: one thread computes all gates of one unit of one sequence at one step. These kernels
+// are launched separately: for all steps at once before the backward scan, and for a single step between matrix products, for sizes at
+// which a scan in one launch (gated.metal) does not pay.
 
 enum Cell { RNN_TANH = 0, RNN_RELU = 1, LSTM = 2, GRU = 3 };
 
@@ -8,7 +8,7 @@ template <int CELL>
 struct CellSizes {
   enum {
     GATES = CELL == LSTM ? 4 : CELL == GRU ? 3 : 1,  // LSTM: i, f, g, o; GRU: r, z, n
-    BLOCKS = CELL == GRU ? 4 : GATES,                // of the products' gradients; GRU: r, z, n's part of W_h h, n
+    BLOCKS = CELL == GRU ? 4 : GATES,                // blocks of the products' gradients; GRU: r, z, n's part of W_h h, n
     SLOPES = CELL == LSTM ? 6 : CELL == GRU ? 5 : 1  // see gated_slopes
   };
 };
@@ -19,7 +19,7 @@ struct LstmUnit {
   float i, f, g, o, c, tanh_c;
 };
 
-// From q = W_h h and x = W_x x + b (gates H apart), and c before.
+// The gates from q = W_h h and x = W_x x + b (gates H apart) and the previous c.
 template <int H>
 inline LstmUnit lstm_unit(device const float* q, device const float* x, float c) {
   LstmUnit unit;
@@ -46,15 +46,15 @@ inline GruUnit gru_unit(device const float* q, device const float* x, float b_hn
   return unit;
 }
 
-// The slopes of all steps at once, from the states before them: of an RNN's h by a; of an LSTM's c by a_i, a_f, a_g, of o tanh(c) by a_o and
-// by c, and f; of a GRU's h by a_r, a_z, q_n, a_n and by the h before.
+// The slopes of all steps at once, from the states before them. RNN: dh/da. LSTM: c by a_i, a_f, a_g; o tanh(c) by a_o and by c; and f.
+// GRU: h by a_r, a_z, q_n, a_n and by the previous h.
 template <int CELL, int H, bool PROJECTED, int THREADS>
 inline void gated_slopes(
     device const float* q,       // (N, GATES, H), N rows (direction, step and sequence)
     device const float* x_proj,  // (N, GATES, H)
     device const float* b_hn,    // (D, H) of a GRU
     device const float* before,  // (N, H): c of an LSTM, h of a GRU
-    device const int* dims,      // N, rows of a direction
+    device const int* dims,      // N, rows per direction
     device float* slopes,        // (N, SLOPES, H)
     device float* m,             // (N, H): o tanh(c) where PROJECTED, else one element
     int group_index, int thread_index, threadgroup float4* scratch) {
@@ -88,7 +88,7 @@ inline void gated_slopes(
   if (!PROJECTED && index == 0) m[0] = 0.0f;
 }
 
-// One step by itself. Sequences that have ended go on, since what comes of them touches nothing else and is not kept.
+// A single step. Ended sequences are computed too, since their results affect nothing else and are not stored.
 template <int CELL, int H, int THREADS>
 inline void gated_next(
     device const float* q,       // (D, B, GATES, H)
@@ -96,7 +96,7 @@ inline void gated_next(
     device const float* b_hn,    // (D, H) of a GRU
     device const float* before,  // (D, B, H): c of an LSTM, h of a GRU
     device const int* dims,      // D, T, B, the step
-    device float* h_next,        // (D, B, H); of an LSTM o tanh(c), before it is projected
+    device float* h_next,        // (D, B, H); for an LSTM o tanh(c), before the projection
     device float* c_next,        // (D, B, H) of an LSTM, else one element
     int group_index, int thread_index, threadgroup float4* scratch) {
   typedef CellSizes<CELL> C;
@@ -119,11 +119,11 @@ inline void gated_next(
   if (index == 0) c_next[0] = 0.0f;
 }
 
-// One step backward by itself, from the gradient of its h to those of its products. `kept` is what goes to the state before past the products:
-// of an LSTM the gradient of c, of a GRU a part of h's.
+// A single backward step, from the gradient of its h to those of its products. `kept` is the part of the previous state's gradient that
+// bypasses the products: for an LSTM the gradient of c, for a GRU a part of h's.
 template <int CELL, int H, bool PROJECTED, int THREADS>
 inline void gated_previous(
-    device const float* arriving,  // (D, B, H): the gradient of h from the step after; where PROJECTED that of o tanh(c), dy in it
+    device const float* arriving,  // (D, B, H): the gradient of h from the next step; if PROJECTED that of o tanh(c), dy included
     device const float* dy,        // (D, T, B, H)
     device const float* slopes,    // (D, T, B, SLOPES, H)
     device const float* dy_c,      // (D, T, B, H) and the next of an LSTM

@@ -1,16 +1,17 @@
-// LTC, equations (1) to (5): ROWS sequences by one threadgroup, all their steps and unfolds, forward and backward; and what is parallel over
-// all steps: the sums over sensory synapses, their gradient, and the gradients of all synapses' parameters.
-// Arrays are time-major. A synapse is a float4: -log2(e) sigma, the same times mu, w erev, w; where gradients go from targets to sources, the
-// last two times sigma.
+// LTC, equations (1) to (5): one threadgroup runs ROWS sequences through all their steps and unfolds, forward and backward. Separate
+// kernels, parallel over all steps, compute the sums over sensory synapses, their gradient, and the gradients of all synapses' parameters.
+// Arrays are time-major. A synapse is a float4: -log2(e) sigma, the same times mu, w erev, w; for gradients from targets to sources the
+// last two are multiplied by sigma.
 
 enum Solver { SEMI_IMPLICIT = 0, EXPLICIT = 1, RK4 = 2 };
 
-// The sizes of one variant. SPLIT neighbouring lanes, a power of two, share the synapses of a unit (those that reach it forward, those that
-// leave it backward); units come in BLOCKS of one a group of lanes. COUNT: synapses of a lane, all blocks together.
-// FULL: no synapse is missing, so that a lane's are known: every SPLIT-th four. KEEP: the forward scan stores each evaluation.
-// MEMORY: an LSTM step (memory.metal) comes first, and the LTC step works on its h.
-// RESIDENT: the first HELD synapses of a lane are in registers, the others are read at each evaluation; the LSTM's weights are with
-// GATES_RESIDENT.
+// The sizes of one variant. SPLIT neighbouring lanes, a power of two, share the synapses of a unit (incoming ones forward, outgoing ones
+// backward); units are processed in BLOCKS with one unit per lane group. COUNT: synapses per lane, all blocks together.
+// FULL: no synapse is missing, so a lane's synapses need no index: every SPLIT-th group of four. KEEP: the forward scan stores each
+// evaluation.
+// MEMORY: an LSTM step (memory.metal) runs first, and the LTC step starts from its h.
+// RESIDENT: the first HELD synapses of a lane are in registers, the others are read at each evaluation; the LSTM's weights are in registers
+// with GATES_RESIDENT.
 template <
     int H_, int SOLVER_, bool FULL_, bool KEEP_, bool MEMORY_, int THREADS_, int ROWS_, int SPLIT_, bool RESIDENT_, bool GATES_RESIDENT_,
     int COUNT_, int HELD_>
@@ -18,21 +19,21 @@ struct LTC {
   enum {
     H = H_, SOLVER = SOLVER_, FULL = FULL_, KEEP = KEEP_, MEMORY = MEMORY_, THREADS = THREADS_, ROWS = ROWS_, SPLIT = SPLIT_,
     RESIDENT = RESIDENT_, COUNT = COUNT_, HELD = HELD_,
-    STAGES = SOLVER_ == RK4 ? 4 : 1,  // evaluations of an unfold
+    STAGES = SOLVER_ == RK4 ? 4 : 1,  // evaluations per unfold
     GROUPS = THREADS_ / SPLIT_,
     BLOCKS = (H_ + GROUPS - 1) / GROUPS,
     WIDTH = COUNT_ / BLOCKS,
-    NEAR = FULL_ || !RESIDENT_ ? 4 : 2,  // synapses that a lane takes at once: their number is a multiple of that
-    ROW = (H_ + 4 * SPLIT_ - 1) / (4 * SPLIT_) * 4 * SPLIT_,  // floats of a row of units' values in threadgroup memory
-    CARRIED = SOLVER_ == RK4 ? 4 : 2,  // values of a unit that the backward scan carries, see Carried
-    UNROLL = RESIDENT_ ? int(BLOCKS) : 1, KEPT = UNROLL  // blocks of which numbers wait in registers
+    NEAR = FULL_ || !RESIDENT_ ? 4 : 2,  // synapses that a lane processes at once; COUNT is a multiple of it
+    ROW = (H_ + 4 * SPLIT_ - 1) / (4 * SPLIT_) * 4 * SPLIT_,  // floats per row of units' values in threadgroup memory
+    CARRIED = SOLVER_ == RK4 ? 4 : 2,  // values per unit that the backward scan carries, see Carried
+    UNROLL = RESIDENT_ ? int(BLOCKS) : 1, KEPT = UNROLL  // blocks whose values are read ahead into registers
   };
   typedef Product<H_, 4 * H_, SPLIT_, 4, THREADS_, GATES_RESIDENT_> Gates;
   typedef Product<4 * H_, H_, SPLIT_, 1, THREADS_, GATES_RESIDENT_> GatesBack;
   enum { GATES_ROW = 4 * GatesBack::ROW4 };
 };
 
-// The units at the other ends of a thread's synapses: kept in registers, read from device memory, or (where none is missing) known.
+// The units at the other ends of a thread's synapses: kept in registers, read from device memory, or (if no synapse is missing) computed.
 template <int COUNT>
 struct ResidentPartners {
   int values[COUNT];
@@ -66,7 +67,7 @@ struct Partners<true, COUNT> {
   typedef ResidentPartners<COUNT> type;
 };
 
-// A thread's part of all synapses, and what it owns: row `part` of its group's units, if `steps` says that there is such a sequence.
+// A thread's share of the synapses, and the row that it owns: row `part` of its group's units, if `steps` shows that the sequence exists.
 template <typename C>
 struct Lists {
   typename Weights<bool(C::RESIDENT), C::HELD>::type synapses;
@@ -103,7 +104,7 @@ inline void load_lists(
   }
 }
 
-// The unit whose synapses a thread has in a block, or -1.
+// The unit of a thread's synapses in a block, or -1.
 template <typename C>
 inline int unit_in(thread const Lists<C>& lists, int block, device const int* order) {
   return C::RESIDENT ? lists.units[C::RESIDENT ? block : 0] : unit_of_group<C>(lists.group, block, order);
@@ -121,7 +122,7 @@ inline float over_lanes(float value) {
   return value;
 }
 
-// The value of one row, where its number is known to the thread alone.
+// The value of one row, whose index differs between threads.
 template <int ROWS>
 inline float of_row(thread const float* values, int row) {
   float result = values[0];
@@ -130,8 +131,8 @@ inline float of_row(thread const float* values, int row) {
   return result;
 }
 
-// sigma(...) of two synapses by one reciprocal, which costs a GPU as much as eight multiplications. 2^62 and its square are numbers; beyond
-// it sigma is 2e-19 and stays that. A NaN stays one.
+// sigma(...) of two synapses with one reciprocal, which costs as much as eight multiplications on a GPU. Exponentials are capped at 2^62,
+// whose square is finite; sigma is 2e-19 there. NaN is preserved.
 inline float exponent(float4 synapse, float v) {
   float a = synapse.x * v - synapse.y;
   return a > 62.0f ? 62.0f : a;
@@ -157,7 +158,7 @@ struct Near {
   int partners[C::NEAR];
 };
 
-// Those from number i of the lane on, which is number k of the lane's for this unit.
+// The synapses from index i of the lane on, which is index k among the lane's synapses of this unit.
 template <typename C>
 inline void read_near(thread Near<C>& near, thread const Lists<C>& lists, int i, int k) {
 #pragma unroll
@@ -173,7 +174,7 @@ inline void read_near(thread Near<C>& near, thread const Lists<C>& lists, int i,
   }
 }
 
-// Their part of num and den, for each row.
+// Their contribution to num and den, for each row.
 template <typename C>
 inline void add_near(thread const Near<C>& near, threadgroup const float* v, thread float* num, thread float* den) {
 #pragma unroll
@@ -214,7 +215,7 @@ inline void sum_synapses(
   } else {
     int first = offsets[block], count = offsets[block + 1] - first;
     read_near<C>(ahead, lists, first, 0);
-    for (int k = 0; k < count; k += C::NEAR) {  // the next ones come while these are used
+    for (int k = 0; k < count; k += C::NEAR) {  // the next ones are loaded while these are used
       near = ahead;
       if (k + C::NEAR < count) read_near<C>(ahead, lists, first + k + C::NEAR, k + C::NEAR);
       add_near<C>(near, v, num, den);
@@ -227,10 +228,10 @@ inline void sum_synapses(
   }
 }
 
-// (5), or the other solvers: from an evaluation at v to where the next one is made. `start` and `slopes` are the unit's own, for rk4.
+// (5), or the other solvers: from an evaluation at v to the v of the next evaluation. `start` and `slopes` belong to the unit, for rk4.
 template <int SOLVER>
 inline float advance(int stage, float v, float num, float den, float cm, float delta, threadgroup float* start, threadgroup float* slopes) {
-  // (5); without time v stays as it is, not as a division gives it back
+  // (5); with delta = 0, v is unchanged exactly, without a rounded division
   if (SOLVER == SEMI_IMPLICIT) return select(fast::divide(cm * v + delta * num, cm + delta * den), v, delta == 0.0f);
   float rate = fast::divide(num - den * v, cm);
   if (SOLVER == EXPLICIT) return v + delta * rate;
@@ -245,7 +246,7 @@ inline float advance(int stage, float v, float num, float den, float cm, float d
   return *start + (stage == 2 ? delta : delta / 2.0f) * rate;
 }
 
-// What num and den of a thread's units get beside the synapses at one step: read one step ahead where synapses are in registers.
+// The drives added to num and den of a thread's units at one step: read one step ahead if synapses are in registers.
 template <int COUNT>
 struct Drives {
   float num[COUNT], den[COUNT], delta;
@@ -269,14 +270,14 @@ inline void read_drives(
   }
 }
 
-// Where an evaluation is kept, and what came of it; for the rate see enter_evaluation.
+// The arrays in which evaluations and their results are stored; for the rate see enter_evaluation.
 struct Evaluations {
   device float* points;
   device float* rates;
   device float* dens;
 };
 
-// Evaluation e of step t at the values v, for all units: they go on to `next`, and after the last evaluation into y.
+// Evaluation e of step t at the values v, for all units; the result is written to `next`, and after the last evaluation to y.
 template <typename C>
 inline void evaluate(
     thread const Lists<C>& lists, device const int* order, device const int* offsets, thread Drives<C::KEPT>& drives,
@@ -312,10 +313,10 @@ inline void evaluate(
 
 template <typename C>
 inline void ltc_forward(
-    device const float* synapses,   // (4 COUNT, THREADS) packed by target, and the next three likewise
+    device const float* synapses,   // (4 COUNT, THREADS) packed by target; also the next three
     device const int* sources,
     device const int* order,        // the unit of each group in each block
-    device const int* offsets,      // (BLOCKS + 1): where each block's synapses begin
+    device const int* offsets,      // (BLOCKS + 1): the start of each block's synapses
     device const float* num_drive,  // (T, B, H): gleak vleak + num_s, from (1)
     device const float* den_drive,  // (T, B, H): gleak + den_s + epsilon
     device const float* cm,         // (H)
@@ -329,7 +330,7 @@ inline void ltc_forward(
     device float* y,                // (T, B, H), one element with KEEP
     device float* points,           // (E, T, B, H) and the next two with KEEP, else one element: v at each evaluation
     device float* rates,            // (num - den v) over cm, for the semi-implicit solver over cm + delta den
-    device float* dens,             // den there
+    device float* dens,             // den at each evaluation
     device float* c_out,            // (T, B, H) with MEMORY, else one element
     int group_index, int thread_index, threadgroup float4* scratch) {
   enum { H = C::H, VALUES = C::ROWS * C::ROW };
@@ -346,7 +347,7 @@ inline void ltc_forward(
   load_lists<C>(lists, synapses, sources, order, cm, lengths, B, row0, thread_index);
   typename C::Gates gates;
   if (C::MEMORY) load_product(gates, w_gates, thread_index);
-  int row = row0 + lists.part;  // the thread's own
+  int row = row0 + lists.part;  // the row that this thread owns
   for (int block = 0; block < C::BLOCKS && !C::KEEP; block++) {
     int u = unit_of_group<C>(lists.group, block, order);
     if (lists.steps < 0 || u < 0) continue;
@@ -404,9 +405,10 @@ inline void ltc_forward(
   }
 }
 
-// Backward: what an evaluation's h is made of. h times delta is the gradient of num, and -h times delta times `value` that of den, where value
-// is what den is multiplied by: the next v for the semi-implicit solver, else v. h times the rate is the gradient of delta over cm, and -h times
-// the rate times delta that of cm. The rate is made of v, not of the next v or of their difference, which cancel where steps are long or short.
+// Backward: the factors of an evaluation's h. h times delta is the gradient of num, and -h times delta times `value` that of den, where
+// value is the factor of den: the next v for the semi-implicit solver, else v. h times the rate is the gradient of delta over cm, and -h
+// times the rate times delta that of cm. The rate is computed from v: with the next v or their difference, digits cancel if steps are long
+// or short.
 template <int SOLVER>
 inline float enter_evaluation(int stage, float dv, float arriving, float den, float cm, float delta) {
   if (SOLVER == SEMI_IMPLICIT) return fast::divide(dv, cm + delta * den);
@@ -416,13 +418,13 @@ inline float enter_evaluation(int stage, float dv, float arriving, float den, fl
   return fast::divide(dv * weight + reach * arriving, cm);
 }
 
-// One row's values of the units while it runs backward; each is read and written by its owner alone.
+// One row's values of the units in the backward scan; only the owner reads and writes each value.
 template <int H_>
 struct Carried {
   enum { H = H_, DV = 0, HELD = 1, ARRIVING = 2, RESULT = 3 };
 };
 
-// The owner of a unit leaves evaluation e: `sum` is what came back through the synapses, h is HELD.
+// The owner of a unit finishes evaluation e: `sum` is the gradient through the synapses, h is HELD.
 template <typename C>
 inline void leave_evaluation(int stage, float sum, float h, float den, float cm, float delta, threadgroup float* carried) {
   typedef Carried<C::H> Row;
@@ -438,7 +440,7 @@ inline void leave_evaluation(int stage, float sum, float h, float den, float cm,
   }
 }
 
-// What comes back through a lane's next synapses from the gradients d of num and den (ROWS, ROW, 2), to v (ROWS).
+// The gradient of v (ROWS) through a lane's next synapses, from the gradients d of num and den (ROWS, ROW, 2).
 template <typename C>
 inline void pull_near(thread const Near<C>& near, thread const float* v, threadgroup const float* d, thread float* sums) {
 #pragma unroll
@@ -462,7 +464,7 @@ inline void pull_near(thread const Near<C>& near, thread const float* v, threadg
   }
 }
 
-// What comes back to a block's unit through the synapses that leave it: sums (ROWS), the same in all its lanes.
+// The gradient of a block's unit through its outgoing synapses: sums (ROWS), the same in all its lanes.
 template <typename C>
 inline void pull_synapses(
     thread const Lists<C>& lists, int block, device const int* offsets, thread const float* v, threadgroup const float* d, thread float* sums) {
@@ -488,15 +490,15 @@ inline void pull_synapses(
   for (int r = 0; r < C::ROWS; r++) sums[r] = over_lanes<C::SPLIT>(sums[r]);
 }
 
-// What the backward scan needs from device memory of one evaluation: v of all rows, and of the thread's own row den, and of the last
-// evaluation of a step its result and the gradient that arrives there. Where synapses are in registers it is read one evaluation ahead.
+// The values of one evaluation that the backward scan reads from device memory: v of all rows; den of the row that the thread owns; and for
+// the last evaluation of a step its result and the incoming gradient. They are read one evaluation ahead if synapses are in registers.
 template <typename C>
 struct Evaluation {
   float v[C::KEPT * C::ROWS], den[C::KEPT], result[C::KEPT], dy[C::KEPT], delta;
   int t, e;
 };
 
-// The arrays it comes from.
+// The arrays that hold them.
 struct Kept {
   device const float* points;
   device const float* dens;
@@ -534,7 +536,7 @@ inline void read_ahead(
   for (int block = 0; block < C::KEPT && C::RESIDENT; block++) read_evaluation<C>(at, block, kept, lists, lists.units[block], rows);
 }
 
-// The owner of unit u enters evaluation `at`; v_after: v at the evaluation after it in the same step.
+// The owner of unit u starts evaluation `at`; v_after: v at the next evaluation of the same step.
 template <typename C>
 inline void enter(
     thread const Evaluation<C>& at, int i, float v_after, thread const Kept& kept, thread const Lists<C>& lists, int u, int row0,
@@ -561,7 +563,7 @@ inline void enter(
   to[1] = -at.delta * held * value;
 }
 
-// The gradients of a unit's LSTM at step t, from those of its h, which the rows' owners carry.
+// The gradients of a unit's LSTM at step t, from those of its h, which the owners of the rows carry.
 template <typename C>
 inline void memory_back(
     thread const MemorySlopes<C::ROWS>& slopes, threadgroup const float* carried, int u, int part, threadgroup float* dc,
@@ -574,20 +576,20 @@ inline void memory_back(
   memory_step_back<C>(slopes, dh, u, part, dc, d_gates, d_gates_out, t, rows);
 }
 
-// The backward scan: dv alone is sequential, with MEMORY dc too. Its synapses are packed by source.
+// The backward scan: only dv is sequential, with MEMORY also dc. Its synapses are packed by source.
 template <typename C>
 inline void ltc_backward(
-    device const float* synapses,  // packed by source, and the next three likewise
+    device const float* synapses,  // packed by source; also the next three
     device const int* targets,
     device const int* order,
     device const int* offsets,
-    device const float* points,    // (E, T, B, H): what the forward scan kept
+    device const float* points,    // (E, T, B, H): stored by the forward scan
     device const float* dens,      // (E, T, B, H)
     device const float* v,         // (T, B, H): its result
     device const float* cm,        // (H)
     device const float* delta,     // (T, B)
     device const float* dy,        // (T, B, H)
-    device const float* carry,     // (B, H): the gradient of the last state from beyond these steps
+    device const float* carry,     // (B, H): the gradient of the last state from later steps
     device const float* dy_c,      // (T, B, H) and the next three with MEMORY
     device const float* carry_c,   // (B, H)
     device const float* slopes,    // (T, B, 6, H), see memory_gate_slopes
@@ -633,7 +635,7 @@ inline void ltc_backward(
 
   MemorySlopes<C::ROWS> slopes_ahead[C::KEPT];
   for (int n = 0; n < rows.steps * kept.E; n++) {
-    // leave evaluation n, counted from the end, and enter the one before it
+    // finish evaluation n, counted from the end, and start the one before it
     threadgroup const float* d = gradients + (n & 1) * VALUES;
     threadgroup float* d_next = gradients + ((n + 1) & 1) * VALUES;
     set_evaluation<C>(ahead, kept, lists, at.e > 0 ? at.t : at.t - 1, at.e > 0 ? at.e - 1 : kept.E - 1, row0);
@@ -672,7 +674,8 @@ inline void ltc_backward(
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
 #pragma unroll(C::UNROLL)
-      for (int first = 0; first < C::BLOCKS; first += C::KEPT) {  // where synapses stay all products come before all that only some lanes do
+      // with synapses in registers all products come before the parts that only some lanes run
+      for (int first = 0; first < C::BLOCKS; first += C::KEPT) {
         float sums[C::KEPT * C::ROWS];
 #pragma unroll
         for (int i = 0; i < C::KEPT; i++) {
@@ -704,9 +707,10 @@ inline void ltc_backward(
   }
 }
 
-// What is parallel over all steps, on R rows: v (R, K) at the sources of H targets.
+// The kernels that are parallel over all steps, on R rows: v (R, K) at the sources of H targets.
 
-// (1) and the leak: num and den (R, H), a thread for each four rows of a target, of which synapse k is the one at (k, j) of `width` lists.
+// (1) and the leak: num and den (R, H), one thread for four rows of a target; synapse k of target j is entry (k, j) of the table
+// (width, H).
 template <int K, int H, int THREADS>
 inline void ltc_sums(
     device const float* v, device const float* synapses, device const int* sources, device const float* leak, device const int* dims,
@@ -739,8 +743,8 @@ inline void ltc_sums(
   }
 }
 
-// From the gradients of num and den (R, H) to those of the sources' values (R, K), a thread each; of a source synapse k is the one at (k, i) of
-// `width` lists, an even number.
+// From the gradients of num and den (R, H) to those of the sources' values (R, K), one thread each; synapse k of source i is entry (k, i)
+// of the table (width, K); width is even.
 template <int K, int H, int THREADS>
 inline void ltc_pull(
     device const float* v, device const float* d_num, device const float* d_den, device const float* synapses, device const int* targets,
@@ -762,8 +766,8 @@ inline void ltc_pull(
   dv[n] = sum;
 }
 
-// What the backward scan leaves of each evaluation: from h to the gradients of num and den (E, R, H); and sums over the evaluations of each
-// step, (3, R, H): of h times the rate, of d_num, of d_den. A thread for each value of a step, zero past a sequence's length.
+// After the backward scan: from each evaluation's h to the gradients of num and den (E, R, H), and the sums over the evaluations of each
+// step, (3, R, H), of h times the rate, d_num and d_den. One thread for each value of a step; zero past a sequence's length.
 template <int H, bool SEMI, int THREADS>
 inline void ltc_evaluations(
     device const float* h, device const float* points, device const float* rates, device const float* v, device const float* delta,
@@ -788,8 +792,8 @@ inline void ltc_evaluations(
   sums[2 * count + i] = by_den;
 }
 
-// The sums over rows of which the gradients of a synapse's parameters are made: of d_num sigma(...), of d_den sigma(...), of the gradient of
-// sigma's argument, and of the same times v.
+// The sums over rows that give the gradients of a synapse's parameters: of d_num sigma(...), d_den sigma(...), the gradient of sigma's
+// argument, and the latter times v.
 struct SynapseSums {
   float by_num, by_den, by_argument, by_product;
 };
@@ -802,7 +806,7 @@ inline void add_row(thread SynapseSums& sums, float4 synapse, float v, float ope
   sums.by_product += argument * v;
 }
 
-// A thread for each synapse and each of CHUNKS parts of the rows, dims[3] rows each but for the last: sums (CHUNKS, 4, S).
+// One thread for each synapse and each of CHUNKS chunks of rows, dims[3] rows each except the last: sums (CHUNKS, 4, S).
 template <int K, int H, int THREADS>
 inline void ltc_gradients(
     device const float* v, device const float* d_num, device const float* d_den, device const float* synapses, device const int* sources,

@@ -1,14 +1,15 @@
-// The LSTM of a mixed memory: gates a, i, f, o from the state and the inputs, its h, on which the step of another recurrence works, and its c.
-// A group of lanes has the four gates of a unit. A scan's sizes C name what it takes from here: H, ROWS, SPLIT, the product Gates (OUTPUTS 4)
-// and GATES_ROW, floats of a row of the gates' gradients; RESIDENT: x_gates is read one step ahead.
+// The LSTM of a mixed memory: gates a, i, f, o from the state and the inputs, its c, and its h, from which another recurrence's step
+// starts. A lane group computes the four gates of a unit. The scan's sizes C define H, ROWS, SPLIT, the product Gates (OUTPUTS 4) and
+// GATES_ROW, the floats per row of the gates' gradients; RESIDENT: x_gates is read one step ahead.
 
-// What a gate adds to its product: the inputs' part.
+// The projected inputs that a gate adds to its product.
 template <typename C, typename IO>
 inline float added_to_gate(device const IO* x_gates, int u, int gate, int t, int r, thread const Rows<C::ROWS>& rows) {
   return u >= 0 && valid(rows, t, r) ? float(x_gates[(place(rows, t, r) * 4 + gate) * C::H + u]) : 0.0f;
 }
 
-// Step t of unit u (-1: none), the one of this group of lanes in a block: from the states h. Its h goes to inner[r * inner_row], c stays.
+// Step t of unit u (-1: none) of this lane group in a block, from the states h. Its h is written to inner[r * inner_row]; c is updated in
+// place.
 template <typename C, typename IO>
 inline void memory_step(
     thread const typename C::Gates& gates, int block, int u, threadgroup const float4* h, threadgroup float* inner, int inner_row,
@@ -42,8 +43,8 @@ inline void memory_step(
   }
 }
 
-// What a lane needs backward of its gate: by_gate, by which c (gates a, i, f) or h (o) depends on the gate's product; by_c, by which h depends
-// on c; sigma(f + 1); and the gradient of c that arrives at this step.
+// The values that a lane needs backward for its gate: by_gate, the derivative of c (gates a, i, f) or h (o) by the gate's product; by_c,
+// that of h by c; sigma(f + 1); and the incoming gradient of c at this step.
 template <int ROWS>
 struct MemorySlopes {
   float by_gate[ROWS], by_c[ROWS], f[ROWS], arriving[ROWS];
@@ -67,8 +68,8 @@ inline void read_memory_slopes(
   }
 }
 
-// From the gradient dh (ROWS) of a unit's h, the same in all its lanes, and the one of c that arrives, to those of its gates and of the c
-// before. Each gate's lanes keep their own copy of dc (ROWS, 4, H).
+// From the gradient dh (ROWS) of a unit's h, the same in all its lanes, and the incoming gradient of c, to those of its gates and of the
+// previous c. Each gate's lanes keep their own copy of dc (ROWS, 4, H).
 template <typename C>
 inline void memory_step_back(
     thread const MemorySlopes<C::ROWS>& here, thread const float* dh, int u, int part, threadgroup float* dc, threadgroup float* d_gates,

@@ -1,10 +1,10 @@
-// Pointwise functions, and the slopes that backward passes need.
+// Pointwise functions and their slopes for the backward pass.
 //
-// tanh and sigmoid go through one fast exp and one fast divide: the absolute error is below 3e-7 for any argument, and the limits are right,
-// since an exp that overflows divides to 0. Metal promises of fast::exp an error of 3 + 2 |x| ulp, CUDA of __expf 2 + 1.2 |x|; where |x| is
-// large the result no longer depends on it. What would cancel near 0, tanh and 1 - exp(-a), has a polynomial there, whose relative error is
-// below 2e-7, chosen by `select`: ten instructions of PTX more for a tanh, six of them the series, which nothing waits for, since an exp and a
-// divide take longer.
+// tanh and sigmoid use one fast exp and one fast divide: the absolute error is below 3e-7 for any argument, and the limits are right, since
+// an exp that overflows divides to 0. Metal guarantees an error of 3 + 2 |x| ulp for fast::exp, CUDA 2 + 1.2 |x| ulp for __expf; for large
+// |x| the result no longer depends on it. tanh and 1 - exp(-a), which would cancel near 0, use a polynomial there, with a relative error
+// below 2e-7, chosen by `select`. For tanh this costs ten more PTX instructions, six of them the series, which run in parallel with the
+// slower exp and divide.
 
 enum Activation { LECUN_TANH = 0, TANH = 1, RELU = 2, SILU = 3, GELU = 4 };
 
@@ -16,8 +16,8 @@ inline float small_tanh(float a) {
 inline float fast_tanh(float a) { return select(1.0f - fast::divide(2.0f, fast::exp(2.0f * a) + 1.0f), small_tanh(a), is_small(a)); }
 inline float fast_sigmoid(float a) { return fast::divide(1.0f, 1.0f + fast::exp(-a)); }
 
-// Either of them, without a branch between lanes that need different ones: tanh(a) = 2 sigmoid(2 a) - 1. `select`, since of two choices by `?:` a
-// compiler makes a branch, and draws the shuffles that follow into both arms.
+// tanh or sigmoid, without a branch between lanes that need different ones: tanh(a) = 2 sigmoid(2 a) - 1. `select`, because a compiler may
+// turn `?:` into a branch and duplicate the shuffles that follow in both arms.
 inline float tanh_or_sigmoid(bool is_tanh, float a) {
   float s = fast_sigmoid(select(a, 2.0f * a, is_tanh));
   return select(s, select(2.0f * s - 1.0f, small_tanh(a), is_small(a)), is_tanh);
@@ -29,7 +29,7 @@ inline float one_minus_exp(float a) {
   return select(1.0f - exp(-a), series, a < 0.5f);
 }
 
-// Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7; neither Metal nor the subset has an erf
+// Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7; Metal has no erf
 inline float fast_erf(float a) {
   float magnitude = a < 0.0f ? -a : a;
   float t = 1.0f / (1.0f + 0.3275911f * magnitude);
@@ -47,7 +47,7 @@ inline float activate(float a) {
   return 0.5f * a * (1.0f + fast_erf(0.70710678f * a));
 }
 
-// The slope of `activate` at a, where its value is z.
+// The slope of `activate` at a, given its value z.
 template <int ACTIVATION>
 inline float activation_slope(float a, float z) {
   if (ACTIVATION == LECUN_TANH) return (1.7159f - z) * (1.7159f + z) * (0.666f / 1.7159f);

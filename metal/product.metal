@@ -1,10 +1,10 @@
-// The matrix products of a step: out (ROWS, J) = in (ROWS, K) W^T, by all threads of a group.
+// The matrix products of a step: out (ROWS, J) = in (ROWS, K) W^T, by all threads of a threadgroup.
 //
-// SPLIT neighbouring lanes share K: each takes every SPLIT-th float4 of it, for the same OUTPUTS results, and the partial sums meet by
-// shuffles. A weight is packed so that each thread finds its float4s at a stride of the group's size (see packing.py), and is read for all
-// ROWS. Inputs lie in threadgroup memory, padded with zeros to SPLIT * SHARE floats a row.
+// SPLIT neighbouring lanes (a lane group) share K: each takes every SPLIT-th float4 of it, for the same OUTPUTS results, and the partial
+// sums are added by shuffles. Weights are packed so that each thread finds its float4s at a stride of the threadgroup's size (see
+// packing.py); each is read once for all ROWS. Inputs are in threadgroup memory, zero-padded to SPLIT * SHARE floats per row.
 
-// Four weights as they are packed, by the type of the array that holds them; `unpack` makes floats of them.
+// Four packed weights, by the element type of their array; `unpack` converts them to floats.
 struct Half4 {
   uint2 bits;
 };
@@ -56,7 +56,7 @@ struct Streamed {
   int stride;
 };
 
-// Methods would leave the address space of their object open, so these are functions.
+// Functions, since methods would leave the address space of their object open.
 template <int COUNT, typename V>
 inline void load_weights(thread Resident<COUNT, V>& weights, device const V* packed, int stride) {
 #pragma unroll
@@ -105,8 +105,8 @@ inline void accumulate(threadgroup const float4* in, thread const W& weights, in
   }
 }
 
-// Adds the partial sums of 2 * BIT lanes. As long as there are several results the lanes divide them, so that with OUTPUTS = SPLIT lane p ends
-// with result p in sums[0]; with fewer results, neighbouring lanes end with the same one.
+// Adds the partial sums of 2 * BIT lanes. While there are several results the lanes divide them, so that with OUTPUTS = SPLIT lane p ends
+// with result p in sums[0]; with fewer results, neighbouring lanes end with copies of the same one.
 template <int OUTPUTS, int BIT>
 struct LaneSum {
   static inline void run(thread float* sums, int part) {
@@ -121,7 +121,7 @@ struct LaneSum {
     LaneSum<half_count, BIT / 2>::run(sums, part);
   }
 };
-// Three results are divided as four of which the last is nothing.
+// Three results are treated as four with the last one unused.
 template <int BIT>
 struct LaneSum<3, BIT> {
   static inline void run(thread float* sums, int part) {
@@ -146,20 +146,20 @@ struct LaneSum<1, 0> {
   static inline void run(thread float* sums, int part) {}
 };
 
-// RESULTS results from INPUTS inputs. Results come in blocks: in each block, group g of SPLIT lanes has OUTPUTS of them, and after `run_product`
-// each lane holds one in sums[row * OUTPUTS]: number `owned` of its group, in the lanes with `primary` set (others hold copies).
-// WEIGHT is the element type of the array in which the weights lie packed.
+// RESULTS results from INPUTS inputs. Results are computed in blocks: in each block, lane group g computes OUTPUTS of them, and after
+// `run_product` each lane holds one in sums[row * OUTPUTS]: number `owned` of its group, in the lanes with `primary` set (others hold
+// copies). WEIGHT is the element type of the packed weights' array.
 template <int INPUTS, int RESULTS, int SPLIT_, int OUTPUTS_, int THREADS_, bool RESIDENT_, typename WEIGHT = float>
 struct Product {
   typedef WEIGHT Element;
   typedef typename Packed<WEIGHT>::type Four;
   enum {
     SPLIT = SPLIT_, OUTPUTS = OUTPUTS_, THREADS = THREADS_, RESIDENT = RESIDENT_,
-    SHARE = (INPUTS + 4 * SPLIT_ - 1) / (4 * SPLIT_) * 4,  // inputs of a lane
+    SHARE = (INPUTS + 4 * SPLIT_ - 1) / (4 * SPLIT_) * 4,  // inputs per lane
     ROW4 = SPLIT_ * SHARE / 4,                             // float4s of a padded row of inputs
     GROUPS = THREADS_ / SPLIT_,
     BLOCKS = (RESULTS + GROUPS * OUTPUTS_ - 1) / (GROUPS * OUTPUTS_),
-    FLOAT4S = BLOCKS * OUTPUTS_ * SHARE / 4,  // weights of a lane
+    FLOAT4S = BLOCKS * OUTPUTS_ * SHARE / 4,  // float4s of weights per lane
     COPIES = SPLIT_ / (OUTPUTS_ == 3 ? 4 : OUTPUTS_),
     UNROLL = RESIDENT_ ? int(BLOCKS) : 1  // blocks: weights in registers cannot be indexed by a variable
   };
@@ -177,13 +177,13 @@ inline void load_product(thread P& product, device const typename P::Element* pa
   load_weights(product.weights, (device const typename P::Four*)packed + thread_index, int(P::THREADS));
 }
 
-// The unit of which a lane owns head `owned`, where a group's results are the heads of one unit.
+// The unit whose head `owned` a lane owns, if a lane group's results are the heads of one unit.
 template <typename P>
 inline int unit_of(thread const P& product, int block) {
   return block * P::GROUPS + product.group;
 }
 
-// The result that a lane owns, where a group's results are neighbours.
+// The result that a lane owns, if a lane group's results are neighbours.
 template <typename P>
 inline int result_of(thread const P& product, int block) {
   return unit_of(product, block) * P::OUTPUTS + product.owned;
@@ -219,15 +219,15 @@ inline void partial_sums(thread const P& product, threadgroup const float4* in, 
   }
 }
 
-// Partial sums to results.
+// From partial sums to results.
 template <int ROWS, typename P>
 inline void join_lanes(thread const P& product, thread float* sums) {
 #pragma unroll
   for (int r = 0; r < ROWS; r++) LaneSum<P::OUTPUTS, P::SPLIT / 2>::run(sums + r * P::OUTPUTS, product.part);
 }
 
-// Both for one block. Where a lane has several blocks, all their partial sums, then all their shuffles, then what is made of them hide each
-// other's latency.
+// Both for one block. With several blocks per lane, computing all partial sums first, then all shuffles, then the results hides their
+// latency.
 template <int ROWS, typename P>
 inline void run_product(thread const P& product, threadgroup const float4* in, int block, thread float* sums) {
   partial_sums<ROWS>(product, in, block, sums);

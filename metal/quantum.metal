@@ -1,6 +1,6 @@
-// LQNet and CTRQNet, equations (1) to (5): ROWS sequences by one threadgroup, all their steps, forward and backward.
-// Arrays are time-major. The drive u and the noise come before the forward scan; the slopes, which follow from the stored states, come
-// before the backward scan, and the weights' gradients after it. A step is two products, each followed by a barrier: omega |psi|^2, and
+// LQNet and CTRQNet, equations (1) to (5): one threadgroup runs ROWS sequences through all their steps, forward and backward.
+// Arrays are time-major. The drive u and the noise are computed before the forward scan; the slopes, from the stored states, before the
+// backward scan; the weights' gradients after it. A step is two products, each followed by a barrier: omega |psi|^2, and
 // w_h psi for both parts of psi at once.
 
 template <int H_, bool NOISE_, int THREADS_, int ROWS_, int SPLIT_, bool RESIDENT_>
@@ -10,13 +10,13 @@ struct Quantum {
   enum { ROW = 4 * Square::ROW4 };
 };
 
-// All lanes of a unit have its sums: row r is finished by this one of them, so that rows do not wait for each other.
+// All lanes of a unit hold its sums; this is the lane that finishes row r, so that rows are finished in parallel.
 template <typename P>
 inline bool finishes(thread const P& product, int r) {
   return product.part == r % P::SPLIT;
 }
 
-// The sum over the units of a row; every lane gets it.
+// The sum over the units of a row, in every lane.
 template <typename P>
 inline float sum_row(thread const P& product, threadgroup const float* row) {
   threadgroup const float4* values = (threadgroup const float4*)row;
@@ -124,10 +124,10 @@ inline void quantum_forward(
   clear_rest<C::ROWS, C::THREADS>(h_s_out, steps, T, B, int(C::H), row0, thread_index);
 }
 
-// The slopes of a unit at a step, in the order in which they are stored, (T, B, COUNT, H).
+// The slopes of a unit at a step, in storage order, (T, B, COUNT, H).
 enum Slope { BY_Q_C, BY_Q_S, BY_NU_C, BY_NU_S, STAY, R_C, R_S, COS, SIN, H_C, H_S, SLOPES };
 
-// The gradient of a unit's state at a step, both parts: kept, and turned into those of its products and its share of nu's.
+// The gradient of both parts of a unit's state at a step: stored, and turned into the gradients of its products and its share of nu's.
 template <typename C>
 inline void enter_quantum_step(
     float dh_c, float dh_s, int u, device const float* slopes, threadgroup float* dh, threadgroup float* d_q, threadgroup float* d_nu,
@@ -139,19 +139,19 @@ inline void enter_quantum_step(
   d_nu[u] = dh_c * slopes[BY_NU_C * C::H + u] + dh_s * slopes[BY_NU_S * C::H + u];
 }
 
-// The backward scan: only what is sequential, dh -> dr -> dtheta -> dh.
+// The backward scan: only the sequential part, dh -> dr -> dtheta -> dh.
 template <typename C, typename IO>
 inline void quantum_backward(
     device const IO* dy_c,            // (T, B, H)
     device const IO* dy_s,            // (T, B, H)
-    device const float* carry,        // (B, 2, H): the gradient of the last state from beyond these steps
+    device const float* carry,        // (B, 2, H): the gradient of the last state from later steps
     device const float* slopes,       // (T, B, SLOPES, H)
     device const float* omega,        // packed transposes of the forward's weights
     device const float* w_h,
     device const float* dt_in,        // (T, B)
     device const int* lengths,        // (B)
     device const int* dims,           // T, B
-    device float* dh_out,             // (T, B, 2, H): whole gradient of each state
+    device float* dh_out,             // (T, B, 2, H): total gradient of each state
     device float* dr_out,             // (T, B, 2, H): of psi after (3)
     device float* dh0,                // (B, 2, H)
     int group_index, int thread_index, threadgroup float4* scratch) {
@@ -220,7 +220,7 @@ inline void quantum_backward(
         int step = t * B + row0 + r, before = step - B;
         device const float* slope = slopes + step * SLOPES * C::H + u;
         threadgroup float* dh_row = dh + 2 * r * C::ROW;
-        // at t = length nothing has arrived yet: the sums and dh are 0
+        // at t = length there is no incoming gradient yet: the sums and dh are 0
         float dh_c = dh_row[u] + 2.0f * sums[r] * slope[H_C * C::H];
         float dh_s = dh_row[C::ROW + u] + 2.0f * sums[r] * slope[H_S * C::H];
         if (t == 0) {

@@ -1,6 +1,6 @@
-// Sequences of different lengths, ROWS of them in a group.
+// Sequences of different lengths, ROWS of them per threadgroup.
 
-// How many steps each row of this group has; returns the most.
+// Reads the number of steps of each row of this threadgroup; returns the largest.
 template <int ROWS>
 inline int read_lengths(device const int* lengths, int row0, int B, thread int* length) {
   int most = 0;
@@ -12,7 +12,7 @@ inline int read_lengths(device const int* lengths, int row0, int B, thread int* 
   return most;
 }
 
-// Rows (B, width) of step t from there on are 0 to the end of the sequence.
+// Zeroes rows (B, width) from step t on.
 template <int ROWS, int THREADS, typename IO>
 inline void clear_rest(device IO* values, int t, int T, int B, int width, int row0, int thread_index) {
   for (; t < T; t++) {
@@ -22,7 +22,7 @@ inline void clear_rest(device IO* values, int t, int T, int B, int width, int ro
   }
 }
 
-// The sequences of a group: row r is number row0 + r of B, and has length[r] steps; the longest has `steps`.
+// The sequences of a threadgroup: row r is sequence row0 + r of B and has length[r] steps; the longest has `steps`.
 template <int ROWS>
 struct Rows {
   int B, row0, steps;
@@ -38,16 +38,16 @@ inline void load_rows(thread Rows<ROWS>& rows, device const int* lengths, int B,
 
 template <int ROWS>
 inline bool valid(thread const Rows<ROWS>& rows, int t, int r) {
-  return unsigned(t) < unsigned(rows.length[r]);  // no step before the first either
+  return unsigned(t) < unsigned(rows.length[r]);  // also false for negative t
 }
 
-// The place of row r at step t in an array (T, B).
+// The index of row r at step t in an array (T, B).
 template <int ROWS>
 inline int place(thread const Rows<ROWS>& rows, int t, int r) {
   return t * rows.B + rows.row0 + r;
 }
 
-// The group's rows of values (T, B, width) are 0 from step t on.
+// Zeroes the threadgroup's rows of values (T, B, width) from step t on.
 template <int THREADS, int ROWS>
 inline void clear_rows(device float* values, int t, int T, int width, thread const Rows<ROWS>& rows, int thread_index) {
   clear_rest<ROWS, THREADS>(values, t, T, rows.B, width, rows.row0, thread_index);

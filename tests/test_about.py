@@ -58,7 +58,7 @@ def test_everything_that_a_report_needs():
     assert lines[3].startswith("backend   ops; kernels: ")
     assert "set       EMBER_MLX_BACKEND=ops, EMBER_MLX_LAUNCH_MS=5" in lines
     assert any(line.startswith("extras    ") for line in lines)
-    assert any(line.startswith("A report goes to ") for line in lines)
+    assert any(line.startswith("Report a bug at ") for line in lines)
     assert "python -m ember_mlx --check --quick" in lines[-1]
 
 
@@ -70,7 +70,7 @@ def test_version_alone():
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (ABSENT, "not known, for MLX cannot be imported: No module named 'mlx'"),
+        (ABSENT, "not known, since MLX cannot be imported: No module named 'mlx'"),
         (
             REFUSES,
             "Device(gpu, 0), device_name Some GPU, which refuses: RuntimeError: [metal::load_device] no device in ~/x",
@@ -84,14 +84,14 @@ def test_it_works_where_mlx_does_not(tmp_path, text, told):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout.splitlines()[2].startswith(f"device    {told}")
-    assert "A report goes to " in done.stdout
+    assert "Report a bug at " in done.stdout
 
 
 def test_it_does_not_wait_for_mlx_for_ever(tmp_path, monkeypatch):
     (tmp_path / "mlx.py").write_text("import time; time.sleep(60)")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
     monkeypatch.setattr(about, "PATIENCE", 1.0)
-    assert about.asked() == {"device": "not known, for MLX did not answer within 1 s"}
+    assert about.asked() == {"device": "not known, since MLX did not answer within 1 s"}
 
 
 def test_check_without_mlx_says_so(tmp_path):

@@ -119,7 +119,7 @@ def test_a_class_of_ones_own_is_found_again():
     config = Bidirectional(Renamed(I, H)).get_config()
     assert type(Bidirectional.from_config(config).backward_layer) is Renamed
     config["layer"]["class"] = "Gone"
-    with pytest.raises(ValueError, match=r"\[Bidirectional\] config must name a layer that is defined, one of CTRQNet, CfC, .* got 'Gone'"):
+    with pytest.raises(ValueError, match=r"\[Bidirectional\] config must name a defined layer, one of CTRQNet, CfC, .* got 'Gone'"):
         Bidirectional.from_config(config)
 
 
@@ -142,7 +142,7 @@ MESSAGES = {
     "backwards": (
         ValueError,
         lambda: Bidirectional(GRU(3, 4, go_backwards=True)),
-        "[Bidirectional] layer must run forwards, and be able to run backwards, got GRU with go_backwards=True.",
+        "[Bidirectional] layer must run forwards and support go_backwards, got GRU with go_backwards=True.",
     ),
     "state": (
         TypeError,
@@ -157,7 +157,7 @@ MESSAGES = {
     "time-deltas": (
         ValueError,
         lambda: Bidirectional(GRU(3, 4))(mx.zeros((1, 2, 3)), time_deltas=0.5),
-        "[GRU] time_deltas must be None, for this layer knows no elapsed time, got float.",
+        "[GRU] time_deltas must be None, since this layer does not use elapsed time, got float.",
     ),
 }
 

@@ -18,10 +18,12 @@ from ember_mlx import (
     CTRQNet,
     LQNet,
     NCPMap,
+    Recurrent,
     SequenceModel,
     StrideAware,
     StrideAwareCfC,
     StrideAwareLTC,
+    cells,
     use_backend,
 )
 from ember_mlx.kernels.loader import kernels_made_by
@@ -37,6 +39,8 @@ LAYERS = {
     "gru-bidirectional": partial(GRU, I, 4, num_layers=2, bidirectional=True),
     "lstm": partial(LSTM, I, 4, proj_size=2, return_sequences=False),
     "lstm-bidirectional": partial(LSTM, I, 4, num_layers=2, proj_size=2, bidirectional=True, return_sequences=False, batch_first=False),
+    "recurrent": partial(Recurrent, cells.LEM(), I, 4, num_layers=2),
+    "recurrent-bidirectional": partial(Recurrent, cells.GRUD(), I, 4, num_layers=2, bidirectional=True, return_sequences=False),
     "cfc": partial(CfC, 4, I, backbone_units=5),
     "cfc-pure-ncp": partial(CfC, NCP, mode="pure", output="motor", proj_size=3, return_sequences=True),
     "cfc-mixed-memory": partial(CfC, NCP, mixed_memory=True),

@@ -215,11 +215,11 @@ def other_version(path):
 
 
 SPOILED = {
-    cut: "it is cut off",
-    cut_in_the_header: "it is cut off, or no safetensors file",
-    empty: "it is cut off, or no safetensors file",
-    foreign: "it is no checkpoint of ember_mlx",
-    no_safetensors: "it is cut off, or no safetensors file",
+    cut: "it is truncated",
+    cut_in_the_header: "it is truncated, or not a safetensors file",
+    empty: "it is truncated, or not a safetensors file",
+    foreign: "it is not a checkpoint of ember_mlx",
+    no_safetensors: "it is truncated, or not a safetensors file",
     other_version: "its format is 99, this version reads",
 }
 

@@ -12,7 +12,7 @@ REASON = unsupported_reason()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 FILES = {"rnn": "gated", "lstm": "gated", "gru": "gated"}
 BY_STEP = ("lstm-512",)
-# bytes that the assembler keeps in memory, arrays among them; 0 where nothing is said
+# bytes that the assembler keeps in memory, arrays among them; 0 which does not exist said
 SPILLED = {"ltc-128": 8}
 CASES = {
     "cfc-64": ("cfc", "default", (3, 2, 64), False),

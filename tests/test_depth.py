@@ -6,7 +6,7 @@ import sys
 import mlx.core as mx
 import pytest
 
-from ember_mlx import GRU, LSTM, LTC, RNN, CfC, CTRQNet, LQNet, StrideAware
+from ember_mlx import GRU, LSTM, LTC, RNN, CfC, CTRQNet, LQNet, Recurrent, StrideAware, cells
 from ember_mlx.scans import dispatch
 from ember_mlx.scans.dispatch import MOST_TRACED
 
@@ -14,6 +14,7 @@ EVALUATIONS = {  # of a cell in a step
     "rnn": (1, "RNN", lambda: RNN(1, 2)),
     "lstm": (1, "LSTM", lambda: LSTM(1, 2)),
     "gru": (1, "GRU", lambda: GRU(1, 2, 2)),
+    "recurrent": (2, "Recurrent", lambda: Recurrent(cells.LEM, 1, 2)),
     "cfc": (1, "CfC", lambda: CfC(2, 1, backbone_units=2)),
     "ltc": (6, "LTC", lambda: LTC(2, 1)),
     "ltc-rk4": (8, "LTC", lambda: LTC(2, 1, solver="rk4", ode_unfolds=2)),

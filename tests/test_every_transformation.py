@@ -16,9 +16,11 @@ from ember_mlx import (
     LQNet,
     NCPMap,
     RandomMap,
+    Recurrent,
     StrideAware,
     StrideAwareCfC,
     StrideAwareLTC,
+    cells,
 )
 
 from .comparisons import assert_close, assert_trees_close
@@ -29,6 +31,10 @@ LAYERS = {
     "rnn-relu": lambda: RNN(I, 3, activation="relu"),
     "lstm-projected": lambda: LSTM(I, 3, proj_size=2),
     "gru-deep": lambda: GRU(I, 3, 2, bidirectional=True),
+    "recurrent-lem": lambda: Recurrent(cells.LEM, I, 3, 2, bidirectional=True),
+    "recurrent-min-lstm": lambda: Recurrent(cells.MinLSTM, I, 3),
+    "recurrent-gru-d": lambda: Recurrent(cells.GRUD, I, 3),
+    "recurrent-ct-rnn": lambda: Recurrent(cells.CTRNN(unfolds=2), I, 3),
     "cfc": lambda: CfC(4, I, backbone_units=3, backbone_layers=2, activation="gelu"),
     "cfc-no-gate": lambda: CfC(4, I, mode="no_gate", backbone_units=3, activation="silu"),
     "cfc-pure": lambda: CfC(4, I, mode="pure", backbone_units=3, activation="relu"),

@@ -499,7 +499,7 @@ MESSAGES = {
     "time-deltas": (
         ValueError,
         lambda: GRU(3, 6)(X, time_deltas=1.0),
-        "[GRU] time_deltas must be None, for this layer knows no elapsed time, got float.",
+        "[GRU] time_deltas must be None, since this layer does not use elapsed time, got float.",
     ),
     "features": (ValueError, lambda: RNN(4, 6)(X), "[RNN] x must have I = 4 features on its last axis, got shape (4, 5, 3)."),
     "lengths": (ValueError, lambda: RNN(3, 6)(X, lengths=[1, 2, 3, 6]), "[RNN] lengths must lie in 1..T = 1..5, got 6."),
@@ -514,7 +514,7 @@ MESSAGES = {
     "dropout-one-layer": (
         ValueError,
         lambda: GRU(3, 2, dropout=0.5),
-        "[GRU] dropout must be 0 where there is one layer, since it acts between layers, got 0.5.",
+        "[GRU] dropout must be 0 with a single layer, since it acts between layers, got 0.5.",
     ),
 }
 

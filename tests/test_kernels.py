@@ -309,7 +309,7 @@ def test_a_kernel_that_does_not_work_gives_way_once_and_says_so(monkeypatch, mak
         expected = layer(x)
         mx.eval(expected)
     with kernels_made_by("metal", maker):
-        with pytest.warns(RuntimeWarning, match="the metal kernel does not work here, slower MLX operations take its place: .*" + message):
+        with pytest.warns(RuntimeWarning, match="the metal kernel does not work here; slower MLX operations are used.*" + message):
             assert_close(layer(x), expected, 1e-6)
         recwarn.clear()
         assert_close(layer(x), expected, 1e-6)
@@ -377,7 +377,7 @@ def test_auto_takes_kernels_where_the_device_is_a_gpu(monkeypatch):
 @pytest.mark.skipif(mx.metal.is_available(), reason="there is a Metal device here")
 def test_a_named_backend_never_gives_way():
     layer, x = CfC(5, 3), mx.zeros((2, 4, 3))
-    message = r"\[CfC\] backend 'metal' cannot run: there is no metal device here; use 'auto' or 'ops'\."
+    message = r"\[CfC\] backend 'metal' cannot run: there is no metal device; use 'auto' or 'ops'\."
     with ember_mlx.use_backend("metal"), pytest.raises(RuntimeError, match=message):
         layer(x)
 
@@ -397,7 +397,7 @@ def test_arrays_that_an_int_cannot_index_are_refused():
     arrays = to_mlx(arrays)
     assert fused.refusal("metal", spec, arrays) is None
     long = arrays | {"dt": mx.broadcast_to(arrays["dt"], (2**16 - 1, 2**7))}
-    assert fused.refusal("metal", spec, long) == "an array of 2147483648 numbers has more than an int counts"
+    assert fused.refusal("metal", spec, long) == "an array of 2147483648 elements is too large for int indices"
 
 
 def test_blocks_of_steps_bound_the_memory():

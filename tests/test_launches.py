@@ -317,7 +317,7 @@ def test_nothing_is_cut_on_cuda_or_without_a_budget(on_family, kind, ms):
 
 @pytest.mark.parametrize("text", ["ten", "", "-1", "nan", "inf", "10ms"])
 def test_a_budget_that_is_no_number_of_milliseconds_is_refused_by_name(text):
-    message = rf"\[ember_mlx\] {VARIABLE} must be a number of milliseconds, 0 for launches of any length, got {text!r}\."
+    message = rf"\[ember_mlx\] {VARIABLE} must be a number of milliseconds, 0 for no limit, got {text!r}\."
     with pytest.raises(ValueError, match=message):
         launch_ms(text)
 

@@ -104,7 +104,7 @@ CALLS = {
     "lengths-ragged": (
         ValueError,
         lambda: layer()(X, lengths=[[1], [1, 2], 3, 4]),
-        "[CfC] lengths must have rows of one length, got [[1], [1, 2], 3, 4].",
+        "[CfC] lengths must have rows of equal length, got [[1], [1, 2], 3, 4].",
     ),
     "lengths-text": (TypeError, lambda: layer()(X, lengths=["1", "2", "3", "4"]), "[CfC] lengths must hold integers, got <U1."),
     "lengths-none": (ValueError, lambda: layer()(X, lengths=[]), "[CfC] lengths must have shape (B,) = (4,), got (0,)."),
@@ -230,7 +230,7 @@ CALLS = {
     "map-unbuilt": (
         ValueError,
         lambda: CfC(FullyConnectedMap(6)),
-        "[CfC] input_size must be given where neuron_map is not built, got None.",
+        "[CfC] input_size must be given if neuron_map is not built, got None.",
     ),
     "map-mismatched": (
         ValueError,
@@ -317,7 +317,7 @@ CALLS = {
     "map-unbuilt-lqnet": (
         ValueError,
         lambda: LQNet(FullyConnectedMap(6)),
-        "[LQNet] input_size must be given where neuron_map is not built, got None.",
+        "[LQNet] input_size must be given if neuron_map is not built, got None.",
     ),
     "state-clock": (
         ValueError,
@@ -365,7 +365,7 @@ CALLS = {
     "spatial-map": (
         ValueError,
         lambda: spatial_regularization(LQNet(6, input_size=3)),
-        "[spatial_regularization] layer must be on a map with places in space, as EnhancedNeuronMap, got a FullyConnectedMap.",
+        "[spatial_regularization] layer must be on a map with coordinates, such as EnhancedNeuronMap, got a FullyConnectedMap.",
     ),
     "spatial-backbone": (
         ValueError,

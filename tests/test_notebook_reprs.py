@@ -24,16 +24,19 @@ from ember_mlx import (
     NCPMap,
     NeuronMap,
     RandomMap,
+    Recurrent,
     SequenceModel,
     StrideAware,
     StrideAwareCfC,
     StrideAwareLTC,
+    cells,
 )
 
 MODULES = {
     "rnn": lambda: RNN(3, 4),
     "lstm": lambda: LSTM(3, 4, num_layers=2, bidirectional=True),
     "gru": lambda: GRU(3, 4),
+    "recurrent": lambda: Recurrent(cells.CTRNN, 3, 4),
     "cfc": lambda: CfC(4, 3),
     "cfc-ncp": lambda: CfC(AutoNCPMap(8, 2), 3, mixed_memory=True),
     "ltc": lambda: LTC(AutoNCPMap(8, 2), 3),

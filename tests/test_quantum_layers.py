@@ -329,3 +329,27 @@ def test_a_wrapper_draws_noise_of_its_own_for_each_layer(wrap):
     both.eval()
     y = both(x, key=key)
     assert_close(y[:, :6], y[:, 6:], 0)
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "names"),
+    [
+        (LQNet, (0.5, 0.2, 0.0, False), ("nu_0", "beta", "noise_scale", "return_sequences")),
+        (LQNet, (2, 0.25), ("nu_0", "beta")),
+        (CTRQNet, (0.5, 0.2, 0.0, 3.0, False), ("nu_0", "beta", "noise_scale", "time_scale_factor", "use_harmonic_embedding")),
+    ],
+)
+def test_the_old_order_of_arguments_still_works_and_warns(cls, values, names):
+    with pytest.warns(DeprecationWarning, match="pass nu_0, beta") as caught:
+        layer = cls(RandomMap(6, 2, I), *values)
+    assert caught[0].filename == __file__
+    assert [getattr(layer, name) for name in names] == list(values)
+    assert layer.get_config() == cls(RandomMap(6, 2, I), **dict(zip(names, values, strict=True))).get_config()
+
+
+def test_input_size_comes_second_as_in_all_layers_on_maps():
+    assert LQNet(6, I).input_size == CTRQNet(6, I).input_size == I
+    with pytest.raises(TypeError, match="nu_0 must be given once"):
+        LQNet(6, 0.5, nu_0=1.0, input_size=I)
+    with pytest.raises(TypeError, match="positional arguments"):
+        LQNet(6, *[0.5] * 9)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
-from ember_mlx import GRU, LSTM, LTC, RNN, Bidirectional, CfC, CTRQNet, LQNet, NCPMap, StrideAware, use_backend
+from ember_mlx import GRU, LSTM, LTC, RNN, Bidirectional, CfC, CTRQNet, LQNet, NCPMap, Recurrent, StrideAware, cells, use_backend
 
 I, T, B = 3, 6, 4
 LENGTHS = [6, 2, 1, 4]
@@ -14,6 +14,7 @@ LAYERS = {
     "rnn": lambda: RNN(I, 4),
     "gru": lambda: GRU(I, 4, num_layers=2, batch_first=False),
     "lstm": lambda: LSTM(I, 4, num_layers=2, proj_size=2, return_sequences=False),
+    "recurrent": lambda: Recurrent(cells.LEM, I, 4, num_layers=2),
     "cfc": lambda: CfC(4, I, checkpoint_steps=2),
     "cfc-ncp": lambda: CfC(NCP, mixed_memory=True, output="motor", time_scale_factor=0.5, batch_first=False),
     "ltc": lambda: LTC(NCP, ode_unfolds=2),

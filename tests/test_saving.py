@@ -27,10 +27,12 @@ from ember_mlx import (
     NCPMap,
     NeuronMap,
     RandomMap,
+    Recurrent,
     SequenceModel,
     StrideAware,
     StrideAwareCfC,
     StrideAwareLTC,
+    cells,
     load,
     save,
 )
@@ -71,6 +73,8 @@ MODULES = {
     "explicit map": lambda: CfC(NeuronMap(4, 4, I, adjacency_matrix=np.eye(4), sensory_adjacency_matrix=np.ones((I, 4)))),
     "lqnet": lambda: LQNet(edited_map(), noise_scale=0.0, nu_0=0.4),
     "ctrqnet": lambda: CTRQNet(4, input_size=I, noise_scale=0.0, use_harmonic_embedding=True, time_scale_factor=0.5),
+    "cell": lambda: Recurrent(cells.LEM, I, 4, 2, bidirectional=True, bias=False),
+    "cell with settings": lambda: StrideAware(Recurrent(cells.CTRNN(unfolds=2), I, 4, return_sequences=False), [2, 1]),
     "strides": lambda: StrideAware(GRU(I, 4), [1, 3]),
     "stride cfc": lambda: StrideAwareCfC(4, [1, 2], I, return_sequences=True),
     "stride ltc": lambda: StrideAwareLTC(AutoNCPMap(7, 2, seed=1), [1, 2], I),
@@ -157,7 +161,7 @@ def test_a_class_of_ones_own_is_given(tmp_path, make):
     module, path = make(), tmp_path / "mine.safetensors"
     save(module, path)
     name = "Mine" if isinstance(module, Mine) else "MyCfC"
-    with pytest.raises(ValueError, match=rf"\[load\] classes must hold {name}, which the file names; known are Bidirectional, CTRQNet, "):
+    with pytest.raises(ValueError, match=rf"\[load\] classes must hold {name}, which the file contains; known are Bidirectional, "):
         load(path)
     same = load(path, classes=[Mine, MyCfC])
     x = mx.random.normal((2, 5, I))
@@ -192,7 +196,7 @@ BAD_SAVES = {
         r"\[save\] model.layers\[1\] must be a layer of ember_mlx, .* got mlx.nn.layers.embedding.Embedding",
     ),
     "suffix": (lambda path: save(GRU(I, 4), path.with_suffix(".npz")), ValueError, r"\[save\] path must end in .safetensors, got "),
-    "no path": (lambda path: save(GRU(I, 4), 3), TypeError, r"\[save\] path must be a text or a Path, got int"),
+    "no path": (lambda path: save(GRU(I, 4), 3), TypeError, r"\[save\] path must be a str or a Path, got int"),
     "no folder": (lambda path: save(GRU(I, 4), path.parent / "no" / path.name), OSError, r"\[save\] \S+ could not be written: "),
 }
 
@@ -215,12 +219,12 @@ def changed(path, **changes):
 
 
 SPOIL = {
-    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-9]), r"it is cut off: \d+ bytes of \d+"),
-    "empty": (lambda path: path.write_bytes(b""), "it is cut off, or no safetensors file"),
-    "no safetensors": (lambda path: path.write_bytes(b"hello" * 99), "it is cut off, or no safetensors file"),
-    "foreign": (lambda path: mx.save_safetensors(str(path), {"a": mx.zeros(3)}), "it is no saved layer of ember_mlx"),
+    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-9]), r"it is truncated: \d+ bytes of \d+"),
+    "empty": (lambda path: path.write_bytes(b""), "it is truncated, or not a safetensors file"),
+    "no safetensors": (lambda path: path.write_bytes(b"hello" * 99), "it is truncated, or not a safetensors file"),
+    "foreign": (lambda path: mx.save_safetensors(str(path), {"a": mx.zeros(3)}), "it is not a saved layer of ember_mlx"),
     "other format": (lambda path: changed(path, format=7), "its format is 7, this version reads 1"),
-    "a checkpoint": (lambda path: changed(path, what="checkpoint"), "it is no saved layer of ember_mlx, but a checkpoint"),
+    "a checkpoint": (lambda path: changed(path, what="checkpoint"), "it is not a saved layer of ember_mlx, but a checkpoint"),
 }
 
 
@@ -258,10 +262,10 @@ def test_a_class_that_the_file_names_is_never_imported(tmp_path):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"\[load\] path must be a saved layer, got \S+, where nothing is"):
+    with pytest.raises(FileNotFoundError, match=r"\[load\] path must be a saved layer, got \S+, which does not exist"):
         load(tmp_path / "none.safetensors")
     save(GRU(I, 4), tmp_path / "layer.safetensors")
-    with pytest.raises(TypeError, match=r"\[load\] classes must hold subclasses of mlx.nn.Module, got"):
+    with pytest.raises(TypeError, match=r"\[load\] classes must hold subclasses of mlx.nn.Module or of Cell, got"):
         load(tmp_path / "layer.safetensors", classes=["GRU"])
 
 

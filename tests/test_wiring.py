@@ -491,7 +491,7 @@ COMPLAINTS = {
     "matrix-ragged": (
         lambda: NeuronMap(2, adjacency_matrix=[[1, 0], [1]]),
         ValueError,
-        "[NeuronMap] adjacency_matrix must have rows of one length, got [[1, 0], [1]].",
+        "[NeuronMap] adjacency_matrix must have rows of equal length, got [[1, 0], [1]].",
     ),
     "sensory-shape": (
         lambda: NeuronMap(2, sensory_adjacency_matrix=[1, 0]),
@@ -527,7 +527,7 @@ COMPLAINTS = {
     "layers-ragged": (
         lambda: NeuronMap(3, layers=[[[0], [1, 2]]]),
         ValueError,
-        "[NeuronMap] layers[0] must have rows of one length, got [[0], [1, 2]].",
+        "[NeuronMap] layers[0] must have rows of equal length, got [[0], [1, 2]].",
     ),
     "layer-names-number": (
         lambda: NeuronMap(2, layers=[[0], [1]], layer_names=3),

@@ -1,1 +1,1 @@
-"""Fused kernels: their text, how it is compiled for a device, and how weights are laid out for it."""
+"""Fused kernels: their source, its compilation for a device, and the layout of their weights."""

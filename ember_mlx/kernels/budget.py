@@ -1,4 +1,4 @@
-"""How long a launch may last."""
+"""The time limit of a launch."""
 
 import math
 import os
@@ -11,7 +11,7 @@ DEFAULT = "10"  # below one display frame, 16 ms
 
 
 def launch_ms(text: str) -> float:
-    """What the environment variable says: milliseconds, 0 for launches of any length.
+    """The limit in milliseconds from the environment variable's text; 0 means no limit.
 
     Example:
         >>> launch_ms("2.5")
@@ -22,10 +22,10 @@ def launch_ms(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise bad_argument("ember_mlx", VARIABLE, "be a number of milliseconds, 0 for launches of any length", repr(text))
+        raise bad_argument("ember_mlx", VARIABLE, "be a number of milliseconds, 0 for no limit", repr(text))
     return value
 
 
 _AT_FIRST = launch_ms(os.environ.get(VARIABLE, DEFAULT))
-# milliseconds of a launch on Metal, by the figures of tiles.py
+# longest launch on Metal in milliseconds, estimated with the figures in tiles.py
 launch_budget: ContextVar[float] = ContextVar("launch_budget", default=_AT_FIRST)

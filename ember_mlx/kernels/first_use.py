@@ -1,8 +1,8 @@
-"""A kernel is trusted after it has run once on this device and agreed with the NumPy form.
+"""The check before a kernel's first use: it must run on this device and agree with the NumPy form.
 
-What runs is a small problem in the variant that serves the call, with the same template arguments: three steps of few sequences of
-different lengths, which fill one threadgroup and a part of another. A layer of more than MOST_WEIGHTS weights (an LTC's of more than 65,536
-synapses), for which NumPy would need seconds and gigabytes, is checked in its layout with a part of its units.
+The check runs a small problem with the variant and template arguments of the call: three steps of a few sequences of different lengths,
+which fill one threadgroup and part of a second. A layer with more than MOST_WEIGHTS weights (an LTC with more than 65,536 synapses), for
+which NumPy would need seconds and gigabytes, is checked in its layout with fewer units.
 """
 
 import warnings
@@ -16,20 +16,20 @@ from mlx.utils import tree_flatten, tree_unflatten
 from .loader import maker_of
 from .tiles import checked_variant
 
-# relative, of outputs and gradients, by the coarsest dtype; a wrong kernel is off by far more
+# largest relative errors of outputs and gradients, by the coarsest dtype; a wrong kernel has far larger ones
 ALLOWED = {mx.float32: (1e-4, 1e-3), mx.float16: (1e-2, 5e-2), mx.bfloat16: (5e-2, 2e-1)}
 STEPS = 3
-MOST_WEIGHTS = 2**19  # of a small problem
+MOST_WEIGHTS = 2**19  # weights of a small problem
 _verdicts: dict[Hashable, str | None] = {}
 
 
 class SmallProblem(NamedTuple):
-    """What the check of a call runs.
+    """The problem on which a kernel is checked.
 
     Args:
         spec: the static part.
         arrays: a tree of NumPy arrays.
-        variant: the call's kernel variant, of which the problem takes all but its sizes.
+        variant: the call's kernel variant; the problem uses it with smaller sizes.
     """
 
     spec: Any
@@ -38,7 +38,7 @@ class SmallProblem(NamedTuple):
 
 
 def few_sequences(*rows: int) -> int:
-    """So few sequences that groups of so many rows are filled, the last one in part; at least 2.
+    """The fewest sequences, at least 2, that fill at least one group of each of these row counts and part of a second.
 
     Example:
         >>> few_sequences(4), few_sequences(2, 3), few_sequences(1), few_sequences(0)
@@ -51,7 +51,7 @@ def few_sequences(*rows: int) -> int:
 
 
 def few_lengths(sequences: int) -> np.ndarray:
-    """Lengths 1, 2, ... of the sequences of a small problem; the last one has all steps.
+    """The sequence lengths 1, 2, ... of a small problem; the last sequence has all steps.
 
     Example:
         >>> few_lengths(5).tolist()
@@ -61,17 +61,17 @@ def few_lengths(sequences: int) -> np.ndarray:
 
 
 def part_within(weights: int, most: int = MOST_WEIGHTS) -> float:
-    """The part of the units, at most 1, between which there are no more than `most` of so many weights."""
+    """The fraction of the units, at most 1, that reduces `weights` to at most `most`."""
     return min(1.0, (most / max(1, weights)) ** 0.5)
 
 
 def few_units(units: int, part: float) -> int:
-    """So many units as a part of some is, at least one."""
+    """The number of units in a fraction of them, at least 1."""
     return max(1, int(units * part))
 
 
 def complaint(kind: str, recurrence: Any, spec: Hashable, arrays: Any) -> str | None:
-    """None if the kernel variants for these arrays work on this device, else what is wrong with one; each is tried once."""
+    """None if the kernel variants for these arrays work on this device, else a message; each variant is checked once."""
     found = None
     for part in recurrence.fused.parts(kind, spec, arrays):
         found = _complaint(kind, recurrence, *part) or found
@@ -83,28 +83,28 @@ def _complaint(kind: str, recurrence: Any, spec: Hashable, arrays: Any) -> str |
     if key not in _verdicts:
         _verdicts[key] = _tried(kind, recurrence, spec, arrays)
         if _verdicts[key] is not None:
-            message = f"[{recurrence.name}] the {kind} kernel does not work here, slower MLX operations take its place: {_verdicts[key]}"
+            message = f"[{recurrence.name}] the {kind} kernel does not work here; slower MLX operations are used instead: {_verdicts[key]}"
             warnings.warn(message, RuntimeWarning, stacklevel=5)
     return _verdicts[key]
 
 
 def verdicts() -> dict[Hashable, str | None]:
-    """What is known so far: variant -> complaint, or None for a working one."""
+    """The results so far: variant -> complaint, or None for a working variant."""
     return dict(_verdicts)
 
 
 def check(
     kind: str, recurrence: Any, spec: Hashable, arrays: Any, like: Any = None, judge: type[np.floating[Any]] = np.float64
 ) -> tuple[float, float]:
-    """Run a problem forward and backward as kernels and as NumPy.
+    """Run a problem forward and backward, both as kernels and in NumPy, and compare.
 
     Args:
         kind: "metal" or "cuda".
-        recurrence: whose kernels.
+        recurrence: the recurrence to check.
         spec: its static part.
         arrays: a tree of NumPy arrays.
-        like: a tree of MLX arrays whose dtypes the kernels get; float32 if None.
-        judge: NumPy's dtype.
+        like: a tree of MLX arrays with the dtypes to run the kernels in; float32 if None.
+        judge: the dtype of the NumPy computation.
 
     Returns:
         The relative errors of outputs and gradients.
@@ -125,14 +125,14 @@ def check(
 
 
 def worst(errors: Iterable[float]) -> float:
-    """The largest error; NaN where any of them is, which Python's max may pass over."""
+    """The largest error, or NaN if any is NaN (which Python's max may ignore)."""
     return float(np.max(list(errors)))
 
 
 def in_half(arrays: Any, dtype: mx.Dtype) -> Any:
-    """A problem's arrays with x and the weights in half precision, as a layer in that precision gives them to its scan.
+    """A problem's arrays with x and the weights in half precision, as a half-precision layer passes them to its scan.
 
-    Weights are the leaves of parts of the tree; times, states and dropout factors stay float32.
+    Weights are the leaves of subtrees; times, states and dropout factors stay float32.
     """
 
     def cast(path: str, a: np.ndarray) -> mx.array:
@@ -143,7 +143,7 @@ def in_half(arrays: Any, dtype: mx.Dtype) -> Any:
 
 
 def works(errors: tuple[float, float], like: Any = None) -> bool:
-    """Whether errors of `check` are those of rounding."""
+    """Whether the errors from `check` are small enough to be rounding errors."""
     dtypes = [mx.float32] if like is None else [a.dtype for _, a in tree_flatten(like) if a.dtype in ALLOWED]
     allowed = max(ALLOWED[dtype] for dtype in dtypes)
     return all(error <= limit for error, limit in zip(errors, allowed, strict=True))
@@ -160,9 +160,9 @@ def _as_numpy(a: mx.array, dtype: Any) -> np.ndarray:
 def _tried(kind: str, recurrence: Any, spec: Hashable, arrays: Any) -> str | None:
     small = recurrence.fused.small_problem(kind, spec, arrays)
     token = checked_variant.set(small.variant)
-    try:  # half of float64's time and memory; a wrong kernel is off by a hundred times more than float32 is
+    try:  # float32 takes half the time and memory of float64; a wrong kernel's errors are 100 times its rounding errors
         errors = check(kind, recurrence, small.spec, small.arrays, arrays, np.float32)
-    except (RuntimeError, ValueError) as error:  # what MLX raises when Metal's compiler or the device refuses
+    except (RuntimeError, ValueError) as error:  # raised by MLX when Metal's compiler or the device fails
         return str(error)
     finally:
         checked_variant.reset(token)

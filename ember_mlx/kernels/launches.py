@@ -1,8 +1,8 @@
-"""Launches: how long they take by the figures of tiles.py, in which pieces they are made, and several of them as one.
+"""Kernel launches: their estimated duration (with the figures in tiles.py), splitting them into pieces, and merging several into one.
 
-macOS ends a process whose launch keeps the display from the GPU. So on Metal none lasts longer than `launch_budget` (budget.py): a scan's
-is cut by steps, its state carried from piece to piece, and where one step alone takes longer, by sequences too. Each piece does for its
-steps and sequences what the whole would, so that the results are the same bit for bit.
+macOS kills a process whose launch keeps the GPU from the display for too long. So on Metal no launch exceeds `launch_budget` (budget.py): a
+scan's launch is split by time steps, with the state carried from piece to piece, and if a single step takes too long, by sequences as well.
+Each piece computes exactly what the whole launch would for its steps and sequences, so results are bit-identical.
 """
 
 import math
@@ -20,28 +20,28 @@ from .budget import launch_budget
 from .loader import SMALLEST, KernelText, compiled
 from .tiles import Family, Tile, Work, current_family, microseconds
 
-MOST_TOGETHER = 2**30  # numbers of an array, beyond which launches are not made together: their places are counted in ints
+MOST_TOGETHER = 2**30  # array elements above which launches are not merged: offsets are ints
 Named = dict[str, mx.array]
 
 
 class Launch(NamedTuple):
-    """A kernel's launch, which may be made in pieces.
+    """A kernel launch, which may be split into pieces.
 
     Args:
         text: the kernel.
-        inputs: its input arrays by name, but for `dims`; of `lengths`, how many steps each sequence has.
+        inputs: its input arrays by name, without `dims`; `lengths` holds the valid steps of each sequence.
         template: its template arguments.
-        shapes: of the outputs, in their order.
-        threads: of a threadgroup.
-        T: steps, or rows of a kernel that is parallel over them.
+        shapes: shapes of the outputs, in order.
+        threads: threads per threadgroup.
+        T: number of steps, or of rows in a kernel that is parallel over rows.
         B: sequences.
         groups: (T, B) -> threadgroups.
         dims: (T, B) -> the array `dims`.
-        work: of a group, in a step of a scan, else at all.
-        rows: sequences of a group; 0: it is not cut by sequences.
-        unit: steps, or rows, that stay together; those of a scan's step.
-        is_scan: whether a group takes the units one after another.
-        is_backward: from the last to the first.
+        work: work of a threadgroup, per step in a scan, else in total.
+        rows: sequences per threadgroup; 0: the launch is not split by sequences.
+        unit: steps, or rows, that must stay in one piece.
+        is_scan: whether a threadgroup processes the units sequentially.
+        is_backward: whether it does so from the last to the first.
     """
 
     text: KernelText
@@ -61,13 +61,13 @@ class Launch(NamedTuple):
 
     @property
     def arrays(self) -> list[mx.array]:
-        """The kernel's inputs in their order."""
+        """The kernel's inputs in order."""
         made = {"dims": self.dims(self.T, self.B)}
         return [made[name] if name in made else self.inputs[name] for name in self.text.inputs]
 
     @property
     def moved(self) -> int:
-        """Bytes that lie along the steps: each is read or written once."""
+        """Bytes of the arrays with a time axis, each read or written once."""
         given = sum(a.nbytes for name, a in self.inputs.items() if self.text.axis(name, "t", a.ndim) is not None)
         made = (math.prod(s) for n, s in zip(self.text.outputs, self.shapes, strict=True) if self.text.axis(n, "t", len(s)) is not None)
         return given + 4 * sum(made)
@@ -77,7 +77,7 @@ Launches = Generator[Launch, list[mx.array], Any]  # yields launches, gets their
 
 
 class Planned(NamedTuple):
-    """A launch as it would be made."""
+    """The sizes of a launch that was planned but not made."""
 
     kernel: str
     ms: float
@@ -90,7 +90,7 @@ _planned: ContextVar[list[Planned] | None] = ContextVar("planned", default=None)
 
 @contextmanager
 def launches_planned() -> Iterator[list[Planned]]:
-    """Make no launch in this block, but add what it would be to the list; zeros stand for its results."""
+    """Inside this block launches are not made but recorded in the list; their results are zeros."""
     planned: list[Planned] = []
     token = _planned.set(planned)
     try:
@@ -100,14 +100,14 @@ def launches_planned() -> Iterator[list[Planned]]:
 
 
 def estimated_ms(kind: str, recurrence: Any, spec: Hashable, arrays: Any, backward: bool = True) -> dict[str, float]:
-    """Milliseconds of each kernel, all its launches together, in a forward scan and its backward, by the figures of tiles.py.
+    """Estimated total milliseconds of each kernel in a forward scan and its backward pass, with the figures in tiles.py.
 
     Args:
         kind: "metal" or "cuda".
-        recurrence: whose kernels.
+        recurrence: the recurrence.
         spec: its static part.
-        arrays: a tree of MLX arrays; their values are not looked at.
-        backward: whether to count the backward too.
+        arrays: a tree of MLX arrays; their values are not used.
+        backward: whether to include the backward pass.
     """
     with launches_planned() as planned:
         outputs = recurrence.fused.forward(kind, spec, arrays)
@@ -132,7 +132,7 @@ def scan_launch(
     directions: int = 1,
     is_backward: bool = False,
 ) -> Launch:
-    """The launch of a scan over T steps of B sequences; `inputs` in the kernel's order, but for the last, `dims`."""
+    """The launch of a scan over T steps of B sequences; `inputs` in the kernel's order, without the last, `dims`."""
     named = dict(zip(text.inputs, inputs, strict=False))
 
     def groups(T: int, B: int) -> int:
@@ -142,12 +142,12 @@ def scan_launch(
 
 
 def run_launches(kind: str, launches: Launches) -> Any:
-    """Run a computation that asks for launches, one by one."""
+    """Run a generator of launches, one launch at a time."""
     return run_together(kind, [launches])[0]
 
 
 def run_together(kind: str, computations: Sequence[Launches]) -> list[Any]:
-    """Run several computations that ask for launches; those that differ in their arrays alone are one launch, at every turn."""
+    """Run several generators of launches in lockstep; launches that differ only in their arrays are merged into one."""
     return run_in_turns(computations, _alike, lambda launches: _in_pieces(kind, launches))
 
 
@@ -157,9 +157,9 @@ def launch(kind: str, one: Launch) -> list[mx.array]:
 
 
 def pieces_of(kind: str, one: Launch, scans: int = 1) -> tuple[int, int]:
-    """Steps and sequences of a piece of a launch that so many such scans make as one: none longer than the budget.
+    """Steps and sequences per piece of a launch that merges `scans` scans, so that no piece exceeds the budget.
 
-    A piece has one unit of steps and one group of sequences at least.
+    A piece has at least one unit of steps and one threadgroup of sequences.
     """
     budget, family = 1e3 * launch_budget.get(), current_family()
     if kind != "metal" or budget == 0 or _time(family, one, one.T, one.B, scans) <= budget:
@@ -172,7 +172,7 @@ def pieces_of(kind: str, one: Launch, scans: int = 1) -> tuple[int, int]:
 
 
 def groups_within(kind: str, work: Work, most: int) -> int:
-    """Threadgroups, at most so many, whose step takes no longer than the budget; at least one."""
+    """The number of threadgroups, from 1 to `most`, whose step stays within the budget."""
     budget, family = 1e3 * launch_budget.get(), current_family()
     if kind != "metal" or budget == 0:
         return most
@@ -180,19 +180,19 @@ def groups_within(kind: str, work: Work, most: int) -> int:
 
 
 def _evenly(count: int, most: int) -> int:
-    """How many of `count` things a part has where none has more than `most`, or 1, and all have about as many."""
+    """The size of nearly equal parts of `count` items, each of at most `most` items, or 1."""
     return -(-count // -(-count // max(1, most)))
 
 
 def _time(family: Family, one: Launch, T: int, B: int, scans: int) -> float:
-    """Microseconds of so many steps and sequences of a launch; what its groups do passes beside what is read and written."""
+    """Microseconds of T steps and B sequences of a launch; computation overlaps with memory traffic."""
     part = T / max(1, one.T) * (B / one.B if one.rows else 1)
     work = microseconds(family, one.work, scans * one.groups(T, B)) * (-(-T // one.unit) if one.is_scan else 1)
     return max(work, scans * part * one.moved / family.memory_rate)
 
 
 def _in_pieces(kind: str, launches: list[Launch]) -> list[list[mx.array]]:
-    """The outputs of launches that differ in their arrays alone."""
+    """The outputs of launches that differ only in their arrays."""
     steps, sequences = pieces_of(kind, max(launches, key=lambda one: one.T), len(launches))
     B = launches[0].B
     if sequences >= B:
@@ -202,7 +202,7 @@ def _in_pieces(kind: str, launches: list[Launch]) -> list[list[mx.array]]:
 
 
 def _in_turn(kind: str, launches: list[Launch], steps: int) -> list[list[mx.array]]:
-    """The outputs of launches that are made so many steps at a time."""
+    """The outputs of launches that are made `steps` steps at a time."""
     T = max(one.T for one in launches)
     if steps >= T:
         return _make(kind, launches)
@@ -219,7 +219,7 @@ def _in_turn(kind: str, launches: list[Launch], steps: int) -> list[list[mx.arra
 
 
 def _part(one: Launch, axis: str, start: int, count: int) -> Launch:
-    """The launch for so many steps ("t") or sequences ("b") from a first one on."""
+    """The part of a launch for `count` steps ("t") or sequences ("b") from `start` on."""
     stop = min(start + count, one.T if axis == "t" else one.B)
 
     def cut(name: str, shape: Sequence[int]) -> tuple[slice, ...]:
@@ -240,7 +240,7 @@ def _part(one: Launch, axis: str, start: int, count: int) -> Launch:
 
 
 def _joined(text: KernelText, axis: str, parts: list[list[mx.array]], is_backward: bool = False) -> list[mx.array]:
-    """The outputs of pieces, in the order in which they were made, together: in a row along an axis, or those of the last piece."""
+    """The joined outputs of pieces, in launch order: concatenated along an axis, or without that axis those of the last piece."""
     together = []
     for name, *pieces in zip(text.outputs, *parts, strict=True):
         places = [text.axis(name, kind, pieces[0].ndim) for kind in (axis, *("u" if axis == "t" else ""))]
@@ -251,7 +251,7 @@ def _joined(text: KernelText, axis: str, parts: list[list[mx.array]], is_backwar
 
 
 def _carried(one: Launch, outputs: Named) -> Named:
-    """The inputs of the launch for the next steps that come of a launch for some."""
+    """The inputs of the next piece that are outputs of this one."""
     given = {}
     for name, of in one.text.carried:
         place = one.text.axis(of, "t", outputs[of].ndim)
@@ -263,12 +263,12 @@ def _carried(one: Launch, outputs: Named) -> Named:
 
 
 def _alike(one: Launch) -> Hashable:
-    """What launches have in common that can be made together."""
+    """A key that is equal for launches that can be merged."""
     return (one.text, *map(tuple, one.template), one.B, one.rows, one.threads, *(a.dtype for a in one.arrays))
 
 
 def _make(kind: str, launches: list[Launch]) -> list[list[mx.array]]:
-    """One launch for launches that differ in their arrays alone."""
+    """Make launches that differ only in their arrays as one launch."""
     planned, first = _planned.get(), launches[0]
     if planned is not None:
         longest = max(launches, key=lambda one: one.T)
@@ -293,7 +293,7 @@ def _launch_alone(kind: str, one: Launch) -> list[mx.array]:
 
 
 def _launch_together(kind: str, launches: list[Launch]) -> list[list[mx.array]]:
-    """Each array holds those of all launches one after another, and a group's set says where its own begin."""
+    """Concatenate the arrays of all launches; a threadgroup finds its own arrays by the offsets of its launch."""
     first, given, shapes = launches[0], [one.arrays for one in launches], [one.shapes for one in launches]
     groups = first.groups(first.T, first.B)
     sizes = [[_even(a.size) for a in arrays] + [math.prod(shape) for shape in own] for arrays, own in zip(given, shapes, strict=True)]
@@ -317,11 +317,11 @@ def _launch_together(kind: str, launches: list[Launch]) -> list[list[mx.array]]:
 
 
 def _even(size: int) -> int:
-    """The next multiple of SMALLEST, which keeps vectors of four in place."""
+    """The next multiple of SMALLEST, which keeps float4s aligned."""
     return -(-size // SMALLEST) * SMALLEST
 
 
 def _padded(a: mx.array, size: int) -> mx.array:
-    """Flat, with zeros up to some size."""
+    """The array flattened and zero-padded to `size` elements."""
     a = a.reshape(-1)
     return a if a.size == size else mx.concatenate([a, mx.zeros((size - a.size,), a.dtype)])

@@ -1,4 +1,4 @@
-"""The kernels' text, and its compilation for Metal or CUDA."""
+"""The kernels' source, and its compilation for Metal or CUDA."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 PACKAGE = Path(__file__).resolve().parent.parent
-SMALLEST = 8  # MLX puts arrays of fewer elements into Metal's constant address space, which the kernels' text does not expect
+SMALLEST = 8  # MLX puts arrays of fewer elements into Metal's constant address space, which the kernels do not support
 Maker = Callable[..., Any]
 
 _makers: dict[str, Maker] = {}
 _SHARED = {"metal": "threadgroup", "cuda": "__shared__"}
-# MLX looks for the names of Metal's attributes in a kernel's body alone, so they stand there
+# MLX looks for the names of Metal's attributes only in a kernel's body, so they are passed on from there
 _PLACES = {
     "metal": ("int(threadgroup_position_in_grid.x)", "int(thread_index_in_threadgroup)"),
     "cuda": ("int(blockIdx.x)", "int(threadIdx.x)"),
@@ -25,15 +25,22 @@ class KernelText(NamedTuple):
     """A kernel, before it is compiled.
 
     Args:
-        name: of the function in the text, which takes the arrays, the group's index, the thread's, and the scratch memory.
+        name: of the function in the source; it takes the arrays, the threadgroup's index, the thread's index, and the scratch memory.
         arguments: the function's template arguments.
         files: the .metal files that it needs, in order.
         inputs: names of its input arrays.
+<<<<<<< HEAD
         outputs: names of its output arrays, float32 all.
         axes: how arrays lie over what a launch can be cut by, as `axes` gives it; those that are not named have neither.
         carried: pairs of an input and an output: what a launch for the next steps gets of one for some steps, of an output with steps the
             last of them.
         text: what follows the files: text that was made for this kernel, whose name is then one for this text alone.
+=======
+        outputs: names of its output arrays, all float32.
+        axes: the arrays' axes along which a launch can be split, as returned by `axes`; arrays not named have none.
+        carried: pairs (input, output): in a launch for the next steps the input is this output of the launch before, or the last step of it
+            if it has a time axis.
+>>>>>>> step
     """
 
     name: str
@@ -46,13 +53,13 @@ class KernelText(NamedTuple):
     text: str = ""
 
     def axis(self, name: str, kind: str, ndim: int) -> int | None:
-        """Which axis of an array with so many of them is of a kind; None where there is none, or another array stands in for it."""
+        """The index of the axis of a kind in an array of `ndim` axes; None if it has no such axis, or is a placeholder."""
         order = dict(self.axes).get(name, "")
         return order.index(kind) if kind in order and ndim == len(order) else None
 
 
 def axes(**names: str) -> tuple[tuple[str, str], ...]:
-    """A letter for each axis, and the names of the arrays that have them: "t" for steps, "b" for sequences, "u" for units of steps.
+    """Axis letters for arrays by name: "t" for time steps, "b" for sequences, "u" for units of steps; other letters are not split.
 
     Example:
         >>> axes(tbh="x y", bh="h0")
@@ -62,20 +69,20 @@ def axes(**names: str) -> tuple[tuple[str, str], ...]:
 
 
 def source_folder() -> Path:
-    """Where the .metal files are: inside an installed package, beside the package in a checkout."""
+    """The folder of the .metal files: inside an installed package, next to the package in a checkout."""
     installed = PACKAGE / "metal"
     return installed if installed.is_dir() else PACKAGE.parent / "metal"
 
 
 @lru_cache(maxsize=64)
 def read_source(*names: str) -> str:
-    """The text of some files of the folder, one after another."""
+    """The concatenated text of files in the folder."""
     return "\n".join((source_folder() / name).read_text() for name in names)
 
 
 @contextmanager
 def kernels_made_by(kind: str, maker: Maker) -> Iterator[None]:
-    """Compile the kernels of a kind ("metal" or "cuda") with another function of mx.fast.metal_kernel's call, for tests."""
+    """Compile the kernels of a kind ("metal" or "cuda") with another function with mx.fast.metal_kernel's signature, for tests."""
     before = _makers.get(kind)
     _makers[kind] = maker
     try:
@@ -98,10 +105,10 @@ def maker_of(kind: str) -> Maker | None:
 
 
 def compiled(kind: str, text: KernelText, together: bool = False) -> Any:
-    """The kernel, to be called; `together`: one that makes several launches at once, their arrays one after another.
+    """The compiled kernel; with `together` it makes several merged launches, with their arrays concatenated.
 
-    What the kernel's text depends on must be named in the call's template, dtypes of arrays included: MLX's CUDA build keeps compiled
-    kernels by name and template arguments alone. SCRATCH there: the float4s of threadgroup memory.
+    All that the kernel's source depends on, including array dtypes, must be in the call's template arguments: MLX's CUDA build caches
+    compiled kernels by name and template arguments alone. The template argument SCRATCH is the number of float4s of threadgroup memory.
     """
     return _compiled(kind, text, _makers.get(kind), together)
 

@@ -1,4 +1,4 @@
-"""Weights in the order in which the threads of a group read them (metal/product.metal says how they share a product)."""
+"""Weights packed in the order in which the threads of a threadgroup read them; metal/product.metal describes how they share a product."""
 
 from typing import NamedTuple
 
@@ -11,10 +11,10 @@ class ProductShape(NamedTuple):
     Args:
         inputs: K.
         results: J.
-        split: lanes that share K for the same results.
-        outputs: results of such a group of lanes in each block.
-        threads: of the threadgroup.
-        by_unit: a group's results are rows u, units + u, 2 units + u, ... (the heads of unit u), not neighbours.
+        split: lanes per lane group; they share K for the same results.
+        outputs: results per lane group in each block.
+        threads: threads per threadgroup.
+        by_unit: whether a lane group's results are rows u, units + u, 2 units + u, ... (the heads of unit u) instead of neighbouring rows.
     """
 
     inputs: int
@@ -26,12 +26,12 @@ class ProductShape(NamedTuple):
 
     @property
     def share(self) -> int:
-        """Inputs of one lane, a multiple of 4."""
+        """Inputs per lane, a multiple of 4."""
         return -(-self.inputs // (4 * self.split)) * 4
 
     @property
     def blocks(self) -> int:
-        """How often a group takes the next results."""
+        """Blocks of results that a lane group computes one after another."""
         return -(-self.results // (self.threads // self.split * self.outputs))
 
     @property
@@ -41,18 +41,18 @@ class ProductShape(NamedTuple):
 
     @property
     def floats(self) -> int:
-        """Weights of one lane."""
+        """Weights per lane."""
         return self.blocks * self.outputs * self.share
 
 
 def outputs_for(results: int, groups: int) -> int:
-    """Results of a group of lanes in each block: 1, 2 or 4, so that no group is idle."""
+    """Results per lane group in each block: 1, 2 or 4, so that no group is idle."""
     by_group = -(-results // groups)
     return by_group if by_group < 3 else 4
 
 
 def pack(weight: mx.array, shape: ProductShape) -> mx.array:
-    """(results, inputs) -> flat, in the order of the kernel's reads: block, output, four inputs, group, lane of the group, and zeros.
+    """(results, inputs) -> flat, zero-padded, in the kernel's order of reads: block, output, four inputs, lane group, lane.
 
     Example:
         >>> import mlx.core as mx

@@ -1,4 +1,4 @@
-"""Launches of kernels that have one thread for each result, beside the sequential scans."""
+"""Launches of kernels with one thread per result, used next to the sequential scans."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,13 +9,13 @@ from .launches import Launch, launch
 from .loader import KernelText
 from .tiles import FUNCTION, Work
 
-PARALLEL_THREADS = 256  # of a group
+PARALLEL_THREADS = 256  # per threadgroup
 
 
 def launch_step(
     kind: str, text: KernelText, template: list[tuple[str, Any]], inputs: list[mx.array], count: int, shapes: Sequence[tuple[int, ...]]
 ) -> list[mx.array]:
-    """One thread for each of `count` values of one step; float32 results. It is never cut: a product of the step takes longer."""
+    """Launch one thread for each of `count` values of one step; float32 results. Never split: a matrix product of the step takes longer."""
     return launch_parallel(kind, text, template, inputs[:-1], 1, lambda _: count, lambda _: inputs[-1], shapes, FUNCTION)
 
 
@@ -31,19 +31,19 @@ def launch_parallel(
     work: Work,
     unit: int = 1,
 ) -> list[mx.array]:
-    """One thread for each value of so many rows, float32 results; where that takes too long, some rows at a time.
+    """Launch one thread for each value of `rows` rows, float32 results; in pieces of rows if the launch would take too long.
 
     Args:
         kind: "metal" or "cuda".
         text: the kernel.
         template: its template arguments.
-        inputs: its input arrays, in their order, but for the last, `dims`.
-        rows: how many there are along the axes "t" of the arrays.
+        inputs: its input arrays in order, without the last, `dims`.
+        rows: size of the arrays' axis "t".
         threads: rows -> threads.
         dims: rows -> the array `dims`.
-        shapes: of the outputs.
-        work: of a thread.
-        unit: rows that stay together.
+        shapes: shapes of the outputs.
+        work: work per thread.
+        unit: rows that must stay in one piece.
     """
     named = dict(zip(text.inputs, inputs, strict=False))
     template = [*template, ("THREADS", PARALLEL_THREADS), ("SCRATCH", 1)]

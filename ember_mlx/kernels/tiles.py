@@ -1,4 +1,4 @@
-"""How work is laid out on a threadgroup, by GPU family, and how long it takes by the same figures."""
+"""The layout of work on a threadgroup, by GPU family, and the figures for estimates of its duration."""
 
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -9,20 +9,20 @@ import mlx.core as mx
 
 THREADGROUP_BYTES = 32 * 1024  # Metal's limit, kept on CUDA too
 SIMD = 32  # threads of a simdgroup, or warp
-INSTRUCTIONS = 128  # of float32, that a core issues in a cycle
-PHASE_CYCLES = 500  # of a part of a step that others wait for: read, multiply, shuffle, activate, write and barrier; see metal/README.md
+INSTRUCTIONS = 128  # float32 instructions per core and cycle
+PHASE_CYCLES = 500  # cycles of one phase of a step: read, multiply, shuffle, activate, write and barrier; see metal/README.md
 
 
 class Tile(NamedTuple):
     """A layout.
 
     Args:
-        threads: of a threadgroup.
-        rows: sequences that a threadgroup takes together; a weight that it reads serves all of them. 0: each step has launches of its own.
+        threads: threads per threadgroup.
+        rows: sequences per threadgroup; each weight that it reads is used for all of them. 0: every step is launched separately.
         split: neighbouring lanes that share the inputs of a product.
         resident: whether each thread keeps its weights in registers for the whole sequence, or reads them at every step.
-        half: whether weights stay in the parameters' half precision, where they have it: two in a register.
-        gates_resident: with `resident`, whether that holds for the LSTM of a mixed memory too.
+        half: whether half-precision weights are kept in half precision, two per register.
+        gates_resident: whether `resident` also applies to the LSTM weights of a mixed memory.
     """
 
     threads: int
@@ -34,21 +34,21 @@ class Tile(NamedTuple):
 
 
 class Family(NamedTuple):
-    """What decides the layout on a family of GPUs.
+    """The figures of a GPU family from which the layout is chosen.
 
     Args:
-        name: how the architecture's name begins.
-        threads: of a threadgroup.
-        register_floats: weights that a thread can keep in registers.
-        resident_rows: sequences of a threadgroup at the most where weights are in registers.
-        streamed_rows: the same where they are read at every step.
-        cores: to spread sequences over; of the smallest chip of the family.
-        stream_rate: bytes of weights that one core reads in a microsecond, from the cache that all cores share.
-        launch_time: microseconds that one more launch in a step takes.
-        clock: cycles of a core in a microsecond.
-        memory_rate: bytes of device memory that all cores together read or write in a microsecond.
-        exps: of base 2, that a core makes in a cycle.
-        reciprocals: likewise.
+        name: prefix of the architecture's name.
+        threads: threads per threadgroup.
+        register_floats: weights per thread that fit in registers.
+        resident_rows: maximum sequences per threadgroup with weights in registers.
+        streamed_rows: the same with weights read at every step.
+        cores: cores of the smallest chip of the family, over which sequences are spread.
+        stream_rate: bytes of weights that one core reads per microsecond from the cache shared by all cores.
+        launch_time: microseconds per additional launch in a step.
+        clock: core cycles per microsecond.
+        memory_rate: bytes of device memory that all cores together read or write per microsecond.
+        exps: base-2 exponentials per core and cycle.
+        reciprocals: reciprocals per core and cycle.
         evidence: "reasoned" from public figures, or the chip and date of a measurement.
     """
 
@@ -68,12 +68,12 @@ class Family(NamedTuple):
 
 
 FAMILIES = (
-    # 208 KB of registers a core and about 96 live values a thread at 256 threads: half of them for weights; 32 bytes a cycle from L2
+    # 208 KB of registers per core, about 96 live values per thread at 256 threads, half of them for weights; 32 bytes per cycle from L2
     Family("applegpu_g13", 256, 48, 2, 4, 8, 32 * 1280, 8, 1280, 68e3, 32, 21, "reasoned"),
     Family("applegpu_g14", 256, 48, 2, 4, 8, 32 * 1400, 8, 1400, 100e3, 32, 21, "reasoned"),
-    # from the M3 on registers and threadgroup memory share one pool; the older limits are kept as the safe ones
+    # since the M3 registers and threadgroup memory share one pool; the older limits are kept, as the safe choice
     Family("applegpu", 256, 48, 2, 4, 8, 32 * 1400, 8, 1400, 100e3, 32, 21, "reasoned"),
-    # 65,536 registers an SM: 255 a thread at 256 threads; 64 bytes a cycle from L2
+    # 65,536 registers per SM, 255 per thread at 256 threads; 64 bytes per cycle from L2
     Family("sm_90", 256, 176, 2, 4, 132, 110e3, 8, 1720, 3e6, 16, 16, "reasoned"),
     Family("", 256, 48, 2, 4, 8, 32 * 1280, 8, 1280, 68e3, 32, 21, "reasoned"),
 )
@@ -81,36 +81,36 @@ FAMILIES = (
 
 # a layout to use instead of the table's, for tests and for tuning
 forced_tile: ContextVar[Tile | None] = ContextVar("forced_tile", default=None)
-# the kernel variant of a call while it is checked: its layout was chosen for more sequences, and perhaps more units, than the check has
+# the kernel variant of a call during its check; its layout was chosen for more sequences, and perhaps units, than the check's problem has
 checked_variant: ContextVar[Any] = ContextVar("checked_variant", default=None)
 
 
 def family_of(architecture: str) -> Family:
-    """The first family that an architecture's name begins with."""
+    """The first family whose name is a prefix of the architecture's name."""
     return next(family for family in FAMILIES if architecture.startswith(family.name))
 
 
 def current_family() -> Family:
-    """The family of the GPU in use; MLX names its architecture on Metal ("applegpu_g13g") and on CUDA ("sm_90") alike."""
+    """The family of the GPU in use; MLX reports its architecture on Metal ("applegpu_g13g") and on CUDA ("sm_90")."""
     return family_of(str(mx.device_info().get("architecture", "")))
 
 
 def rows_for(family: Family, batch: int, row_bytes: int, resident: bool = False) -> int:
-    """Sequences of a threadgroup: enough to fill the cores once, within memory; 0 if none fits."""
+    """Sequences per threadgroup: enough to fill the cores once, within threadgroup memory; 0 if not even one fits."""
     most = family.resident_rows if resident else family.streamed_rows
     return min(most, max(1, -(-batch // family.cores)), THREADGROUP_BYTES // row_bytes)
 
 
 def split_for(splits: Sequence[int], threads: int, units: int) -> int:
-    """The most lanes to a unit with which a threadgroup takes all units at once, of `splits` from many to few; the fewest if there is none.
+    """The most lanes per unit with which a threadgroup computes all units at once, out of `splits` (descending); the fewest if none fits.
 
-    Units that a group of lanes takes one after another wait for each other's shuffles.
+    If a lane group computes several units in sequence, each waits for the shuffles of the one before.
     """
     return next((split for split in splits if threads // split >= units), splits[-1])
 
 
 def layouts_for(family: Family, splits: Sequence[int]) -> list[Tile]:
-    """Every layout with weights in registers or read at every step, and as many sequences as `rows_for` can give, for their check."""
+    """Every layout with weights in registers or read at every step and every row count that `rows_for` can return, for their check."""
     numbers = {True: family.resident_rows, False: family.streamed_rows}
     return [
         Tile(family.threads, rows, split, resident) for split in splits for resident, most in numbers.items() for rows in range(1, most + 1)
@@ -118,17 +118,17 @@ def layouts_for(family: Family, splits: Sequence[int]) -> list[Tile]:
 
 
 def steps_apart(family: Family, batch: int, rows: int, streamed_bytes: int, launches: int) -> bool:
-    """Whether a step is faster as matrix products and pointwise launches of its own than inside one launch for the whole sequence.
+    """Whether separate launches per step (matrix products and pointwise kernels) are faster than one launch for the whole sequence.
 
-    Inside one launch every threadgroup reads the weights that are not in registers at every step, at the rate of one core; a product of its
-    own reads them with all cores together, and costs its launch.
+    In a single launch every threadgroup reads the weights that are not in registers at every step, at the rate of one core. A separate
+    product reads them with all cores together, at the cost of a launch.
 
     Args:
-        family: of the GPU.
-        batch: sequences.
-        rows: of them, that a threadgroup takes; 0: none.
-        streamed_bytes: of weights that a threadgroup reads in a step.
-        launches: that a step of its own takes.
+        family: the GPU's family.
+        batch: number of sequences.
+        rows: sequences per threadgroup; 0: none fits.
+        streamed_bytes: bytes of weights that a threadgroup reads per step.
+        launches: launches per step if launched separately.
     """
     if rows == 0:
         return True
@@ -138,14 +138,14 @@ def steps_apart(family: Family, batch: int, rows: int, streamed_bytes: int, laun
 
 @dataclass(frozen=True)
 class Work:
-    """What a threadgroup does in a step of a scan, or at all where a kernel is parallel over steps.
+    """The work of a threadgroup, per step in a scan, or in total in a kernel that is parallel over steps.
 
     Args:
-        instructions: of float32, by all its threads.
-        exps: of them.
-        reciprocals: of them.
+        instructions: float32 instructions of all its threads.
+        exps: exponentials among them.
+        reciprocals: reciprocals among them.
         streamed: bytes of weights that it reads.
-        phases: parts of the step that wait for each other.
+        phases: number of phases of the step that run one after another.
 
     Example:
         >>> Work(instructions=2) * 3 + Work(exps=1)
@@ -165,12 +165,12 @@ class Work:
         return Work(*(a * times for a in astuple(self)))
 
 
-FUNCTION = Work(instructions=16, exps=1, reciprocals=1)  # a tanh, a sigmoid or what takes as long
-SYNAPSE = Work(instructions=8.5, exps=1, reciprocals=0.5)  # an evaluation of one in metal/ltc.metal
+FUNCTION = Work(instructions=16, exps=1, reciprocals=1)  # a tanh, a sigmoid or a similar function
+SYNAPSE = Work(instructions=8.5, exps=1, reciprocals=0.5)  # one evaluation of a synapse in metal/ltc.metal
 
 
 def microseconds(family: Family, work: Work, groups: int) -> float:
-    """How long so many threadgroups take: a core has one after another, and what it does in a step passes beside what it reads.
+    """The time of `groups` threadgroups; a core runs them one after another, and overlaps computation with reads.
 
     Example:
         >>> microseconds(family_of("applegpu_g13"), Work(streamed=65536), 8)

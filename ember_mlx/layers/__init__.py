@@ -6,6 +6,7 @@ from .cfc import CfC
 from .gated import GRU, LSTM, RNN
 from .ltc import LTC
 from .quantum import CTRQNet, LQNet
+from .recurrent import Recurrent
 from .sequence_model import SequenceModel
 from .spatial import spatial_regularization
 from .strides import StrideAware, StrideAwareCfC, StrideAwareLTC
@@ -19,6 +20,7 @@ __all__ = [
     "CTRQNet",
     "CfC",
     "LQNet",
+    "Recurrent",
     "SequenceModel",
     "StrideAware",
     "StrideAwareCfC",

@@ -1,4 +1,4 @@
-"""The arguments that every layer takes, checked and brought into one form: time first, one batch axis."""
+"""Validation of the arguments common to all layers, and their conversion to one layout: time first, with a batch axis."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -24,8 +24,8 @@ class Steps(NamedTuple):
         lengths: (B,) int32 valid steps, or None where all are.
         batched: whether the caller's x had a batch axis.
         batch_first: whether the caller's batch axis comes first.
-        key: of the random numbers that these steps draw; None: MLX's own state.
-        every: whether the states of every step are wanted, not those after the last one alone.
+        key: PRNG key for the random numbers drawn in these steps; None: MLX's global state.
+        every: whether to return the states after every step, or only after the last one.
     """
 
     x: mx.array
@@ -37,7 +37,7 @@ class Steps(NamedTuple):
     every: bool = False
 
     def kept(self, a: mx.array) -> mx.array:
-        """Of a state after each step, (T, B, F), what is wanted: all of it, or (B, F)."""
+        """The states to return, from those after each step (T, B, F): all of them if `every`, else the last valid ones (B, F)."""
         return a if self.every else self.last(a)
 
     def last_of_stack(self, a: mx.array) -> mx.array:
@@ -45,7 +45,7 @@ class Steps(NamedTuple):
         return self.last(mx.moveaxis(a, -3, 0))
 
     def elapsed(self, dt: mx.array) -> mx.array:
-        """The time that has passed, (B, 1), or (T, B, 1) after each step, 0 past each length."""
+        """The total elapsed time (B, 1), or if `every` the elapsed time after each step (T, B, 1), 0 past each length."""
         dt = dt if self.valid is None else mx.where(self.valid, dt, 0)
         return mx.expand_dims(mx.cumsum(dt, axis=0) if self.every else dt.sum(axis=0), -1)
 
@@ -54,7 +54,7 @@ class Steps(NamedTuple):
         return a if self.valid is None else mx.where(mx.expand_dims(self.valid, -1), a, 0)
 
     def keys(self, count: int) -> list[mx.array | None]:
-        """Keys for so many draws."""
+        """`count` independent keys, or None for each if there is no key."""
         return [None] * count if self.key is None else list(mx.random.split(self.key, count))
 
     @property
@@ -65,7 +65,7 @@ class Steps(NamedTuple):
         return mx.arange(self.x.shape[0])[:, None] < self.lengths[None, :]
 
     def last(self, a: mx.array) -> mx.array:
-        """(T, ..., B, F) -> (..., B, F) at each sequence's last valid step, by means that can be differentiated more than once."""
+        """(T, ..., B, F) -> (..., B, F) at each sequence's last valid step, with ops that can be differentiated more than once."""
         T = a.shape[0]
         if self.lengths is None:
             return mx.split(a, [T - 1])[1].squeeze(0)
@@ -73,15 +73,15 @@ class Steps(NamedTuple):
         return mx.where(is_last.reshape(T, *[1] * (a.ndim - 3), -1, 1), a, 0).sum(axis=0)
 
     def backwards(self) -> "Steps":
-        """The same sequences, each one's valid steps in reverse order, every step with its own dt."""
+        """The same sequences with their valid steps in reverse order; every step keeps its own dt."""
         return self._replace(x=self.turned(self.x), dt=self.turned(self.dt))
 
     def turned(self, a: mx.array) -> mx.array:
-        """(T, B, ...) with each sequence's valid steps in reverse order, and the others where they are."""
+        """(T, B, ...) with each sequence's valid steps in reverse order; padding stays in place."""
         return turned(a, self.lengths)
 
     def without_batch(self, a: mx.array) -> mx.array:
-        """(..., B, F) as it is; (..., F) where the caller's x had no batch axis."""
+        """(..., B, F) unchanged, or (..., F) if the caller's x had no batch axis."""
         return a if self.batched else a.squeeze(-2)
 
     def to_caller(self, y: mx.array) -> mx.array:
@@ -92,11 +92,11 @@ class Steps(NamedTuple):
 
 
 def read_steps(owner: str, x: Any, time_deltas: Any, lengths: Any, input_size: int, batch_first: bool) -> Steps:
-    """Check a layer's x, time_deltas and lengths, and bring them to time-first form.
+    """Check a layer's x, time_deltas and lengths, and convert them to the time-first layout.
 
     Raises:
-        TypeError: an argument of a wrong kind or dtype.
-        ValueError: a wrong shape or value. Values are not looked at inside mx.compile, mx.vmap and export.
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape or value. Values are not checked inside mx.compile, mx.vmap and export.
     """
     batched = _check_x(owner, x, input_size, batch_first)
     if not batched:
@@ -111,13 +111,13 @@ def read_steps(owner: str, x: Any, time_deltas: Any, lengths: Any, input_size: i
 
 
 def _without_padding(steps: Steps) -> Steps:
-    """The same steps, with zeros past each length: 0 times a NaN or an infinity there would be NaN in the parameters' gradients."""
+    """The same steps with the padding zeroed: 0 times a NaN or infinity there would put NaN into the parameters' gradients."""
     valid = steps.valid
     return steps if valid is None else steps._replace(x=mx.where(valid[:, :, None], steps.x, 0), dt=mx.where(valid, steps.dt, 0))
 
 
 def turned(a: mx.array, lengths: mx.array | None) -> mx.array:
-    """(T, B, ...) with the first `lengths` (B,) steps of each sequence in reverse order, all of them if None, and the others in place."""
+    """(T, B, ...) with the first `lengths` (B,) steps of each sequence (all if None) in reverse order; later steps stay in place."""
     if lengths is None:
         return a[::-1]
     T, B = a.shape[:2]
@@ -127,14 +127,14 @@ def turned(a: mx.array, lengths: mx.array | None) -> mx.array:
 
 
 class StateLayout(NamedTuple):
-    """One of a layer's states: (B, features), or (stack, B, features).
+    """The layout of one state of a layer: (B, features), or (stack, B, features).
 
     Args:
-        name: of the state.
-        features: its last axis.
-        stack: its first axis, or None where there is none.
-        axis: what the first axis counts.
-        letter: what the last axis is called.
+        name: the state's name.
+        features: size of the last axis.
+        stack: size of the first axis, or None if there is no such axis.
+        axis: name of the first axis, for messages.
+        letter: letter of the last axis, for messages.
     """
 
     name: str
@@ -144,20 +144,20 @@ class StateLayout(NamedTuple):
     letter: str = "H"
 
     def shape(self, batch: int, batched: bool) -> tuple[int, ...]:
-        """The shape that the caller sees."""
+        """The shape in the caller's layout."""
         return (*(() if self.stack is None else (self.stack,)), *((batch,) if batched else ()), self.features)
 
     def axes(self, batched: bool) -> str:
-        """The same in letters."""
+        """The shape in letters, as (B, H)."""
         letters = [*([] if self.stack is None else [self.axis]), *(["B"] if batched else []), self.letter]
         return f"({', '.join(letters)}{',' if len(letters) == 1 else ''})"
 
 
 def read_state(owner: str, initial_state: Any, layouts: Sequence[StateLayout], batch: int, batched: bool) -> list[mx.array | None]:
-    """Check a list of states, each None or of its layout's shape, without B where x has no batch axis; returns them with B, or None.
+    """Check a list of states, each None or of its layout's shape (without B if x has no batch axis), and return each with B, or None.
 
     Raises:
-        TypeError: not a list or tuple, or an entry that is no floating-point mx.array.
+        TypeError: not a list or tuple, or an entry that is not a floating-point mx.array.
         ValueError: a wrong number of entries, or a wrong shape.
     """
     form = f"be a list [{', '.join(layout.name for layout in layouts)}] of arrays or None"
@@ -173,14 +173,14 @@ def read_state(owner: str, initial_state: Any, layouts: Sequence[StateLayout], b
 
 
 def check_call_options(owner: str, options: Iterable[str], known: Sequence[str]) -> None:
-    """Raise a TypeError for an option of a call that a layer does not know."""
+    """Raise a TypeError for a call option that the layer does not have."""
     for name in options:
         if name not in known:
             raise bad_argument(owner, "a call's argument", f"be one of {', '.join((*CALL_ARGUMENTS, *known))}", repr(name), TypeError)
 
 
 def check_key(owner: str, key: Any) -> None:
-    """Raise an error for what is neither a key of random numbers nor None."""
+    """Raise an error unless `key` is None or a PRNG key."""
     if key is not None and not isinstance(key, mx.array):
         raise bad_argument(owner, "key", "be a key of mx.random.key", type_name(key), TypeError)
     if key is not None and (key.shape, key.dtype) != ((2,), mx.uint32):
@@ -188,19 +188,19 @@ def check_key(owner: str, key: Any) -> None:
 
 
 def split_key(owner: str, options: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    """A call's options for each of several layers, with a key of its own where they hold one: no two then draw the same numbers."""
+    """A call's options for each of several layers; a key among them is split, so that no two layers draw the same numbers."""
     key = options.get("key")
     check_key(owner, key)
     return [options] * count if key is None else [options | {"key": one} for one in mx.random.split(key, count)]
 
 
 def compute_dtype(x: mx.array, parameters: mx.Dtype) -> mx.Dtype:
-    """The dtype of states and sums: float32, or float64 where x or the parameters are."""
+    """The dtype of states and sums: float64 if x or the parameters are float64, else float32."""
     return mx.float64 if mx.float64 in (x.dtype, parameters) else mx.float32
 
 
 def type_name(value: Any) -> str:
-    """A value's type as a person would write it: mlx.core.array, numpy.ndarray, list."""
+    """The name of a value's type, as mlx.core.array, numpy.ndarray or list."""
     kind = type(value)
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
 
@@ -264,7 +264,7 @@ def _possible_times(value: float, most: float) -> str:
 
 
 def _check_time_values(owner: str, time_deltas: mx.array, lengths: mx.array | None, batch_first: bool, most: float) -> None:
-    """Raise a ValueError for a step's time that cannot be; what lies past a sequence's length is not used and may be anything."""
+    """Raise a ValueError for an invalid time delta of a valid step; padding is not used and may hold any value."""
     if not can_evaluate([time_deltas]):
         return
     values = np.array(time_deltas.astype(mx.float64 if time_deltas.dtype == mx.float64 else mx.float32))

@@ -1,4 +1,4 @@
-"""What all recurrent layers share: how they are called."""
+"""The base class of all recurrent layers."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -24,17 +24,17 @@ Check = Callable[[str, str, Any], Any]  # owner, name, value -> the value, or an
 
 
 def layer_to_config(layer: "RecurrentLayer") -> dict[str, Any]:
-    """A layer's class and constructor arguments, as values that JSON can hold, for a layer that wraps it."""
+    """A layer's class and constructor arguments as JSON-serialisable values, for use in the configuration of a wrapping layer."""
     return {"class": type(layer).__name__, "config": layer.get_config()}
 
 
 def layer_from_config(owner: str, config: dict[str, Any]) -> "RecurrentLayer":
-    """The layer that `layer_to_config` described, with new weights; of a class of one's own too, once that is defined."""
+    """Make the layer that `layer_to_config` describes, with new weights; user-defined subclasses work once they are defined."""
     classes = {cls.__name__: cls for cls in _subclasses(RecurrentLayer)}
     check_config(owner, config, ("class", "config"), ("class", "config"))
     if config["class"] not in classes:
         known = ", ".join(sorted(name for name in classes if not name.startswith("_")))
-        raise bad_argument(owner, "config", f"name a layer that is defined, one of {known}", repr(config["class"]))
+        raise bad_argument(owner, "config", f"name a defined layer, one of {known}", repr(config["class"]))
     return classes[config["class"]].from_config(config["config"])
 
 
@@ -43,14 +43,14 @@ def _subclasses(cls: type["RecurrentLayer"]) -> list[type["RecurrentLayer"]]:
 
 
 def check_config(owner: str, config: Any, known: Any, needed: Any) -> None:
-    """Raise an error for what is no configuration, or one with other names than a class's."""
+    """Raise an error unless `config` is a dict with the names of the class's arguments."""
     if not isinstance(config, Mapping):
         raise bad_argument(owner, "config", "be a dict, as get_config returns it", type_name(config), TypeError)
     check_names(owner, "config", map(str, config), known, needed)
 
 
 def _arrays_of(parameters: Any, before: str = "") -> Iterator[tuple[str, mx.array]]:
-    """All parameters of a module, or of a part of them, by path; in every call of a layer nn.Module.parameters would take too long."""
+    """All parameters under `parameters`, by path. Faster than nn.Module.parameters, which is too slow for every call of a layer."""
     parts = parameters.items() if isinstance(parameters, dict) else enumerate(parameters)
     for name, part in parts:
         if isinstance(part, mx.array):
@@ -61,21 +61,21 @@ def _arrays_of(parameters: Any, before: str = "") -> Iterator[tuple[str, mx.arra
 
 
 class RecurrentLayer(nn.Module):
-    """The base of the layers: it reads the arguments, runs the subclass's recurrence over the steps, and lays out the result.
+    """Base class of the layers: it checks the arguments, runs the subclass's recurrence over the steps, and lays out the result.
 
-    A subclass names its states in `state_names`, or describes them in `state_layouts`, and defines `scans`. Where there is one state only
-    and `bare_state` is set, the caller gives and gets it alone, not in a list. A call's further options go to `scans` where `run_options`
-    names them, to `read_out` where `read_options` does; others are refused.
+    A subclass names its states in `state_names`, or describes them in `state_layouts`, and defines `scans`. With a single state and
+    `bare_state` set, callers pass and receive that array itself instead of a list. Further call options go to `scans` if they are in
+    `run_options`, and to `read_out` if they are in `read_options`; any other option is an error.
 
     Args:
         input_size: I, features of x.
         units: H, units of a state.
-        return_sequences: whether y holds every step, or the last valid one.
+        return_sequences: whether y holds every step or only the last valid one.
         return_state: whether the state is returned too.
         batch_first: whether x is (B, T, I) or (T, B, I).
         go_backwards: whether each sequence is processed from its last valid step to its first; y is in the order of processing,
             and each step keeps its own time delta.
-        checkpoint_steps: steps of a part, of which only the states before it are kept for the backward; None: the sequence is one part.
+        checkpoint_steps: time steps per segment; only the states between segments are kept for the backward pass. None: one segment.
     """
 
     state_names: tuple[str, ...] = ("h",)
@@ -85,12 +85,12 @@ class RecurrentLayer(nn.Module):
     run_options: tuple[str, ...] = ()
     read_options: tuple[str, ...] = ()
     draws: bool = False
-    """Whether it draws random numbers in training, beside those that a key gives."""
+    """Whether the layer draws random numbers in training."""
     settings: ClassVar[dict[str, Check]] = {
         **dict.fromkeys(("return_sequences", "return_state", "batch_first", "go_backwards"), check_flag),
         "checkpoint_steps": lambda owner, name, value: None if value is None else check_integer(owner, name, value),
     }
-    """The constructor's arguments that may be set later too, and how each is checked whenever it is; the others are fixed."""
+    """The constructor arguments that may also be set later, each with its check; all others are fixed."""
 
     def __init__(
         self,
@@ -113,31 +113,31 @@ class RecurrentLayer(nn.Module):
         if name in self.settings:
             value = self.settings[name](owner, name, value)
         elif name in self.__dict__.get("_fixed", ()):
-            raise bad_argument(owner, name, "stay as it is: the parameters were made for it; make a new layer", repr(value))
+            raise bad_argument(owner, name, "not change, since the parameters depend on it; make a new layer", repr(value))
         super().__setattr__(name, value)
 
     def made(self) -> None:
-        """To be called once all parameters are there: from now on they keep their shapes, and what they were made for stays as it is."""
+        """Call this once all parameters exist. It fixes their shapes, and the constructor arguments that determine them."""
         names = {"input_size", "units", *inspect.signature(type(self).__init__).parameters}
         fixed = {name for name in names - self.settings.keys() if hasattr(self, name) and name not in self}
         object.__setattr__(self, "_fixed", fixed)
         object.__setattr__(self, "_shapes", {path: a.shape for path, a in _arrays_of(self)})
 
     def keep_map_id(self, neuron_map: NeuronMap) -> None:
-        """Have the weights say which map they are of, where that is not every map of this size; see `map_id`."""
+        """Store an identifier of the map with the weights, unless the map has every synapse; see `map_id`."""
         if (identity := map_id(neuron_map)) is not None:
             self.map_id = identity
             self.freeze(keys="map_id", recurse=False)
 
     def unfreeze(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """As in mlx.nn; which map the weights are of is never trained."""
+        """As in mlx.nn; the map identifier is never trained."""
         super().unfreeze(*args, **kwargs)
         if "map_id" in self:
             self.freeze(keys="map_id", recurse=False)
         return self
 
     def check_parameters(self) -> None:
-        """Raise an error for a parameter that somebody has replaced by one of another shape or kind."""
+        """Raise an error for a parameter that has been replaced by one of another shape or type."""
         shapes, owner = self.__dict__.get("_shapes"), type(self).__name__
         if shapes is None:
             return
@@ -160,7 +160,7 @@ class RecurrentLayer(nn.Module):
     def _run(
         self, steps: Steps, state: list[mx.array | None], sequences: bool, run_options: dict[str, Any], read_options: dict[str, Any]
     ) -> tuple[mx.array, list[mx.array]]:
-        """What the caller sees of every step (T, B, O) or of the last (B, O), and the states after it; in parts where that is wanted."""
+        """The output of every step (T, B, O) or of the last one (B, O), and the final states; in segments if `checkpoint_steps` asks so."""
 
         def run(layer: Any, steps: Steps, state: list[Any]) -> tuple[mx.array, list[mx.array]]:
             y, final = layer.run(steps, state, **run_options)
@@ -175,11 +175,11 @@ class RecurrentLayer(nn.Module):
 
     @property
     def can_be_cut(self) -> bool:
-        """Whether a sequence's steps can be run in parts one after another."""
+        """Whether a sequence can be run in consecutive segments."""
         return True
 
     def part_size(self, steps: Steps) -> int | None:
-        """The steps of a part, where there is more than one."""
+        """The time steps per segment, or None for a single segment."""
         size: int | None = self.checkpoint_steps
         return None if size is None or steps.every or steps.x.shape[0] <= size or not can_evaluate([steps.x, steps.dt]) else size
 
@@ -189,11 +189,11 @@ class RecurrentLayer(nn.Module):
         return [mx.zeros(shape, dtype) if a is None else a.astype(dtype) for a, shape in zip(state, shapes, strict=True)]
 
     def scans(self, steps: Steps, state: list[mx.array | None], **options: Any) -> Scans:
-        """The recurrence as a computation that asks for its scans: it yields each and gets its outputs.
+        """The recurrence as a generator: it yields each scan that it needs and is sent that scan's outputs.
 
         Args:
             steps: the sequences, time first.
-            state: for each of `state_layouts` an array, (B, H) where it says nothing else, or None for zeros.
+            state: for each of `state_layouts` an array, (B, H) by default, or None for zeros.
 
         Returns:
             The output (T, B, O), zero past each length, and the state after each sequence's last valid step.
@@ -211,22 +211,22 @@ class RecurrentLayer(nn.Module):
         return self.units
 
     def output_of(self, state: list[mx.array]) -> mx.array:
-        """(B, O): what `run` gave for the step after which the states are these."""
+        """(B, O): the output of the step that ended in these states."""
         return state[0]
 
     def last_step(self, y: mx.array, steps: Steps) -> mx.array:
-        """(T, B, O) -> (B, O): what y is without return_sequences."""
+        """(T, B, O) -> (B, O): y without return_sequences."""
         return steps.last(y)
 
     def state_to_caller(self, state: list[mx.array]) -> Any:
-        """The states as the caller gets them."""
+        """The states in the form returned to the caller."""
         return state[0] if self.bare_state else state
 
     def check_read_options(self, **options: Any) -> None:
-        """Raise an error for a wrong value of `read_options`, before any work."""
+        """Raise an error for a wrong value of one of `read_options`, before any computation."""
 
     def read_out(self, y: mx.array, steps: Steps) -> mx.array:
-        """What the caller sees of the units' outputs (..., H) -> (..., O); here all of it."""
+        """Map the units' outputs (..., H) to y (..., O); here the identity."""
         return y
 
     def __call__(
@@ -243,15 +243,15 @@ class RecurrentLayer(nn.Module):
     ) -> Any:
         """Run the layer over a batch of sequences; see the class for the shapes.
 
-        With `return_states` the last of what is returned are the states after every step: in the form of the state, each (..., B, T, F) in
-        the place of (..., B, F), in the order of y's steps and layout of y, zero past each length; `checkpoint_steps` is of no use then.
+        With `return_states` the last returned item is the states after every step: in the form of the state, each (..., B, T, F) instead
+        of (..., B, F), with y's order of steps and layout, zero past each length. `checkpoint_steps` then saves no memory.
         """
         owner = type(self).__name__
         sequences = self.return_sequences if return_sequences is None else check_flag(owner, "return_sequences", return_sequences)
         with_state = self.return_state if return_state is None else check_flag(owner, "return_state", return_state)
         check_call_options(owner, options, (*self.run_options, *self.read_options))
         if time_deltas is not None and not self.timed:
-            raise bad_argument(owner, "time_deltas", "be None, for this layer knows no elapsed time", type_name(time_deltas))
+            raise bad_argument(owner, "time_deltas", "be None, since this layer does not use elapsed time", type_name(time_deltas))
         self.check_parameters()
         steps, state = self.read_call(x, initial_state, time_deltas, lengths)
         run_options = {name: options.pop(name) for name in self.run_options if name in options}
@@ -269,11 +269,11 @@ class RecurrentLayer(nn.Module):
         return tuple(result) if len(result) > 1 else result[0]
 
     def check_states_wanted(self, return_states: Any) -> bool:
-        """Whether the states after every step are wanted, or an error."""
+        """Check `return_states` and return it as a bool."""
         return check_flag(type(self).__name__, "return_states", return_states)
 
     def read_call(self, x: Any, initial_state: Any, time_deltas: Any, lengths: Any) -> tuple[Steps, list[mx.array | None]]:
-        """A call's arguments, checked: the sequences in the order of processing, and each state as in `state_layouts`, or None."""
+        """Check a call's arguments and return the sequences in processing order, and each state as in `state_layouts`, or None."""
         owner = type(self).__name__
         steps = read_steps(owner, x, time_deltas, lengths, self.input_size, self.batch_first)
         given = [initial_state] if self.bare_state else initial_state
@@ -281,21 +281,21 @@ class RecurrentLayer(nn.Module):
         return (steps.backwards() if self.go_backwards else steps), state
 
     def stepper(self, batch: int = 1, dtype: mx.Dtype | None = None) -> "Stepper":
-        """The layer step by step, for control loops and sensors, with the weights that it has now.
+        """Make an object that runs the layer one time step at a time, for control loops and sensors, with the current weights.
 
-        On the CPU a step is NumPy's, without a graph; on a GPU, and for a class of one's own, it is compiled.
+        On the CPU a step is computed by NumPy, without a graph; on a GPU, and for a user-defined layer, it is compiled.
 
         Args:
-            batch: B, sequences that are stepped together.
-            dtype: mx.float32 or mx.float64, of what is computed and returned; None: float64 where the parameters are, else float32.
+            batch: B, number of sequences stepped together.
+            dtype: mx.float32 or mx.float64, for the computation and the results; None: float64 if the parameters are, else float32.
 
         Returns:
-            An object with `step(x_t, dt=1.0)`, from (B, I) to y_t (B, O), MLX or NumPy arrays as they are given, (I,) to (O,) where B is 1;
-            `reset()`; and `state`, in the form that the layer's call takes and returns, which can be set.
+            An object with `step(x_t, dt=1.0)`, which maps (B, I) to y_t (B, O), or (I,) to (O,) if B is 1, and returns MLX or NumPy arrays
+            like its input; `reset()`; and `state`, in the form that a call takes and returns, which can be set.
 
         Raises:
-            TypeError: a batch that is no integer, a dtype that is none.
-            ValueError: a batch below 1, another dtype, or a layer that runs backwards or in both directions.
+            TypeError: a batch that is not an integer, a dtype that is not an MLX dtype.
+            ValueError: a batch below 1, an unsupported dtype, or a layer that runs backwards or in both directions.
 
         Example:
             >>> import mlx.core as mx
@@ -304,18 +304,18 @@ class RecurrentLayer(nn.Module):
             >>> stepper.step(mx.ones((3,)), dt=0.1).shape
             (8,)
         """
-        from ..stepping import make_stepper  # it knows all layers, which are made of this class
+        from ..stepping import make_stepper  # not at the top: stepping imports the layers
 
         return make_stepper(self, batch, dtype)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments as values that JSON can hold; `from_config` makes a layer like this one, but for its weights."""
+        """The constructor arguments as JSON-serialisable values; `from_config` makes the same layer from them, with new weights."""
         config = {name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"}
         return {name: map_to_config(value) if isinstance(value, NeuronMap) else value for name, value in config.items()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "RecurrentLayer":
-        """The layer that `get_config` of the same class described, with new weights."""
+        """Make the layer that `get_config` of the same class describes, with new weights."""
         parameters = [p for name, p in inspect.signature(cls.__init__).parameters.items() if name != "self"]
         named = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
         others = [str(name) for name in config if name not in named] if len(named) < len(parameters) and isinstance(config, Mapping) else []
@@ -323,8 +323,12 @@ class RecurrentLayer(nn.Module):
         arguments: dict[str, Any] = {name: map_from_config(value) if name == "neuron_map" else value for name, value in config.items()}
         return cls(**arguments)
 
+    def alike(self, **changes: Any) -> "RecurrentLayer":
+        """A layer like this one but for some of the constructor's arguments, with new weights."""
+        return type(self).from_config(self.get_config() | changes)
+
     def _repr_html_(self) -> str:
-        """The table of the parameters, for notebooks."""
+        """The parameter table, for notebooks."""
         return parameter_table(self)
 
     @property

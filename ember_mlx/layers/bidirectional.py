@@ -1,4 +1,4 @@
-"""Any layer of the package in both directions."""
+"""A wrapper that runs a layer in both directions."""
 
 from typing import Any
 
@@ -16,27 +16,27 @@ OWNER = "Bidirectional"
 
 
 class Bidirectional(nn.Module):
-    """A layer over each sequence from its first step to its last valid one, and a second layer of the same kind the other way round.
+    """Two layers of the same kind: one runs forwards over each sequence, the other backwards from its last valid step.
 
     Args:
-        layer: a layer of this package, the forward one. The backward one is made from its configuration, with weights of its own.
+        layer: the forward layer, of this package. The backward layer is made from its configuration, with its own weights.
 
     Call:
         ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state, ...)``, as the wrapped layer's.
 
-        initial_state: a pair (forward, backward) of the layer's states, each or both None.
-        time_deltas: elapsed time before each step, which it keeps in both directions.
+        initial_state: a pair (forward, backward) of the layer's states; either or both may be None.
+        time_deltas: elapsed time before each step; a step keeps its value in both directions.
         lengths: (B,) integers in 1..T; the backward run starts at each sequence's last valid step.
-        key: where the layer draws noise, as LQNet: each direction draws its own.
+        key: PRNG key, for layers that draw noise, as LQNet; each direction draws its own.
 
     Returns:
-        y, both layers' outputs side by side on the last axis: of every step in the order of x, or without return_sequences of each
-        direction's last step, which is the last valid one forward and the first one backward. With return_state (y, (state forward,
-        state backward)).
+        y, both layers' outputs concatenated on the last axis: for every step in the order of x, or without return_sequences for each
+        direction's final step (the last valid step forward, the first step backward). With return_state (y, (forward state,
+        backward state)).
 
     Raises:
-        TypeError: `layer` is no layer of this package; initial_state is no pair.
-        ValueError: a layer that runs backwards itself, or that cannot; what the layer does not accept.
+        TypeError: `layer` is not a layer of this package; initial_state is not a pair.
+        ValueError: a layer that already runs backwards, or cannot; an argument that the layer does not accept.
 
     Example:
         >>> import mlx.core as mx
@@ -56,9 +56,9 @@ class Bidirectional(nn.Module):
         config = layer.get_config()
         if config.get("go_backwards") is not False:
             got = type(layer).__name__ + (" with go_backwards=True" if config.get("go_backwards") else "")
-            raise bad_argument(OWNER, "layer", "run forwards, and be able to run backwards", got)
+            raise bad_argument(OWNER, "layer", "run forwards and support go_backwards", got)
         self.forward_layer = layer
-        self.backward_layer = type(layer).from_config(config | {"go_backwards": True})
+        self.backward_layer = layer.alike(go_backwards=True)
         self.backward_layer.set_dtype(layer.dtype)
         self.train(layer.training)
 
@@ -92,7 +92,7 @@ class Bidirectional(nn.Module):
         return tuple(result) if len(result) > 1 else result[0]
 
     def _check_states(self, x: Any, initial_state: Any, time_deltas: Any, lengths: Any) -> None:
-        """Raise an error for a state of either direction before the other has run."""
+        """Check both directions' states before either runs."""
         if initial_state is not None:
             for each, initial in zip((self.forward_layer, self.backward_layer), _pair(initial_state), strict=True):
                 each.read_call(x, initial, time_deltas, lengths)
@@ -104,20 +104,20 @@ class Bidirectional(nn.Module):
 
     @property
     def output_size(self) -> int:
-        """Features of y, of both directions."""
+        """Features of y, both directions together."""
         return self.forward_layer.output_size + self.backward_layer.output_size
 
     def _repr_html_(self) -> str:
-        """The table of the parameters, for notebooks."""
+        """The parameter table, for notebooks."""
         return parameter_table(self)
 
     def get_config(self) -> dict[str, Any]:
-        """The wrapped layer's class and configuration, as values that JSON can hold."""
+        """The wrapped layer's class and configuration, as JSON-serialisable values."""
         return {"layer": layer_to_config(self.forward_layer)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Bidirectional":
-        """The layer that `get_config` described, with new weights."""
+        """Make the layer that `get_config` describes, with new weights."""
         check_config(OWNER, config, ("layer",), ("layer",))
         return cls(layer_from_config(OWNER, config["layer"]))
 
@@ -135,7 +135,7 @@ def _pair(initial_state: Any) -> tuple[Any, Any]:
 
 
 def _in_order(y: mx.array, lengths: Any, batch_first: bool) -> mx.array:
-    """(B, T, F) or (T, B, F), with a first axis of layers (S, ...), or (..., T, F) without batch: from the order of processing to x's."""
+    """(B, T, F) or (T, B, F), with a leading layer axis (S, ...), or (..., T, F) without batch: from processing order to x's order."""
     if lengths is None:
         axis = -2 if batch_first or y.ndim == 2 else -3
         return mx.moveaxis(turned(mx.moveaxis(y, axis, 0), None), 0, axis)

@@ -39,50 +39,50 @@ class CfC(RecurrentLayer):
         no_gate: h' = tanh(f) + tanh(g) t_interp
         pure:    h' = A - A exp(-dt (|w_tau| + |f|)) f
 
-    On a map with layers (:class:`NCPMap`) each layer is such a step without backbone, fed by the layer before it in the same
-    time step; recurrence is dense inside a layer, and the map masks what comes from outside it. On any other map there is one
-    such step over all units, with the map's sensory synapses masking x and its recurrent ones h.
+    On a map with layers (:class:`NCPMap`) each layer is such a step without a backbone. It takes the output of the layer before it in the
+    same time step; recurrence is dense within a layer, and the map masks its other inputs. On any other map a single step updates all
+    units; the map's sensory synapses mask x, and its recurrent ones h.
 
     Args:
         neuron_map: the units and their synapses. An int stands for ``FullyConnectedMap(int)``. The layer keeps a copy.
-        input_size: I, features of x; may be left out where the map is built.
+        input_size: I, features of x; optional if the map is already built.
         mode: "default", "no_gate" or "pure".
-        activation: of the backbone: "lecun_tanh" (1.7159 tanh(0.666 a)), "tanh", "relu", "silu" or "gelu".
-        backbone_units: width Z of each backbone layer; 128 unless given.
-        backbone_layers: number of backbone layers; 1 on a fully connected map, else 0, unless given.
-        backbone_dropout: probability of dropping a backbone unit at a step, in training. Like mlx.nn.Dropout it gets wrong gradients inside
-            ``mx.checkpoint``, which draws anew in the backward.
-        mixed_memory: whether an LSTM step precedes each CfC step, whose h it works on.
-        time_scale_factor: every dt is multiplied by it. None: what the map's neuron_params say, else 1.
-        mask_time_heads: whether the map masks t_a and t_b too, or f and g alone (as the package ncps does).
+        activation: the backbone's: "lecun_tanh" (1.7159 tanh(0.666 a)), "tanh", "relu", "silu" or "gelu".
+        backbone_units: width Z of each backbone layer; default 128.
+        backbone_layers: number of backbone layers; default 1 on a fully connected map, else 0.
+        backbone_dropout: probability of dropping a backbone unit at a step, in training. As with mlx.nn.Dropout, gradients are wrong inside
+            ``mx.checkpoint``, which draws a different mask in the backward pass.
+        mixed_memory: whether an LSTM step precedes each CfC step and updates its h.
+        time_scale_factor: multiplies every dt. None: the value in the map's neuron_params, else 1.
+        mask_time_heads: whether the map also masks t_a and t_b, or only f and g (as the package ncps does).
         proj_size: if given, y is a learned linear map of the output to this many features.
         output: "units": y holds all H units; "motor": the map's O motor units.
-        return_sequences: whether y holds every step, or the last valid one.
+        return_sequences: whether y holds every step or only the last valid one.
         return_state: whether the state is returned too.
         batch_first: whether x is (B, T, I) or (T, B, I).
         go_backwards: whether each sequence is processed from its last valid step to its first. As in Keras, y is then in the order
             of processing. Each step keeps its own time delta.
-        checkpoint_steps: for long sequences, the steps of a part: only the states between parts are kept, and the backward computes each
-            part again. None: all is kept.
+        checkpoint_steps: time steps per segment, for long sequences: only the states between segments are kept, and the backward pass
+            recomputes each segment. None: keep everything.
 
     Call:
         ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state, return_states, output)``
 
         x: (B, T, I), or (T, I) without batch; floating point.
         initial_state: [h, t], with mixed_memory [h, c, t], each (B, H) or None for zeros.
-        time_deltas: elapsed time before each step, in any unit, (B, T) or (B, T, 1), its axes in the order of x's, or a scalar; 1 if
-            None. Never negative.
-        lengths: (B,) integers in 1..T; steps past them neither change the state nor cost time on the CPU, and y is 0 there.
+        time_deltas: elapsed time before each step, in any unit: (B, T) or (B, T, 1), with axes in the order of x's, or a scalar; 1 if
+            None. Must not be negative.
+        lengths: (B,) integers in 1..T; later steps are padding: they leave the state unchanged, cost no time on the CPU, and y is 0 there.
 
     Returns:
-        y (B, H), or (B, T, H) with return_sequences (O or proj_size in place of H as chosen), in the promoted dtype of x and the
+        y (B, H), or (B, T, H) with return_sequences (O or proj_size instead of H if chosen), in the promoted dtype of x and the
         parameters. With return_state (y, [h, t]) or (y, [h, c, t]): float32 (B, H) each; t is each unit's clock, the time that it
-        has integrated so far, time_scale_factor included.
-        With return_states, last of all, the states after every step, each (..., B, T, F) in place of (..., B, F).
+        has integrated so far, scaled by time_scale_factor.
+        With return_states the last item is the states after every step, each (..., B, T, F) instead of (..., B, F).
 
     Raises:
-        TypeError: an argument of a wrong kind or dtype.
-        ValueError: an argument of a wrong shape or value; a map that is not built where input_size is missing; a backbone on a
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: an argument of a wrong shape or value; a map that is not built, without input_size; a backbone on a
             map that is not fully connected.
 
     Example:
@@ -165,29 +165,29 @@ class CfC(RecurrentLayer):
 
     @property
     def draws(self) -> bool:  # type: ignore[override]
-        """Where there is dropout."""
+        """Whether there is dropout."""
         return self.backbone_dropout > 0
 
     @property
     def output_size(self) -> int:
-        """Features of y, where a call does not ask for another output."""
+        """Features of y, unless a call asks for another output."""
         return self.proj_size or (self.neuron_map.output_dim if self.output == "motor" else self.units)
 
     @property
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The states in order: h, with mixed memory c, and t."""
+        """The states in order: h, c (with mixed memory), t."""
         return ("h", "c", "t") if self.mixed_memory else ("h", "t")
 
     @property
     def stage_units(self) -> tuple[tuple[int, int], ...]:
-        """The units [start, stop) of each layer of the map, in the order of the step; one for a map without layers."""
+        """The units [start, stop) of each layer of the map, in the order of computation; a single range for a map without layers."""
         return stage_units(type(self).__name__, self.neuron_map)
 
     def recurrent_weights(self) -> mx.array:
-        """What joins the units, masked, indexed [source, target]: one (H, H) for each head.
+        """The masked weights between units, indexed [source, target]: one (H, H) for each head.
 
         Raises:
-            ValueError: a layer with a backbone, through which every unit reaches every other.
+            ValueError: a layer with a backbone, which connects every unit to every other.
         """
         if self.backbone_layers:
             raise bad_argument(type(self).__name__, "backbone_layers", "be 0 for weights between units", self.backbone_layers)
@@ -211,7 +211,7 @@ class CfC(RecurrentLayer):
         return outputs[0], [*(steps.kept(a) for a in outputs), initial["t"] + steps.elapsed(dt)]
 
     def _arrays(self, steps: Steps, initial: dict[str, mx.array], dt: mx.array) -> Tree:
-        """The scan's arrays; x and the weights in their own precision, states and times in that of the sums."""
+        """The scan's arrays: x and the weights in their own dtype, states and times in the dtype of sums."""
         arrays: Tree = {"x": steps.x, "dt": dt, "h0": initial["h"], "stages": [stage.scan_tree() for stage in self.stages]}
         arrays |= self._dropout(dt, steps.keys(self.backbone_layers)) | ({} if steps.lengths is None else {"lengths": steps.lengths})
         if self.mixed_memory:
@@ -229,7 +229,7 @@ class CfC(RecurrentLayer):
         return {"dropout": [kept.astype(dt.dtype) / (1 - p or 1) for kept in drawn]}
 
     def check_read_options(self, *, output: str | None = None) -> None:  # type: ignore[override]
-        """Raise a ValueError for an output that there is not."""
+        """Raise a ValueError for an unknown output."""
         if output is None:
             return
         check_choice(type(self).__name__, "output", output, OUTPUTS)
@@ -237,7 +237,7 @@ class CfC(RecurrentLayer):
             raise bad_argument(type(self).__name__, "output", f"be {self.output!r}, for which the projection was made", repr(output))
 
     def read_out(self, y: mx.array, steps: Steps, *, output: str | None = None) -> mx.array:
-        """All units or the motor units, and the projection if there is one."""
+        """Select all units or the motor units, and apply the projection if there is one."""
         if (output or self.output) == "motor":
             y = y[..., : self.neuron_map.output_dim]
         if self.proj_size is None:
@@ -257,13 +257,13 @@ class CfC(RecurrentLayer):
 class CfCStage(nn.Module):
     """The parameters of one CfC step: `backbone` and `heads`, each {weight (outputs, inputs), bias}; w_tau and A in pure mode.
 
-    The first product's weight takes [u, h], u the input of the stage. The heads are f, g, t_a, t_b one below the other.
+    The first product's weight multiplies [u, h], where u is the stage's input. The heads f, g, t_a, t_b are stacked by rows.
     """
 
     def __init__(self, inputs: int, units: int, mode: str, width: int, depth: int, mask: NDArray[np.float32] | None):
         super().__init__()
         self.inputs = inputs
-        # A NumPy mask is no parameter, so nothing can thaw or train it. Contiguous: mx.export_function ignores a constant's strides.
+        # A NumPy mask is not a parameter, so it cannot be unfrozen or trained. Contiguous: mx.export_function ignores a constant's strides.
         self.mask = None if mask is None else np.ascontiguousarray(mask)
         sizes = [inputs + units, *[width] * depth]
         if depth:
@@ -275,7 +275,7 @@ class CfCStage(nn.Module):
             self.w_tau, self.A = mx.zeros((units,)), mx.ones((units,))
 
     def masked_heads(self) -> mx.array:
-        """The heads' weights on [u, h] of a stage without backbone, (heads, H_s, inputs + H_s)."""
+        """The heads' masked weights on [u, h] in a stage without backbone, (heads, H_s, inputs + H_s)."""
         weight = self.heads["weight"]
         if self.mask is not None:
             weight = weight * mx.array(self.mask, weight.dtype)
@@ -300,12 +300,12 @@ class CfCStage(nn.Module):
 
 
 def _spread(weight: mx.array, start: int, units: int) -> mx.array:
-    """(heads, H_s, sources) -> (heads, H_s, units): zeros from all units but the sources, which begin at `start`."""
+    """(heads, H_s, sources) -> (heads, H_s, units): zeros for all units except the sources, which begin at `start`."""
     return mx.pad(weight, [(0, 0), (0, 0), (start, units - start - weight.shape[2])])
 
 
 def backbone_size(owner: str, neuron_map: NeuronMap, units: int | None, layers: int | None) -> tuple[int | None, int]:
-    """The backbone's (units, layers) after defaults; (None, 0) without one."""
+    """The backbone's (units, layers) with defaults filled in; (None, 0) without a backbone."""
     possible = neuron_map.is_fully_connected and neuron_map.layers is None
     if layers is None:
         layers = 1 if possible or units is not None else 0

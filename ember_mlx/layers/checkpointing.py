@@ -1,4 +1,4 @@
-"""Long sequences in parts, of which only the states between them are kept: each part's forward is computed again in its backward."""
+"""Gradient checkpointing over time: only the states between segments are kept, and the backward pass recomputes each segment."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,32 +25,32 @@ def run_in_parts(
     key: mx.array | None = None,
     draws: bool = False,
 ) -> tuple[mx.array, list[mx.array]]:
-    """Run a layer over its steps in parts, each of which keeps nothing but what it takes.
+    """Run a layer over its steps in segments, each of which keeps only its inputs for the backward pass.
 
     Args:
-        layer: whose parameters are differentiated.
-        run: (a layer like it, some steps, the state before them) -> y of every step or of the last valid one, and the state after.
-        steps: all of them.
-        state: before them.
-        size: steps of a part.
+        layer: the layer whose parameters are differentiated.
+        run: (layer, steps, state before them) -> y of every step or of the last valid one, and the state after them.
+        steps: all time steps.
+        state: the state before them.
+        size: time steps per segment.
         sequences: whether y holds every step.
-        key: of random numbers, split among the parts.
-        draws: whether there shall be one where the caller has none.
+        key: PRNG key, split among the segments.
+        draws: whether to make a key if the caller gave none.
 
     Returns:
-        y (T, B, O), or (B, O) of each sequence's last valid step, and the state after that.
+        y (T, B, O), or (B, O) at each sequence's last valid step, and the state after it.
     """
     starts, lengths = range(0, steps.x.shape[0], size), steps.lengths
-    if key is None and draws:  # the same numbers in the backward as in the forward
+    if key is None and draws:  # the recomputation in the backward pass must draw the same numbers
         key = mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)
     names, given = zip(*tree_flatten(layer.parameters()), strict=True)
-    parameters = widened(given)  # the gradients of all parts are added up in the precision of sums
+    parameters = widened(given)  # gradients are summed over segments in at least float32
     parts: Tree = {name: mx.split(a, list(starts)[1:]) for name, a in (("x", steps.x), ("dt", steps.dt))}
     parts |= {} if lengths is None else {"lengths": [mx.clip(lengths - t, 0, len(x)) for t, x in zip(starts, parts["x"], strict=True)]}
     parts |= {} if key is None else {"key": list(mx.random.split(key, len(starts)))}
 
     def run_part(*leaves: mx.array) -> list[mx.array]:
-        """Some steps: from their arrays, the states and the parameters to y and the states."""
+        """One segment: from its steps' arrays, the states and the parameters to y and the states."""
         arrays = dict(zip(parts, leaves, strict=False))
         before, own = leaves[len(arrays) : -len(names)], [a.astype(b.dtype) for a, b in zip(leaves[-len(names) :], given, strict=True)]
         here = steps._replace(x=arrays["x"], dt=arrays["dt"], lengths=arrays.get("lengths"), key=arrays.get("key"))
@@ -71,7 +71,7 @@ def run_in_parts(
 
 
 def with_parameters(module: Any, parameters: Any) -> Any:
-    """A module that shares everything with another one but the arrays, which are these: nobody else sees them."""
+    """A shallow copy of a module with these arrays as parameters; the original keeps its own."""
     if parameters is None:
         return module
     if isinstance(module, nn.Module):

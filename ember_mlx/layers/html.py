@@ -1,4 +1,4 @@
-"""Layers as tables, for notebooks."""
+"""HTML tables of a layer's parameters, for notebooks."""
 
 from html import escape
 from typing import Any
@@ -19,7 +19,7 @@ def parameter_table(module: nn.Module) -> str:
         module: any mlx.nn.Module.
 
     Returns:
-        The table; every text in it is escaped.
+        The table, with all text escaped.
 
     Example:
         >>> from ember_mlx import GRU

@@ -6,7 +6,7 @@ import mlx.core as mx
 
 
 def glorot_uniform(outputs: int, inputs: int, blocks: int = 1) -> mx.array:
-    """(blocks * outputs, inputs): `blocks` weights one below the other, each uniform in +-sqrt(6 / (inputs + outputs)).
+    """(blocks * outputs, inputs): `blocks` weights stacked by rows, each uniform in +-sqrt(6 / (inputs + outputs)).
 
     Source: Glorot and Bengio, AISTATS 2010.
     """

@@ -22,18 +22,18 @@ from .maps import built_map
 from .weights import lstm_weights
 
 MAPPINGS = ("affine", "linear", None)
-PARAMETERS = ("w", "sigma", "mu", "erev")  # of a synapse
+PARAMETERS = ("w", "sigma", "mu", "erev")  # one value per synapse
 POSITIVE = ("w", "sensory_w", "cm", "gleak")
 RANGES = {"gleak": (0.001, 1), "vleak": (-0.2, 0.2), "cm": (0.4, 0.6), "w": (0.001, 1), "sigma": (3, 8), "mu": (0.3, 0.8)}
-SMALLEST_CM = 1e-6  # the membrane keeps some capacity, or v would be 0 / 0 where no time passes
-BLOCK_VALUES = 2**22  # synapses whose values are in memory at a time for `time_constants`
+SMALLEST_CM = 1e-6  # with cm = 0, v would be 0 / 0 where dt is 0
+BLOCK_VALUES = 2**22  # values per block in `time_constants`, to limit memory
 Tree = dict[str, Any]
 
 
 class LTC(RecurrentLayer):
-    r"""A liquid time-constant layer on a neuron map: leaky units, joined by synapses whose conductance depends on the sending unit.
+    r"""A liquid time-constant layer on a neuron map: leaky units with synapses whose conductance depends on the source unit.
 
-    One step, from the mapped input u_i = input_w_i x_i + input_b_i, with dt the time elapsed before it, once::
+    One step, with the mapped input u_i = input_w_i x_i + input_b_i and dt the time elapsed before it, computes once::
 
         (1) s_ij = sensory_w_ij sigma(sensory_sigma_ij (u_i - sensory_mu_ij));  num_s_j = sum_i s_ij sensory_erev_ij;  den_s_j = sum_i s_ij
 
@@ -45,30 +45,30 @@ class LTC(RecurrentLayer):
         (5) v_j = (cm_j v_j + delta num_j) / (cm_j + delta (den_j + epsilon))
 
     The output is output_w_j v_j + output_b_j for the map's O motor units. Sums are over the map's synapses: a missing one has no
-    parameters and costs nothing. Where no time passes v stays what it is; after a very long dt it is the steady state.
+    parameters and costs nothing. With dt = 0, v does not change; with a very long dt it reaches the steady state.
 
-    The other solvers integrate dv_j/dt = (num_j - den_j v_j) / cm_j in `ode_unfolds` parts: "explicit" by Euler's method, "rk4" by the
+    The other solvers integrate dv_j/dt = (num_j - den_j v_j) / cm_j in `ode_unfolds` substeps: "explicit" by Euler's method, "rk4" by the
     classical Runge-Kutta method. They are exact to a higher order for short dt and unstable for long ones: keep dt / ode_unfolds below
-    about 2 cm_j / den_j, the double of `time_constants`.
+    about 2 cm_j / den_j, twice the value of `time_constants`.
 
     Args:
         neuron_map: the units and their synapses. An int stands for ``FullyConnectedMap(int)``. The layer keeps a copy.
-        input_size: I, features of x; may be left out where the map is built.
+        input_size: I, features of x; optional if the map is already built.
         input_mapping: "affine" (as above), "linear" (without input_b) or None (u = x).
         output_mapping: "affine" (as above), "linear" (without output_b) or None (the units' v).
-        ode_unfolds: parts of equal length into which the solver divides each dt.
-        epsilon: added to the denominator of the solver "semi_implicit".
+        ode_unfolds: number of equal substeps of each dt.
+        epsilon: added to the denominator in the solver "semi_implicit".
         solver: "semi_implicit" (as above), "explicit" or "rk4".
-        implicit_param_constraints: whether w, sensory_w, cm and gleak are softplus of the parameters of these names, so that they are
-            positive; else call `apply_weight_constraints` after each step of an optimizer.
-        mixed_memory: whether an LSTM step on (x, (v, c)) precedes each LTC step, which works on its h.
-        return_sequences: whether y holds every step, or the last valid one.
+        implicit_param_constraints: whether w, sensory_w, cm and gleak are the softplus of the parameters of these names, and so positive;
+            otherwise call `apply_weight_constraints` after each optimizer step.
+        mixed_memory: whether an LSTM step on (x, (v, c)) precedes each LTC step, which starts from its h.
+        return_sequences: whether y holds every step or only the last valid one.
         return_state: whether the state is returned too.
         batch_first: whether x is (B, T, I) or (T, B, I).
         go_backwards: whether each sequence is processed from its last valid step to its first. As in Keras, y is then in the order
             of processing. Each step keeps its own time delta.
-        checkpoint_steps: for long sequences, the steps of a part: only the states between parts are kept, and the backward computes each
-            part again. None: all is kept.
+        checkpoint_steps: time steps per segment, for long sequences: only the states between segments are kept, and the backward pass
+            recomputes each segment. None: keep everything.
 
     Parameters: w, sigma, mu, erev have one value for each synapse of the map, (S,), ordered by target unit, then by source; with
     sensory_ before the name for each synapse of an input. gleak, vleak, cm (H,); input_w, input_b (I,); output_w, output_b (O,).
@@ -77,19 +77,19 @@ class LTC(RecurrentLayer):
         ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state, return_states)``
 
         x: (B, T, I), or (T, I) without batch; floating point.
-        initial_state: v (B, H), or None for zeros; with mixed_memory a list [v, c] of such.
-        time_deltas: elapsed time before each step, in any unit, (B, T) or (B, T, 1), its axes in the order of x's, or a scalar; 1 if
-            None. Never negative.
-        lengths: (B,) integers in 1..T; steps past them neither change the state nor cost time on the CPU, and y is 0 there.
+        initial_state: v (B, H), or None for zeros; with mixed_memory a list [v, c].
+        time_deltas: elapsed time before each step, in any unit: (B, T) or (B, T, 1), with axes in the order of x's, or a scalar; 1 if
+            None. Must not be negative.
+        lengths: (B,) integers in 1..T; later steps are padding: they leave the state unchanged, cost no time on the CPU, and y is 0 there.
 
     Returns:
         y (B, T, O), or (B, O) without return_sequences, in the promoted dtype of x and the parameters. With return_state (y, v), or
         with mixed_memory (y, [v, c]): float32 (B, H) each.
-        With return_states, last of all, the states after every step, each (..., B, T, F) in place of (..., B, F).
+        With return_states the last item is the states after every step, each (..., B, T, F) instead of (..., B, F).
 
     Raises:
-        TypeError: an argument of a wrong kind or dtype.
-        ValueError: an argument of a wrong shape or value; a map that is not built where input_size is missing.
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: an argument of a wrong shape or value; a map that is not built, without input_size.
 
     Example:
         >>> import mlx.core as mx
@@ -165,35 +165,35 @@ class LTC(RecurrentLayer):
 
     @property
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The states in order: v, with mixed memory c."""
+        """The states in order: v, and with mixed memory c."""
         return ("v", "c") if self.mixed_memory else ("v",)
 
     @property
     def bare_state(self) -> bool:  # type: ignore[override]
-        """Whether the state is v itself, or a list."""
+        """Whether the state is v itself instead of a list."""
         return not self.mixed_memory
 
     def recurrent_weights(self) -> mx.array:
-        """What joins the units, w erev of each synapse, indexed [source, target]: (1, H, H), 0 where there is no synapse."""
+        """w erev of each synapse between units, indexed [source, target]: (1, H, H), 0 where there is no synapse."""
         w = mx.logaddexp(self.w, mx.array(0, self.w.dtype)) if self.implicit_param_constraints else self.w
         places = self._synapses.sources * self.units + self._synapses.targets
         return mx.zeros((self.units**2,), w.dtype).at[mx.array(places)].add(w * self.erev).reshape(1, self.units, self.units)
 
     def prune(self, threshold: float) -> "LTC":
-        """Return a layer without this one's weak synapses, which computes what this one would if their w were 0, for less.
+        """Return a smaller layer without the weak synapses; it computes what this one would with their w set to 0.
 
-        A synapse costs its share of each step, in time and memory; the new layer can be trained on, pruned again and saved.
+        Fewer synapses take less time and memory per step. The new layer can be trained further, pruned again and saved.
 
         Args:
-            threshold: a synapse with less than that w, or sensory_w, is dropped: the conductance, after the softplus of
+            threshold: synapses whose w or sensory_w is below this are dropped. It is compared with the conductance, after the softplus of
                 `implicit_param_constraints`.
 
         Returns:
-            A new layer; this one stays as it is.
+            A new layer; this one is unchanged.
 
         Raises:
-            TypeError: threshold is no number.
-            ValueError: threshold is not above 0, or not finite.
+            TypeError: threshold is not a number.
+            ValueError: threshold is not positive and finite.
 
         Example:
             >>> from ember_mlx import LTC
@@ -220,17 +220,17 @@ class LTC(RecurrentLayer):
         return cast(LTC, layer.train(self.training))
 
     def _conductances(self, name: str) -> NDArray[np.float32]:
-        """Of the synapses, (S,)."""
+        """The synapses' conductances, (S,)."""
         w = self[name].astype(mx.float32)
         return np.array(mx.logaddexp(w, mx.zeros_like(w)) if self.implicit_param_constraints else w)
 
     def apply_weight_constraints(self) -> None:
-        """Raise negative w, sensory_w and gleak to 0, and cm to at least 1e-6; nothing to do with implicit_param_constraints.
+        """Clip w, sensory_w and gleak to at least 0, and cm to at least 1e-6. Does nothing with implicit_param_constraints.
 
         Example:
             >>> from ember_mlx import LTC
             >>> layer = LTC(4, 2, implicit_param_constraints=False)
-            >>> layer.w = layer.w - 0.5  # as a step of an optimizer may
+            >>> layer.w = layer.w - 0.5  # as an optimizer step may do
             >>> layer.apply_weight_constraints()
             >>> layer.w.min().item()
             0.0
@@ -251,7 +251,7 @@ class LTC(RecurrentLayer):
         dtype, shape = compute_dtype(steps.x, self.dtype), (steps.x.shape[1], self.units)
         values = {name: a.astype(dtype) for name, a in self.items() if isinstance(a, mx.array) and name != "map_id"}
         if self.implicit_param_constraints:
-            zero = mx.array(0, dtype)  # softplus: that of mlx.nn is compiled, and cannot be exported
+            zero = mx.array(0, dtype)  # softplus; nn.softplus is compiled and cannot be exported
             values |= {name: mx.logaddexp(values[name], zero) for name in POSITIVE}
         x = u = steps.x.astype(dtype)
         if self.input_mapping is not None:
@@ -287,8 +287,8 @@ class LTC(RecurrentLayer):
     def time_constants(self, x: mx.array, initial_state: Any = None, time_deltas: Any = None, lengths: Any = None) -> mx.array:
         """The effective time constant of each unit, tau_j = cm_j / den_j with den_j of equation (4), after each step.
 
-        It is the time in which v_j would come a factor e nearer to where it tends, if all other units and the input stayed as they
-        are; the strongly driven unit is fast.
+        It is the time in which the distance of v_j from its steady state falls by a factor of e, if all other units and the input are
+        held constant. Strongly driven units are fast.
 
         Args:
             x: (B, T, I), or (T, I) without batch, as the layer takes it.
@@ -300,7 +300,7 @@ class LTC(RecurrentLayer):
             (B, T, H), in the unit of `time_deltas`; 0 past a sequence's length.
 
         Raises:
-            TypeError: an argument of a wrong kind or dtype.
+            TypeError: an argument of the wrong type or dtype.
             ValueError: an argument of a wrong shape or value.
 
         Example:

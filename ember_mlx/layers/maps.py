@@ -1,4 +1,4 @@
-"""How layers take a neuron map."""
+"""A layer's neuron map argument."""
 
 import copy
 import hashlib
@@ -14,13 +14,13 @@ from .arguments import type_name
 
 
 def built_map(owner: str, neuron_map: Any, input_size: int | None) -> NeuronMap:
-    """A copy of the map, built for `input_size`, to which no synapse can be added; an int stands for FullyConnectedMap(int).
+    """A copy of the map, built for `input_size`, whose synapses are fixed; an int stands for FullyConnectedMap(int).
 
     Raises:
         TypeError: neither a NeuronMap nor an int.
-        ValueError: a map that is not built, without input_size; or built for another one.
+        ValueError: a map that is not built, without input_size; or built for another input size.
     """
-    if isinstance(input_size, NeuronMap):  # ncps takes the two the other way round
+    if isinstance(input_size, NeuronMap):  # ncps has the opposite order
         raise bad_argument(owner, "neuron_map", "come first, before input_size", repr(neuron_map), TypeError)
     if input_size is not None:
         input_size = check_integer(owner, "input_size", input_size)
@@ -33,7 +33,7 @@ def built_map(owner: str, neuron_map: Any, input_size: int | None) -> NeuronMap:
         check_size(owner, "neuron_map", units, units)
         neuron_map = FullyConnectedMap(units)
     if input_size is None and not neuron_map.is_built():
-        raise bad_argument(owner, "input_size", "be given where neuron_map is not built", "None")
+        raise bad_argument(owner, "input_size", "be given if neuron_map is not built", "None")
     if neuron_map.is_built() and input_size not in (None, neuron_map.input_dim):
         raise bad_argument(owner, "input_size", f"be {neuron_map.input_dim}, for which neuron_map is built", input_size)
     if input_size is not None:
@@ -44,9 +44,9 @@ def built_map(owner: str, neuron_map: Any, input_size: int | None) -> NeuronMap:
 
 
 def map_id(neuron_map: NeuronMap) -> mx.array | None:
-    """A parameter without elements whose shape says which map the weights are of; None where no synapse is missing.
+    """An empty parameter whose shape identifies the weights' map; None if no synapse is missing.
 
-    mlx.nn compares names and shapes when it loads weights, into a layer or into what holds it, and nothing else.
+    When mlx.nn loads weights, into a layer or a module that contains it, it compares only names and shapes.
     """
     matrices = [neuron_map.adjacency_matrix != 0, neuron_map.sensory_adjacency_matrix != 0]
     if all(matrix.all() for matrix in matrices):
@@ -54,9 +54,9 @@ def map_id(neuron_map: NeuronMap) -> mx.array | None:
     layers = [] if neuron_map.layers is None else [ids.tolist() for ids in neuron_map.layers]
     content = repr((*(matrix.shape for matrix in matrices), neuron_map.output_dim, layers)).encode()
     digest = hashlib.sha256(content + b"".join(np.packbits(matrix).tobytes() for matrix in matrices)).digest()
-    return mx.array(np.zeros((0, 1 + int.from_bytes(digest[:8], "little") % (2**31 - 1)), np.float32))  # has no stream to be evaluated on
+    return mx.array(np.zeros((0, 1 + int.from_bytes(digest[:8], "little") % (2**31 - 1)), np.float32))  # needs no stream
 
 
 def parameter_of_map(neuron_map: NeuronMap, name: str, given: Any, default: float) -> Any:
-    """A layer's argument: what was given; where that is None, what the map's neuron_params say; else the default."""
+    """A layer's argument: the given value; if None, the one in the map's neuron_params; else the default."""
     return neuron_map.neuron_params.get(name, default) if given is None else given

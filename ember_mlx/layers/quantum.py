@@ -14,16 +14,17 @@ from ..scans.several import Scan, Scans
 from ..wiring import NeuronMap
 from .arguments import StateLayout, Steps, check_key, compute_dtype
 from .base import Check, RecurrentLayer
+from .deprecated import accepts_old_order
 from .initial import glorot_uniform
 from .maps import built_map, parameter_of_map
 from .weights import linear_weights
 
 Tree = dict[str, Any]
-HIGHEST_FREQUENCY = 0.05  # of those that a layer starts with: twenty steps of dt = 1 a period
+HIGHEST_FREQUENCY = 0.05  # of the initial frequencies: a period of 20 steps with dt = 1
 
 
 class LQNet(RecurrentLayer):
-    r"""A liquid, quantum-inspired layer on a neuron map: complex units, whose phases turn and whose amplitudes relax.
+    r"""A liquid, quantum-inspired layer on a neuron map: complex units whose phases rotate and whose amplitudes relax.
 
     One step, with dt the time elapsed before it and psi = h_c + i h_s::
 
@@ -42,46 +43,47 @@ class LQNet(RecurrentLayer):
     momenta: it keeps every |psi|. Without noise |psi| <= max(sqrt(2), |psi| of the initial state) for every unit, any dt and any number
     of steps, as docs/quantum.md shows.
 
-    From zeros, the initial state unless another is given, the first step has nothing to turn: it fills h_c alone. From the second step on
-    (2) moves part of it into h_s; with Omega = 0, and in a unit without any recurrent synapse, h_s stays 0 where there is no noise.
-    Gradients have no such bound as the states: choose a unit of time in which dt is about 1 or below.
+    From the default initial state, zeros, the first step rotates nothing and fills only h_c. From the second step on (2) moves part of it
+    into h_s. Without noise h_s stays 0 if Omega = 0, and in a unit without any recurrent synapse.
+    Gradients are not bounded in this way: choose a time unit in which dt is about 1 or less.
 
     Parameters: drive, {weight (H, I), bias}, W_in's transpose and b; R, Omega and B_noise, (H, H), indexed [source, target].
 
     Args:
         neuron_map: the units and their synapses, with or without layers. An int stands for ``FullyConnectedMap(int)``. The layer keeps a
             copy.
+        input_size: I, features of x; optional if the map is already built.
         nu_0: viscosity of a state of zeros, per unit of time, at least 0; with 0 there is no relaxation.
-        beta: fall of the viscosity with the mean of |psi|^2, at least 0.
+        beta: rate at which the viscosity falls with the mean of |psi|^2, at least 0.
         noise_scale: size of the noise in training, at least 0.
-        return_sequences: whether y holds every step, or the last valid one.
+        return_sequences: whether y holds every step or only the last valid one.
         return_state: whether the state is returned too.
         batch_first: whether x is (B, T, I) or (T, B, I).
-        input_size: I, features of x; may be left out where the map is built.
         go_backwards: whether each sequence is processed from its last valid step to its first; y is then in the order of processing.
-        checkpoint_steps: for long sequences, the steps of a part: only the states between parts are kept, and the backward computes each
-            part again. None: all is kept.
+        checkpoint_steps: time steps per segment, for long sequences: only the states between segments are kept, and the backward pass
+            recomputes each segment. None: keep everything.
 
     Call:
         ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state, return_states, key)``
 
         x: (B, T, I), or (T, I) without batch; floating point.
-        initial_state: [h_c, h_s, t], (B, H), (B, H) and (B, 1), or None, for each or all of them, for zeros.
-        time_deltas: elapsed time before each step, in any unit, (B, T) or (B, T, 1), its axes in the order of x's, or a scalar; 1 if
-            None. Never negative.
-        lengths: (B,) integers in 1..T; steps past them neither change the state nor cost time on the CPU, and y is 0 there.
-        key: of the noise, from ``mx.random.key``; None: MLX's own, which ``mx.random.seed`` sets. xi is drawn once for the whole call, so
-            the same key gives the same noise on every backend. Give one inside ``mx.checkpoint``, which would draw anew, and get wrong
-            gradients, in the backward; inside ``mx.compile`` capture ``mx.random.state``, or give one, or all calls have the same noise.
+        initial_state: [h_c, h_s, t], (B, H), (B, H) and (B, 1); None, for any or all of them, means zeros.
+        time_deltas: elapsed time before each step, in any unit: (B, T) or (B, T, 1), with axes in the order of x's, or a scalar; 1 if
+            None. Must not be negative.
+        lengths: (B,) integers in 1..T; later steps are padding: they leave the state unchanged, cost no time on the CPU, and y is 0 there.
+        key: PRNG key for the noise, from ``mx.random.key``; None: MLX's global state, set by ``mx.random.seed``. xi is drawn once per
+            call, so the same key gives the same noise on every backend. Pass a key inside ``mx.checkpoint``: without one the backward
+            pass draws different noise and the gradients are wrong. Inside ``mx.compile`` pass a key or capture ``mx.random.state``:
+            otherwise every call has the same noise.
 
     Returns:
         y (B, T, H), or (B, H) without return_sequences, in the promoted dtype of x and the parameters. With return_state
         (y, [h_c, h_s, t]): float32; t is the time elapsed.
-        With return_states, last of all, the states after every step, each (..., B, T, F) in place of (..., B, F).
+        With return_states the last item is the states after every step, each (..., B, T, F) instead of (..., B, F).
 
     Raises:
-        TypeError: an argument of a wrong kind or dtype.
-        ValueError: an argument of a wrong shape or value; a map that is not built where input_size is missing.
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: an argument of a wrong shape or value; a map that is not built, without input_size.
 
     Example:
         >>> import mlx.core as mx
@@ -91,25 +93,26 @@ class LQNet(RecurrentLayer):
         >>> y.shape, h_c.shape, t.shape, t[0, 0].item()
         ((32, 100, 56), (32, 56), (32, 1), 50.0)
 
-    Source: this package's own definition, with the parts and parameters of ember-ml's layer of that name, which diverges; docs/quantum.md
-    says what it has of quantum mechanics.
+    Source: defined by this package, with the components and parameters of ember-ml's layer of the same name, whose states diverge;
+    docs/quantum.md describes the relation to quantum mechanics.
     """
 
     state_names = ("h_c", "h_s", "t")
     run_options = ("key",)
     settings: ClassVar[dict[str, Check]] = RecurrentLayer.settings | dict.fromkeys(("nu_0", "beta", "noise_scale"), check_not_negative)
 
+    @accepts_old_order("nu_0", "beta", "noise_scale", "return_sequences", "return_state", "batch_first")
     def __init__(
         self,
         neuron_map: NeuronMap | int,
+        input_size: int | None = None,
+        *,
         nu_0: float = 1.0,
         beta: float = 0.1,
         noise_scale: float = 0.1,
         return_sequences: bool = True,
         return_state: bool = False,
         batch_first: bool = True,
-        *,
-        input_size: int | None = None,
         go_backwards: bool = False,
         checkpoint_steps: int | None = None,
     ):
@@ -120,7 +123,7 @@ class LQNet(RecurrentLayer):
         self.neuron_map = neuron_map
         self.nu_0, self.beta, self.noise_scale = nu_0, beta, noise_scale
         self.keep_map_id(neuron_map)
-        # NumPy masks are no parameters, so nothing can thaw or train them
+        # NumPy masks are not parameters, so they cannot be unfrozen or trained
         recurrent = neuron_map.get_recurrent_mask()
         self.sensory_mask, self.recurrent_mask = _mask(neuron_map.get_input_mask().T), _mask(recurrent)
         self.rotation_mask = _mask(np.maximum(recurrent, recurrent.T))
@@ -133,12 +136,12 @@ class LQNet(RecurrentLayer):
 
     @property
     def draws(self) -> bool:  # type: ignore[override]
-        """Where there is noise."""
+        """Whether there is noise."""
         return self.noise_scale > 0
 
     @property
     def state_layouts(self) -> tuple[StateLayout, ...]:
-        """The states in order; t is one number a sequence."""
+        """The states in order; t is one number per sequence."""
         return tuple(StateLayout(name, 1, letter="1") if name == "t" else StateLayout(name, self.units) for name in self.state_names)
 
     def scans(self, steps: Steps, state: list[mx.array | None], key: mx.array | None = None) -> Scans:  # type: ignore[override]
@@ -165,16 +168,16 @@ class LQNet(RecurrentLayer):
         return QuantumSpec(self.nu_0, self.beta)
 
     def rotation(self, dtype: mx.Dtype | None = None) -> mx.array:
-        """Omega as it acts: symmetric and masked, (H, H), made in that precision; None: in the parameter's."""
+        """Omega as used in the step: symmetric and masked, (H, H), computed in `dtype`; None: in the parameter's dtype."""
         omega = self.Omega if dtype is None else self.Omega.astype(dtype)
         return _masked((omega + omega.T) / 2, self.rotation_mask)
 
     def recurrent_weights(self) -> mx.array:
-        """What joins the units, masked, indexed [source, target]: R and Omega, (2, H, H)."""
+        """The masked weights between units, indexed [source, target]: R and Omega, (2, H, H)."""
         return mx.stack([_masked(self.R, self.recurrent_mask), self.rotation()])
 
     def _weights(self, dtype: mx.Dtype) -> Tree:
-        """The parameters as the scan takes them."""
+        """The parameters in the form that the scan takes."""
         w_x = _masked(self.drive["weight"], self.sensory_mask)
         weights = {"w_x": w_x, "b": self.drive["bias"], "omega": self.rotation(dtype), "w_h": _masked(self.R, self.recurrent_mask).T}
         return {name: a.astype(dtype) for name, a in weights.items()} | {"tau": self._tau(dtype)}
@@ -184,7 +187,7 @@ class LQNet(RecurrentLayer):
         return mx.ones((self.units,), dtype)
 
     def _noise(self, steps: Steps, dtype: mx.Dtype, key: mx.array | None) -> Tree:
-        """xi for all steps, and the weight that it meets, in training; nothing else."""
+        """xi for all steps and the noise weight, in training; otherwise empty."""
         check_key(type(self).__name__, key)
         if not (self.training and self.noise_scale > 0):
             return {}
@@ -196,32 +199,32 @@ class LQNet(RecurrentLayer):
 
 
 class CTRQNet(LQNet):
-    r"""A continuous-time, quantum-inspired layer on a neuron map: an :class:`LQNet` with a time constant for every unit, whose drive may
-    oscillate with the time elapsed.
+    r"""A continuous-time, quantum-inspired layer on a neuron map: an :class:`LQNet` with a time constant for every unit and, optionally,
+    a drive that oscillates with the elapsed time.
 
     The step is that of :class:`LQNet`, and ::
 
         (1) drive       u_j = sum_i x_i a_ij sin(2 pi f_ij t + phi_ij) + b_j      with use_harmonic_embedding; else as in LQNet
         (5) relaxation  kappa_j = 1 - exp(-nu dt / tau_j),  tau = time_scale_factor softplus(time_scale)
 
-    with t the time elapsed, this step's dt included, and the amplitudes a, the frequencies f (per unit of time; the parameter is 100 f),
-    the phases phi and time_scale learned. In float32 a phase is known to some 4e-7 f t radians: a drive that shall oscillate exactly for
-    a long time needs t set back after whole periods.
+    with t the elapsed time including this step's dt. The amplitudes a, the frequencies f (per unit of time; the parameter is 100 f), the
+    phases phi and time_scale are learned. In float32 a phase has an error of about 4e-7 f t radians: for an exact oscillation over a long
+    time, reduce t by whole periods from time to time.
 
     Args:
         neuron_map: the units and their synapses, with or without layers; see :class:`LQNet`.
+        input_size: I, features of x; optional if the map is already built.
         nu_0: viscosity of a state of zeros, per unit of time, at least 0; with 0 there is no relaxation.
         beta: fall of the viscosity with the mean of |psi|^2, at least 0.
         noise_scale: size of the noise in training, at least 0.
-        time_scale_factor: every time constant is multiplied by it; greater than 0. None: what the map's neuron_params say, else 1.
-        use_harmonic_embedding: whether the drive is multiplied by sines of the time elapsed.
-        return_sequences: whether y holds every step, or the last valid one.
+        time_scale_factor: multiplies every time constant; greater than 0. None: the value in the map's neuron_params, else 1.
+        use_harmonic_embedding: whether the drive is multiplied by sines of the elapsed time.
+        return_sequences: whether y holds every step or only the last valid one.
         return_state: whether the state is returned too.
         batch_first: whether x is (B, T, I) or (T, B, I).
-        input_size: I, features of x; may be left out where the map is built.
         go_backwards: whether each sequence is processed from its last valid step to its first; y is then in the order of processing.
-        checkpoint_steps: for long sequences, the steps of a part: only the states between parts are kept, and the backward computes each
-            part again. None: all is kept.
+        checkpoint_steps: time steps per segment, for long sequences: only the states between segments are kept, and the backward pass
+            recomputes each segment. None: keep everything.
 
     Call, returns, raises: as :class:`LQNet`.
 
@@ -239,9 +242,14 @@ class CTRQNet(LQNet):
 
     settings: ClassVar[dict[str, Check]] = LQNet.settings | {"time_scale_factor": check_positive}
 
+    @accepts_old_order(
+        *("nu_0", "beta", "noise_scale", "time_scale_factor", "use_harmonic_embedding", "return_sequences", "return_state", "batch_first")
+    )
     def __init__(
         self,
         neuron_map: NeuronMap | int,
+        input_size: int | None = None,
+        *,
         nu_0: float = 1.0,
         beta: float = 0.1,
         noise_scale: float = 0.1,
@@ -250,20 +258,18 @@ class CTRQNet(LQNet):
         return_sequences: bool = True,
         return_state: bool = False,
         batch_first: bool = True,
-        *,
-        input_size: int | None = None,
         go_backwards: bool = False,
         checkpoint_steps: int | None = None,
     ):
         super().__init__(
             neuron_map,
-            nu_0,
-            beta,
-            noise_scale,
-            return_sequences,
-            return_state,
-            batch_first,
-            input_size=input_size,
+            input_size,
+            nu_0=nu_0,
+            beta=beta,
+            noise_scale=noise_scale,
+            return_sequences=return_sequences,
+            return_state=return_state,
+            batch_first=batch_first,
             go_backwards=go_backwards,
             checkpoint_steps=checkpoint_steps,
         )
@@ -284,7 +290,7 @@ class CTRQNet(LQNet):
 
     def _tau(self, dtype: mx.Dtype) -> mx.array:
         raw = self.time_scale.astype(dtype)
-        softplus = mx.logaddexp(raw, mx.zeros_like(raw))  # nn.softplus is compiled, which mx.export_function refuses
+        softplus = mx.logaddexp(raw, mx.zeros_like(raw))  # nn.softplus is compiled and cannot be exported
         return mx.array(self.time_scale_factor, dtype) * softplus
 
     def _weights(self, dtype: mx.Dtype) -> Tree:
@@ -300,7 +306,7 @@ class CTRQNet(LQNet):
 
 
 def _mask(mask: NDArray[np.float32]) -> NDArray[np.float32] | None:
-    """The mask, contiguous (mx.export_function ignores a constant's strides), or None where nothing is missing."""
+    """The mask, made contiguous since mx.export_function ignores a constant's strides, or None if nothing is masked."""
     return None if mask.all() else np.ascontiguousarray(mask)
 
 

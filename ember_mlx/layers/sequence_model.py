@@ -1,4 +1,4 @@
-"""Layers one after another, with times, lengths and states."""
+"""A sequential model that passes time deltas, lengths and states to its layers."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
@@ -22,31 +22,31 @@ KEEP_FEATURES = (nn.Dropout, nn.LayerNorm, nn.RMSNorm, nn.BatchNorm, nn.ReLU, nn
 
 
 class SequenceModel(nn.Module):
-    """Layers of this package and of mlx.nn one after another; `mlx.nn.Sequential` hands on x alone.
+    """A sequence of layers of this package and of mlx.nn; unlike `mlx.nn.Sequential` it passes on times, lengths and states.
 
-    Time deltas go to each layer that takes them, lengths and states to each recurrent one; a model like this one among them counts as one
-    layer. All recurrent layers but the last return every step; y is per step or per sequence as the last one's `return_sequences`
-    says, and what follows it, as an `nn.Linear`, is applied to that. Layers of mlx.nn that are recurrent (RNN, GRU, LSTM) always return
-    every step.
+    Time deltas go to each layer that takes them, lengths and states to each recurrent layer; a nested SequenceModel counts as one layer.
+    All recurrent layers except the last return every step. The last one's `return_sequences` decides whether y is per step or per
+    sequence; layers after it, such as an `nn.Linear`, are applied to its output. Recurrent layers of mlx.nn (RNN, GRU, LSTM) always
+    return every step.
 
     Args:
-        layers: modules; those that are recurrent all have the same `batch_first`.
-        outputs: features of y, which a last `nn.Linear` makes; None: there is none.
+        layers: modules; the recurrent ones must all have the same `batch_first`.
+        outputs: features of y, made by an `nn.Linear` added at the end; None: no such layer.
 
     Inputs:
         x: (B, T, I), or (T, I) without batch; with `batch_first=False` in the layers (T, B, I).
-        initial_state: the states that a call returned, one entry for each recurrent layer; None: zeros.
-        time_deltas: (B, T), or a number: the time that passed before each step.
+        initial_state: the states that a call returned, one entry per recurrent layer; None: zeros.
+        time_deltas: (B, T), or a number: the elapsed time before each step.
         lengths: (B,) integers in 1..T, or None.
-        return_sequences: whether y is per step; None: as the last recurrent layer says.
+        return_sequences: whether y is per step; None: the last recurrent layer's setting.
         return_state: whether the states are returned too.
 
     Returns:
         y (B, T, O), zero past each length, or (B, O); with return_state (y, states).
 
     Raises:
-        TypeError: a layer that is no module, or a call's argument of a wrong kind.
-        ValueError: no layer, layers that do not fit each other, or a call's argument of a wrong shape or value.
+        TypeError: a layer that is not a module, or a call argument of the wrong type.
+        ValueError: no layer, layers of incompatible sizes, or a call argument with a wrong shape or value.
 
     Example:
         >>> import mlx.core as mx
@@ -74,7 +74,7 @@ class SequenceModel(nn.Module):
             check_integer(OWNER, "outputs", outputs)
             features = _features(self.layers)
             if features is None:
-                expected = "be None after a layer whose output size is not known; put an nn.Linear last"
+                expected = "be None after a layer of unknown output size; add an nn.Linear as the last layer instead"
                 raise bad_argument(OWNER, "outputs", expected, f"{outputs} after {type_name(layers[-1])}")
             self.layers.append(nn.Linear(features, outputs))
 
@@ -95,7 +95,7 @@ class SequenceModel(nn.Module):
         recurrent = [k for k, layer in enumerate(self.layers) if _is_recurrent(layer)]
         states, finals = self._states(initial_state, len(recurrent)), []
         if time_deltas is not None and not self.timed:
-            raise bad_argument(OWNER, "time_deltas", "be None, for none of the layers knows elapsed time", type_name(time_deltas))
+            raise bad_argument(OWNER, "time_deltas", "be None, since no layer uses elapsed time", type_name(time_deltas))
         by_step, y = True, x
         for k, layer in enumerate(self.layers):
             if k not in recurrent:
@@ -110,7 +110,7 @@ class SequenceModel(nn.Module):
         return (y, finals) if return_state else y
 
     def stepper(self, batch: int = 1, dtype: mx.Dtype | None = None) -> "Stepper":
-        """All layers step by step; see RecurrentLayer.stepper.
+        """Make an object that runs all layers one time step at a time; see RecurrentLayer.stepper.
 
         Example:
             >>> import numpy as np
@@ -118,12 +118,12 @@ class SequenceModel(nn.Module):
             >>> SequenceModel(GRU(3, 8), outputs=2).stepper().step(np.ones(3)).shape
             (2,)
         """
-        from ..stepping import make_stepper  # it knows all layers and this class
+        from ..stepping import make_stepper  # not at the top: stepping imports this module
 
         return make_stepper(self, batch, dtype)
 
     def _repr_html_(self) -> str:
-        """The table of the parameters, for notebooks."""
+        """The parameter table, for notebooks."""
         return parameter_table(self)
 
     @property
@@ -150,25 +150,25 @@ class SequenceModel(nn.Module):
 
     @property
     def timed(self) -> bool:
-        """Whether any of the layers knows elapsed time."""
+        """Whether any layer uses elapsed time."""
         return any(_takes_times(layer) for layer in self.layers)
 
     @property
     def return_sequences(self) -> bool:
-        """Whether y is per step, where a call does not say so: as the last recurrent layer says."""
+        """Whether y is per step by default: the last recurrent layer's setting."""
         return next((_returns_sequences(layer) for layer in reversed(self.layers) if _is_recurrent(layer)), True)
 
     def _states(self, initial_state: Any, count: int) -> Iterator[Any]:
         if initial_state is None:
             return iter([None] * count)
         if not isinstance(initial_state, (list, tuple)):
-            raise bad_argument(OWNER, "initial_state", "be a list of states, one a recurrent layer", type_name(initial_state), TypeError)
+            raise bad_argument(OWNER, "initial_state", "be a list of states, one per recurrent layer", type_name(initial_state), TypeError)
         if len(initial_state) != count:
-            raise bad_argument(OWNER, "initial_state", f"hold {count} entries, one a recurrent layer", len(initial_state))
+            raise bad_argument(OWNER, "initial_state", f"hold {count} entries, one per recurrent layer", len(initial_state))
         return iter(initial_state)
 
     def _without_padding(self, y: mx.array, lengths: Any) -> mx.array:
-        """Zeros past each length."""
+        """y with zeros past each length."""
         T, B = y.shape[:2][::-1] if self.batch_first else y.shape[:2]
         ends = cast(mx.array, read_lengths(OWNER, lengths, T, B, True))
         valid = mx.arange(T) < ends[:, None]
@@ -202,7 +202,7 @@ def _run(layer: nn.Module, x: mx.array, state: Any, time_deltas: Any, lengths: A
 
 
 def _run_of_mlx(layer: nn.Module, x: mx.array, state: Any, lengths: Any, by_step: bool) -> tuple[mx.array, list[mx.array]]:
-    """The same of a recurrent layer of mlx.nn, which computes padding too: its states are those of each last valid step."""
+    """The same for a recurrent layer of mlx.nn, which also computes the padding: its states are taken at each last valid step."""
     found = layer(x, *(state or []))
     every = list(found) if isinstance(found, tuple) else [found]
     T = x.shape[-2]
@@ -215,7 +215,7 @@ def _run_of_mlx(layer: nn.Module, x: mx.array, state: Any, lengths: Any, by_step
 
 
 def _sizes(layer: nn.Module) -> tuple[int | None, int | None]:
-    """Features of a layer's input and output, where they are known."""
+    """Features of a layer's input and output, or None if unknown."""
     if isinstance(layer, (RecurrentLayer, Bidirectional, SequenceModel)):
         return layer.input_size, layer.output_size
     if isinstance(layer, nn.Linear):
@@ -228,7 +228,7 @@ def _sizes(layer: nn.Module) -> tuple[int | None, int | None]:
 
 
 def _features(layers: list[nn.Module]) -> int | None:
-    """Features of the last layer's output, where they are known."""
+    """Features of the last layer's output, or None if unknown."""
     for layer in reversed(layers):
         if not isinstance(layer, KEEP_FEATURES):
             return _sizes(layer)[1]
@@ -240,8 +240,8 @@ def _check_sizes(layers: list[nn.Module]) -> None:
     batch_first += [layer.batch_first for layer in layers if isinstance(layer, SequenceModel) and _is_recurrent(layer)]
     batch_first += [True for layer in layers if isinstance(layer, OF_MLX)]
     if len(set(batch_first)) > 1:
-        raise bad_argument(OWNER, "layers", "have the same batch_first, that of mlx.nn's being True", batch_first)
+        raise bad_argument(OWNER, "layers", "have the same batch_first, which is True for layers of mlx.nn", batch_first)
     for k in range(1, len(layers)):
         before, needed = _features(layers[:k]), _sizes(layers[k])[0]
         if before is not None and needed is not None and before != needed:
-            raise bad_argument(OWNER, f"layers[{k}]", f"take {before} features, as the layer before it gives", needed)
+            raise bad_argument(OWNER, f"layers[{k}]", f"take {before} features, the output of the layer before it", needed)

@@ -1,4 +1,4 @@
-"""Layers that look at a sequence at several strides."""
+"""Layers that process a sequence at several strides."""
 
 import inspect
 import math
@@ -18,21 +18,21 @@ from .base import RecurrentLayer, check_config, layer_from_config, layer_to_conf
 from .cfc import CfC
 from .ltc import LTC
 
-# for mx.repeat, whose gradient is slow on MLX 0.32.4's CPU where steps come a few times and what comes back is not contiguous
+# for mx.repeat, whose gradient on MLX 0.32.4's CPU is slow for few repeats and a non-contiguous cotangent
 FEWEST_REPEATED = 8
-MOST_STEPS = 2**30  # that the clock counts where it can begin again, and the longest stride
-LAST_STEP = 2**31 - 1  # that int32 counts
+MOST_STEPS = 2**30  # the clock wraps here if the strides have a common multiple; also the longest stride
+LAST_STEP = 2**31 - 1  # the largest int32
 
 
 class OwnSteps(NamedTuple):
-    """A stride's own steps among those of a call, K at the most in each sequence.
+    """The steps of a call that one stride takes, at most K per sequence.
 
     Args:
-        stride: between them; at most T, for a longer one has no more of them.
-        steps: the own steps: x (K, B, I), dt since the last own step, and how many there are in each sequence, which may be none.
-        first: (B,) the first of them, or None where it is step 0 everywhere.
-        taken: (B,) how many there are.
-        last: (B,) the last of them, where there is any.
+        stride: the distance between them, capped at T.
+        steps: these steps as a batch: x (K, B, I), dt since the previous one, and lengths, which may be 0.
+        first: (B,) index of the first one, or None if it is step 0 in every sequence.
+        taken: (B,) number of them.
+        last: (B,) index of the last one, if there is any.
     """
 
     stride: int
@@ -43,43 +43,43 @@ class OwnSteps(NamedTuple):
 
 
 class StrideAware(RecurrentLayer):
-    """One recurrent layer for each stride s, over every s-th step of a sequence; between its steps its output is held.
+    """One recurrent layer per stride s, which runs on every s-th step of a sequence and holds its output in between.
 
-    The layer of stride s takes the steps t with t mod s = 0, counted from the first step of the stream; the time elapsed before such a step
-    is that since its own last one. So a stride of 8 sees an eighth of the steps, each with the time of eight.
+    The layer of stride s takes the steps t with t mod s = 0, counted from the first step of the stream; its elapsed time is measured from
+    the previous step that it took. So a stride of 8 takes one step in eight, with the summed time of eight steps.
 
     Args:
-        layer: a layer of this package, the pattern: each stride's is made from its configuration, with weights of its own, in its dtype.
-        stride_lengths: the strides, integers from 1 on, in the order of the outputs; sorted or not, and one may come more than once, for
-            layers that differ in their weights alone.
-        return_sequences: whether y holds every step, or the last valid one.
+        layer: a layer of this package as template: each stride's layer is made from its configuration and dtype, with its own weights.
+        stride_lengths: the strides, integers of at least 1, in the order of the outputs. They need not be sorted, and may repeat, for
+            layers that differ only in their weights.
+        return_sequences: whether y holds every step or only the last valid one.
         return_state: whether the state is returned too.
         batch_first: whether x is (B, T, I) or (T, B, I).
-        go_backwards: whether each sequence is processed from its last valid step to its first, from which step on the strides then count;
+        go_backwards: whether each sequence is processed from its last valid step to its first; strides then count from the last step;
             y is in the order of processing, and each step keeps its own time delta.
-        checkpoint_steps: for long sequences, the steps of a part: only the states between parts are kept, and the backward computes each
-            part again. None: all is kept.
+        checkpoint_steps: time steps per segment, for long sequences: only the states between segments are kept, and the backward pass
+            recomputes each segment. None: keep everything.
 
     Call:
         ``layer(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences, return_state)``
 
         x: (B, T, I), or (T, I) without batch; floating point.
-        initial_state: a list of each stride's state, as its layer returns it, or None, and last the clock [steps, elapsed]: steps (B, 1)
-            int32, the steps so far (from 2^30 on less a common multiple of the strides, so that a stream may go on for ever; strides
-            without one below 2^30 end at step 2^31), and elapsed (B, strides), the time since each stride's last own step. All of it
-            may be None.
+        initial_state: None, or a list of each stride's state, as its layer returns it, or None, followed by the clock [steps, elapsed].
+            steps (B, 1) int32 is the number of steps so far; from 2^30 on it is reduced by a common multiple of the strides, so a stream
+            may be endless (strides without a common multiple below 2^30 end at step 2^31). elapsed (B, strides) is the time since each
+            stride's last step.
         time_deltas: elapsed time before each step, (B, T) or (B, T, 1), its axes in the order of x's, or a scalar; 1 if None. Not for
-            layers that know no time.
-        lengths: (B,) integers in 1..T; steps past them change no state, and y is 0 there.
-        key: where the layer draws noise, as LQNet: each stride draws its own.
+            layers that do not use elapsed time.
+        lengths: (B,) integers in 1..T; later steps are padding: they leave the state unchanged, and y is 0 there.
+        key: PRNG key, for layers that draw noise, as LQNet; each stride draws its own.
 
     Returns:
-        y (B, strides * O), or (B, T, strides * O) with return_sequences, O the outputs of the wrapped layer. With return_state
-        (y, state), from which the sequence can be continued wherever it was cut.
+        y (B, strides * O), or (B, T, strides * O) with return_sequences, where O is the wrapped layer's output size. With return_state
+        (y, state); the state continues the sequence from any step.
 
     Raises:
-        TypeError: `layer` is no layer of this package; strides that are no integers; an argument of a wrong kind.
-        ValueError: no stride, or one below 1 or above 2^30; a layer that runs backwards; an argument of a wrong shape or value.
+        TypeError: `layer` is not a layer of this package; strides that are not integers; an argument of the wrong type.
+        ValueError: no stride, or one below 1 or above 2^30; a layer that runs backwards; an argument with a wrong shape or value.
 
     Example:
         >>> import mlx.core as mx
@@ -113,7 +113,7 @@ class StrideAware(RecurrentLayer):
         flags = return_sequences, return_state, batch_first, go_backwards, checkpoint_steps
         super().__init__(layer.input_size, layer.units * len(strides), *flags)
         self._strides = tuple(strides)
-        self.layers = [type(layer).from_config(config | {"checkpoint_steps": None}) for _ in strides]
+        self.layers = [layer.alike(checkpoint_steps=None) for _ in strides]
         self.set_dtype(layer.dtype)
         self.train(layer.training)
         self.made()
@@ -130,21 +130,21 @@ class StrideAware(RecurrentLayer):
 
     @property
     def output_size(self) -> int:
-        """Features of y, of all strides."""
+        """Features of y, all strides together."""
         return sum(layer.output_size for layer in self.layers)
 
     @property
     def run_options(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Further options of a call: those of the wrapped layer."""
+        """Further call options: those of the wrapped layer."""
         return self.layers[0].run_options
 
     def read_call(self, x: Any, initial_state: Any, time_deltas: Any, lengths: Any) -> tuple[Steps, list[mx.array | None]]:
-        """A call's arguments, checked; the state as one list: every stride's states, then steps and elapsed."""
+        """Check a call's arguments; returns the state as a flat list: every stride's states, then steps and elapsed."""
         owner = type(self).__name__
         steps = read_steps(owner, x, time_deltas, lengths, self.input_size, self.batch_first)
         batch, count = steps.x.shape[1], len(self.layers)
         given = [None] * (count + 1) if initial_state is None else initial_state
-        form = f"be a list of {count} states, one a stride, and the clock [steps, elapsed]"
+        form = f"be a list of {count} states, one per stride, and the clock [steps, elapsed]"
         if not isinstance(given, (list, tuple)):
             raise bad_argument(owner, "initial_state", form, type_name(given), TypeError)
         if len(given) != count + 1:
@@ -157,11 +157,11 @@ class StrideAware(RecurrentLayer):
 
     @property
     def draws(self) -> bool:  # type: ignore[override]
-        """Where a layer does."""
+        """Whether any stride's layer does."""
         return any(layer.draws for layer in self.layers)
 
     def filled(self, state: list[mx.array | None], steps: Steps) -> list[mx.array]:
-        """The states with zeros for None, the clock's too."""
+        """The states and the clock, with zeros for None."""
         B, count, dtype = steps.x.shape[1], len(self.layers), compute_dtype(steps.x, self.dtype)
         shapes = [layout.shape(B, True) for layer in self.layers for layout in layer.state_layouts]
         *states, taken, elapsed = state
@@ -170,10 +170,10 @@ class StrideAware(RecurrentLayer):
         return [*result, mx.zeros((B, count), dtype) if elapsed is None else elapsed.astype(dtype)]
 
     def run(self, steps: Steps, state: list[mx.array | None], **options: Any) -> tuple[mx.array, list[mx.array]]:
-        """Run every stride's layer over its own steps, all together; see RecurrentLayer.scans."""
+        """Run every stride's layer over its steps, with the scans of all strides together; see RecurrentLayer.scans."""
         *states, taken, elapsed = state
         dtype = compute_dtype(steps.x, self.dtype)
-        own = {stride: own_steps(stride, steps, taken) for stride in self.stride_lengths}  # once: mx.compile fails at such copies
+        own = {stride: own_steps(stride, steps, taken) for stride in self.stride_lengths}  # once per stride: mx.compile fails on duplicates
         runs, keys = [], steps.keys(len(self.layers))
         each = zip(self.layers, self.stride_lengths, split_key(type(self).__name__, options, len(self.layers)), strict=True)
         for k, (layer, stride, own_options) in enumerate(each):
@@ -190,19 +190,19 @@ class StrideAware(RecurrentLayer):
         return y, [*(a for final in finals for a in final), after[:, None], mx.stack(list(since), axis=1)]
 
     def _wrapped(self, taken: mx.array) -> mx.array:
-        """The steps so far, less a common multiple of the strides before int32 is full."""
+        """The steps so far, reduced by a common multiple of the strides before int32 overflows."""
         turn = MOST_STEPS - MOST_STEPS % math.lcm(*self.stride_lengths)
         return mx.where(taken >= turn, taken - turn, taken) if turn else taken
 
     def check_states_wanted(self, return_states: Any) -> bool:
-        """Refused: each layer has steps of its own."""
+        """Raise an error if set: each stride has its own steps."""
         if super().check_states_wanted(return_states):
-            expected = "be False, for each stride has steps of its own; call its layer, one of `layers`"
+            expected = "be False, since each stride has its own steps; call one of `layers` instead"
             raise bad_argument(type(self).__name__, "return_states", expected, return_states)
         return False
 
     def state_to_caller(self, state: list[mx.array]) -> Any:
-        """Each stride's state as its layer gives it, then [steps, elapsed]."""
+        """Each stride's state as its layer returns it, then [steps, elapsed]."""
         result: list[Any] = []
         for layer in self.layers:
             count = len(layer.state_layouts)
@@ -211,13 +211,13 @@ class StrideAware(RecurrentLayer):
         return [*result, state]
 
     def get_config(self) -> dict[str, Any]:
-        """The pattern's class and configuration, and the strides, as values that JSON can hold."""
+        """The template's class and configuration, and the strides, as JSON-serialisable values."""
         pattern = self.layers[0]
         return {"layer": layer_to_config(pattern)} | self._own_config()
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "RecurrentLayer":
-        """The layer that `get_config` described, with new weights."""
+        """Make the layer that `get_config` describes, with new weights."""
         check_config(cls.__name__, config, inspect.signature(cls.__init__).parameters, ("layer", "stride_lengths"))
         return cls(**config | {"layer": layer_from_config(cls.__name__, config["layer"])})
 
@@ -229,7 +229,7 @@ class StrideAware(RecurrentLayer):
 
 
 class _StrideAwareOnMap(StrideAware):
-    """StrideAware over a layer on a neuron map, made here from the map and the layer's options."""
+    """StrideAware over a layer on a neuron map, made from the map and the layer's options."""
 
     kind: Callable[..., RecurrentLayer]
 
@@ -258,12 +258,12 @@ class _StrideAwareOnMap(StrideAware):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments as values that JSON can hold."""
+        """The constructor's arguments as JSON-serialisable values."""
         return self.layers[0].get_config() | self._own_config()
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "RecurrentLayer":
-        """The layer that `get_config` described, with new weights."""
+        """Make the layer that `get_config` describes, with new weights."""
         return super(StrideAware, cls).from_config(config)
 
 
@@ -274,12 +274,12 @@ class StrideAwareCfC(_StrideAwareOnMap):
         neuron_map: the map of each stride's layer, or an int for FullyConnectedMap(int).
         stride_lengths: the strides, integers from 1 on.
         input_size: I, where the map is not built yet.
-        return_sequences: whether y holds every step, or the last valid one.
+        return_sequences: whether y holds every step or only the last valid one.
         return_state: whether the state is returned too.
         batch_first: whether x is (B, T, I) or (T, B, I).
-        go_backwards: whether each sequence is processed from its last valid step to its first, from which step on the strides then count.
-        checkpoint_steps: for long sequences, the steps of a part: only the states between parts are kept, and the backward computes each
-            part again. None: all is kept.
+        go_backwards: whether each sequence is processed from its last valid step to its first; strides then count from the last step.
+        checkpoint_steps: time steps per segment, for long sequences: only the states between segments are kept, and the backward pass
+            recomputes each segment. None: keep everything.
         **options: of CfC: mode, backbone_units, backbone_layers, mixed_memory, output, ...
 
     Call, returns and errors as StrideAware: y (B, strides * H), or (B, T, strides * H) with return_sequences; the state is a list of
@@ -304,12 +304,12 @@ class StrideAwareLTC(_StrideAwareOnMap):
         neuron_map: the map of each stride's layer, or an int for FullyConnectedMap(int).
         stride_lengths: the strides, integers from 1 on.
         input_size: I, where the map is not built yet.
-        return_sequences: whether y holds every step, or the last valid one.
+        return_sequences: whether y holds every step or only the last valid one.
         return_state: whether the state is returned too.
         batch_first: whether x is (B, T, I) or (T, B, I).
-        go_backwards: whether each sequence is processed from its last valid step to its first, from which step on the strides then count.
-        checkpoint_steps: for long sequences, the steps of a part: only the states between parts are kept, and the backward computes each
-            part again. None: all is kept.
+        go_backwards: whether each sequence is processed from its last valid step to its first; strides then count from the last step.
+        checkpoint_steps: time steps per segment, for long sequences: only the states between segments are kept, and the backward pass
+            recomputes each segment. None: keep everything.
         **options: of LTC: ode_unfolds, solver, input_mapping, output_mapping, ...
 
     Call, returns and errors as StrideAware: y (B, strides * O), or (B, T, strides * O) with return_sequences; the state is a list of v for
@@ -335,19 +335,19 @@ def stride_scans(
     dtype: mx.Dtype,
     **options: Any,
 ) -> Scans:
-    """One stride's layer as a computation that asks for its scans.
+    """One stride's layer as a generator of scans; see RecurrentLayer.scans.
 
     Args:
-        layer: the stride's.
+        layer: the stride's layer.
         steps: all steps.
-        own: the stride's.
-        state: of the layer.
-        waited: (B,) time since the last own step before these, or None.
-        dtype: of the states.
-        **options: of the layer's scans.
+        own: the steps that the stride takes.
+        state: the layer's state.
+        waited: (B,) time since the stride's last step before this call, or None.
+        dtype: the states' dtype.
+        **options: passed to the layer's `scans`.
 
     Returns:
-        y (T, B, O), held between own steps; the layer's states; and (B,) the time since the last own step.
+        y (T, B, O), held between the stride's steps; the layer's states; and (B,) the time since the stride's last step.
     """
     T, B, _ = steps.x.shape
     initial = [
@@ -372,18 +372,18 @@ def stride_scans(
 
 
 def _repeated(y: mx.array, count: int) -> mx.array:
-    """(K, ...) -> (K * count, ...), each step that often in a row."""
+    """(K, ...) -> (K * count, ...), each step repeated `count` times."""
     if count >= FEWEST_REPEATED:
         return mx.repeat(y, count, axis=0)
     return mx.stack([y] * count, axis=1).reshape(-1, *y.shape[1:])
 
 
 def own_steps(stride: int, steps: Steps, taken: mx.array | None) -> OwnSteps:
-    """The steps t with (taken + t) mod stride = 0, and the time elapsed since the one before, as far as it is in these steps."""
+    """The steps t with (taken + t) mod stride = 0, each with the time since the previous one, as far as it lies in these steps."""
     T, B, _ = steps.x.shape
     length = mx.full((B,), T, mx.int32) if steps.lengths is None else steps.lengths
     first = None if taken is None else mx.minimum((-taken[:, 0]) % stride, T).astype(mx.int32)  # (B,)
-    stride = min(stride, T)  # so that no array grows with it
+    stride = min(stride, T)  # bounds the size of the arrays
     if first is None:
         count = (length + stride - 1) // stride
         windows = mx.concatenate([mx.zeros((stride - 1, B), steps.dt.dtype), steps.dt])
@@ -394,7 +394,7 @@ def own_steps(stride: int, steps: Steps, taken: mx.array | None) -> OwnSteps:
     K = (T + stride - 1) // stride
     places = first + mx.arange(K)[:, None] * stride  # (K, B)
     x = mx.take_along_axis(steps.x, mx.minimum(places, T - 1)[:, :, None], axis=0)
-    window = places[:, None] - mx.arange(stride - 1, -1, -1)[None, :, None]  # (K, stride, B): the steps up to each own one
+    window = places[:, None] - mx.arange(stride - 1, -1, -1)[None, :, None]  # (K, stride, B): the steps up to each of the stride's
     there = (window >= 0) & (window < T)
     dt = mx.take_along_axis(steps.dt, mx.clip(window, 0, T - 1).reshape(-1, B), axis=0).reshape(window.shape)
     dt = mx.where(there, dt, 0).sum(axis=1)
@@ -403,7 +403,7 @@ def own_steps(stride: int, steps: Steps, taken: mx.array | None) -> OwnSteps:
 
 
 def _time_since(own: OwnSteps, steps: Steps, waited: mx.array | None) -> mx.array:
-    """(B,) the time since the last own step, at the end of each sequence."""
+    """(B,) the time since the stride's last step, at the end of each sequence."""
     t = mx.arange(steps.x.shape[0])[:, None]
     counts = t > mx.where(own.taken > 0, own.last, -1)
     counts = counts if steps.valid is None else counts & steps.valid
@@ -425,7 +425,7 @@ def check_strides(owner: str, stride_lengths: Any) -> list[int]:
 
 
 def _read_clock(owner: str, clock: Any, batch: int, strides: int, steps: Steps) -> list[mx.array | None]:
-    """Check the last entry of a state, [steps, elapsed] or None; returns them (B, 1) and (B, strides), or None."""
+    """Check the last entry of a state, [steps, elapsed] or None; returns arrays (B, 1) and (B, strides), or None."""
     if clock is None:
         return [None, None]
     form = "be a list [steps, elapsed] of arrays or None"
@@ -456,5 +456,5 @@ def _check_clock(owner: str, name: str, a: Any, shape: tuple[int, ...], most: fl
         wrong = values[~(np.isfinite(values) & (values >= 0))]
         if wrong.size:
             raise bad_argument(owner, name, "be finite and not negative", wrong[0])
-        if (values > most).any():  # a clock whose strides have no common multiple to begin again at
-            raise bad_argument(owner, name, f"leave room to count on, at most {most}; begin a new stream", values.max())
+        if (values > most).any():  # the strides have no common multiple, so the clock cannot wrap
+            raise bad_argument(owner, name, f"be at most {most}, or the step count overflows; start a new stream", values.max())

@@ -1,4 +1,4 @@
-"""Parameters that belong together."""
+"""A module that holds named parameters."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -7,9 +7,9 @@ from .initial import glorot_uniform, uniform_bias
 
 
 class Weights(nn.Module):
-    """Some arrays of a layer by name, as weight and bias.
+    """Named arrays of a layer, such as weight and bias.
 
-    A module, since MLX 0.32.4 takes a plain dict for no part: nn.value_and_grad fails where the arrays of one are frozen.
+    A module instead of a dict: in MLX 0.32.4 nn.value_and_grad fails if the arrays of a plain dict are frozen.
 
     Example:
         >>> import mlx.core as mx
@@ -28,10 +28,10 @@ class Weights(nn.Module):
 
 
 def linear_weights(outputs: int, inputs: int, blocks: int = 1) -> Weights:
-    """weight (blocks * outputs, inputs) and bias (blocks * outputs,), as a layer starts with them."""
+    """weight (blocks * outputs, inputs) and bias (blocks * outputs,), with initial values."""
     return Weights(weight=glorot_uniform(outputs, inputs, blocks), bias=uniform_bias(blocks * outputs, inputs))
 
 
 def lstm_weights(inputs: int, units: int) -> Weights:
-    """Those of a mixed memory: Wx (4 H, I), Wh (4 H, H), bias (4 H,)."""
+    """The weights of the mixed memory's LSTM: Wx (4 H, I), Wh (4 H, H), bias (4 H,)."""
     return Weights(Wx=glorot_uniform(units, inputs, 4), Wh=glorot_uniform(units, units, 4), bias=uniform_bias(4 * units, inputs))

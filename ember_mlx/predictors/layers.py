@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..scans.cell.reference import CellStep
 from ..scans.cfc.reference import CfCStep
 from ..scans.cfc.spec import CfCSpec
 from ..scans.gated.reference import GatedStep
@@ -14,6 +15,9 @@ from ..scans.ltc.spec import LTCSpec
 from ..scans.ltc.synapses import Synapses
 from ..scans.quantum.reference import QuantumStep
 from ..scans.quantum.spec import FREQUENCY_UNIT, QuantumSpec
+from ..step.cell import Cell
+from ..step.definition import Definition
+from ..step.saved import cell_from_config
 from ..wiring import NeuronMap, map_from_config
 from ..wiring.stages import head_masks, stage_units
 from .running import Array, Layer, Running, Tree, arrays_in, fill, keep_old, last_of, run_over, turned
@@ -148,10 +152,8 @@ class _RunningLTC(Running):
         return a if (b := weights.get(f"{place}_b")) is None else np.add(a, b, out=a)
 
 
-class Gated(Layer):
-    """layers/gated.py, in NumPy: layers one above the other, each in one direction or in both."""
-
-    states: tuple[str, ...] = ("h",)
+class Stacked(Layer):
+    """layers/stacked.py, in NumPy: layers one above the other, each in one direction or in both."""
 
     def __init__(self, config: Tree, weights: Tree, dtype: np.dtype[Any]):
         super().__init__(config, weights, dtype)
@@ -159,6 +161,59 @@ class Gated(Layer):
         self.directions = ("forward", "backward") if config["bidirectional"] else ("forward",)
         self.features = config.get("proj_size") or self.units
         self.steps_alone = len(self.directions) == 1
+
+    def sizes(self) -> list[int]:
+        """Features of each state."""
+        raise NotImplementedError
+
+    def direction(self, k: int, name: str, state: list[Array]) -> Running:
+        """Layer k in one direction, with its states, (B, F) each."""
+        raise NotImplementedError
+
+    def zero(self, batch: int) -> Any:
+        stack = self.depth * len(self.directions)
+        return [np.zeros((stack, batch, size), self.dtype) for size in self.sizes()]
+
+    def begin(self, batch: int) -> Running:
+        return _RunningStacked(self, batch)
+
+    def run(self, x: Array, dt: Array, lengths: Array | None, state: Any, sequences: bool | None = None) -> tuple[Array, Any]:
+        if self.steps_alone:
+            return super().run(x, dt, lengths, state, sequences)
+        if self.config["go_backwards"]:
+            x, dt = turned(x, lengths), turned(dt, lengths)
+        final = self.zero(x.shape[1])
+        fill(final, state)
+        for k in range(self.depth):
+            forward, backward = (self.direction(k, name, [a[2 * k + d] for a in final]) for d, name in enumerate(self.directions))
+            back = run_over(backward, turned(x, lengths), turned(dt, lengths), lengths)
+            x = np.concatenate([run_over(forward, x, dt, lengths), turned(back, lengths)], axis=2)
+        if self.wants(sequences):
+            return x, final
+        return np.concatenate([last_of(x, lengths)[:, : self.features], x[0, :, self.features :]], axis=1), final
+
+
+class _RunningStacked(Running):
+    """All layers, in one direction."""
+
+    def __init__(self, layer: Stacked, batch: int):
+        super().__init__(layer.zero(batch))
+        self.layers = [layer.direction(k, "forward", [a[k] for a in self.state]) for k in range(layer.depth)]
+
+    def advance(self, x: Array, dt: Array) -> None:
+        for one in self.layers:
+            one.advance(x, dt)
+            x = one.output()
+
+    def output(self) -> Array:
+        return self.layers[-1].output()
+
+
+class Gated(Stacked):
+    """layers/gated.py, in NumPy."""
+
+    def __init__(self, config: Tree, weights: Tree, dtype: np.dtype[Any]):
+        super().__init__(config, weights, dtype)
         self.spec = GatedSpec(self.cell)
 
     @property
@@ -166,33 +221,11 @@ class Gated(Layer):
         """As the scan calls it."""
         return type(self).__name__.lower()
 
-    def zero(self, batch: int) -> Any:
-        stack, sizes = self.depth * len(self.directions), {"h": self.features, "c": self.units}
-        return [np.zeros((stack, batch, sizes[name]), self.dtype) for name in self.states]
+    def sizes(self) -> list[int]:
+        return [self.features]
 
-    def begin(self, batch: int) -> Running:
-        return _RunningGated(self, batch)
-
-    def run(self, x: Array, dt: Array, lengths: Array | None, state: Any, sequences: bool | None = None) -> tuple[Array, Any]:
-        if self.steps_alone:
-            return super().run(x, dt, lengths, state, sequences)
-        x = turned(x, lengths) if self.config["go_backwards"] else x
-        final = self.zero(x.shape[1])
-        fill(final, state)
-        for k in range(self.depth):
-            forward, backward = (
-                RunningDirection(self.spec, self.tree(k, direction), [a[2 * k + d] for a in final])
-                for d, direction in enumerate(self.directions)
-            )
-            outputs = run_over(forward, x, dt, lengths), turned(run_over(backward, turned(x, lengths), dt, lengths), lengths)
-            x = np.concatenate(outputs, axis=2)
-        if self.wants(sequences):
-            return x, final
-        return np.concatenate([last_of(x, lengths)[:, : self.features], x[0, :, self.features :]], axis=1), final
-
-    def tree(self, k: int, direction: str) -> Tree:
-        """The weights of one layer in one direction, as the scan takes them."""
-        return gated_tree(self.spec, self.weights["layers"][str(k)][direction])
+    def direction(self, k: int, name: str, state: list[Array]) -> Running:
+        return RunningDirection(self.spec, gated_tree(self.spec, self.weights["layers"][str(k)][name]), state)
 
 
 def gated_tree(spec: GatedSpec, weights: Tree) -> Tree:
@@ -227,22 +260,6 @@ class RunningDirection(Running):
         return h
 
 
-class _RunningGated(Running):
-    """All layers, in one direction."""
-
-    def __init__(self, layer: Gated, batch: int):
-        super().__init__(layer.zero(batch))
-        self.layers = [RunningDirection(layer.spec, layer.tree(k, "forward"), [a[k] for a in self.state]) for k in range(layer.depth)]
-
-    def advance(self, x: Array, dt: Array) -> None:
-        for one in self.layers:
-            one.advance(x, dt)
-            x = one.output()
-
-    def output(self) -> Array:
-        return self.layers[-1].output()
-
-
 class RNN(Gated):
     """Of tanh or relu."""
 
@@ -259,10 +276,50 @@ class GRU(Gated):
 class LSTM(Gated):
     """As torch has it, with a projection where there is one."""
 
-    states = ("h", "c")
+    def sizes(self) -> list[int]:
+        return [self.features, self.units]
 
     def zero(self, batch: int) -> Any:
         return tuple(super().zero(batch))
+
+
+class Recurrent(Stacked):
+    """layers/recurrent.py, in NumPy; the cell is described, or there."""
+
+    def __init__(self, config: Tree, weights: Tree, dtype: np.dtype[Any]):
+        super().__init__(config, weights, dtype)
+        cell = config["cell"]
+        self.definition = (cell if isinstance(cell, Cell) else cell_from_config("load", cell, ())).definition
+        self.timed = self.definition.is_timed
+
+    def sizes(self) -> list[int]:
+        return [self.units] * len(self.definition.states)
+
+    def direction(self, k: int, name: str, state: list[Array]) -> Running:
+        return _RunningCell(self.definition, self.weights["layers"][str(k)][name], state)
+
+
+class _RunningCell(Running):
+    """One layer of a cell in one direction."""
+
+    def __init__(self, definition: Definition, weights: Tree, state: list[Array]):
+        super().__init__(state)
+        w_x, batch = weights["Wx"], len(state[0])
+        self.x, self.dt = np.zeros((1, 1, batch, w_x.shape[1]), w_x.dtype), np.zeros((1, 1, batch), w_x.dtype)
+        tree: Tree = {"x": self.x, "w_x": w_x[None], "b": weights.get("bias", np.zeros(len(w_x), w_x.dtype))[None]}
+        tree |= {"dt": self.dt} if definition.is_timed else {}
+        tree["weights"] = {name: weights[name][None] for name in definition.h_products}
+        tree["parameters"] = {name: weights[name][None] for name in definition.parameters}
+        tree["initial"] = {name: a[None] for name, a in zip(definition.states, state, strict=True)}
+        self.step = CellStep(definition, tree)
+
+    def advance(self, x: Array, dt: Array) -> None:
+        self.x[0, 0], self.dt[0, 0] = x, dt
+        fill(self.state, [a[0] for a in self.step()])
+
+    def output(self) -> Array:
+        y: Array = self.state[0]
+        return y
 
 
 class LQNet(_OnMap):

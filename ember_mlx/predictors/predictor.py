@@ -1,5 +1,6 @@
 """What a user has of a saved layer where there is no MLX."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +9,26 @@ import numpy as np
 from ..checks import check_flag, check_integer
 from ..errors import bad_argument
 from ..files import SAVED_FORMAT, SAVED_LAYER, read_arrays, told
+from ..step.cell import Cell
+from ..step.saved import with_cells
 from . import layers, models
 from .running import Array, Layer, Tree, fill, read_state
 
 OWNER, STEPPER = "Predictor", "stepper"
 SILENT: dict[str, Any] = {"all": "ignore"}  # as MLX, which never warns of numbers
-RECURRENT = {name: getattr(layers, name) for name in ("CfC", "LTC", "RNN", "GRU", "LSTM", "LQNet", "CTRQNet")}
+RECURRENT = {name: getattr(layers, name) for name in ("CfC", "LTC", "RNN", "GRU", "LSTM", "Recurrent", "LQNet", "CTRQNet")}
 
 
-def load(path: str | Path) -> "Predictor":
+def load(path: str | Path, classes: Sequence[type[Cell]] = ()) -> "Predictor":
     """A layer or model that `ember_mlx.save` wrote, as a predictor that needs NumPy alone.
 
     Args:
         path: the file.
+        classes: cells of your own that may be in it.
 
     Raises:
         FileNotFoundError: there is no such file.
+        TypeError: a class that is no cell.
         ValueError: a file that is cut off, no saved layer or of another format, or one with a class that this package does not have.
 
     Example:
@@ -41,14 +46,17 @@ def load(path: str | Path) -> "Predictor":
         True
     """
     path = Path(path)
+    for cls in classes:
+        if not (isinstance(cls, type) and issubclass(cls, Cell)):
+            raise bad_argument("load", "classes", "hold subclasses of Cell", repr(cls), TypeError)
     if not path.exists():
-        raise FileNotFoundError(f"[load] path must be a saved layer, got {path}, where nothing is.")
+        raise FileNotFoundError(f"[load] path must be a saved layer, got {path}, which does not exist.")
     try:
         weights, metadata = read_arrays(path)
         described = told(metadata, SAVED_LAYER, SAVED_FORMAT)["model"]
     except (OSError, ValueError) as error:
         raise bad_argument("load", "path", f"be a {SAVED_LAYER}", f"{path}: {error}") from error
-    return Predictor(described, weights)
+    return Predictor(with_cells(described, classes), weights)
 
 
 class Predictor:
@@ -58,7 +66,7 @@ class Predictor:
     numbers of other kinds are converted.
 
     Args:
-        described: class and configuration, as `ember_mlx.save` writes them.
+        described: class and configuration, as `ember_mlx.save` writes them; a cell may stand for its own description.
         weights: arrays by name.
         dtype: another one to compute in.
 
@@ -151,7 +159,7 @@ class Predictor:
         if time_deltas is None:
             return np.ones((T, B), self.dtype)
         if not self.layer.timed:
-            raise bad_argument(OWNER, "time_deltas", "be None, for this layer knows no elapsed time", type(time_deltas).__name__)
+            raise bad_argument(OWNER, "time_deltas", "be None, since this layer does not use elapsed time", type(time_deltas).__name__)
         dt = self._numbers("time_deltas", time_deltas)
         shape = (T,) if not batched else (B, T) if swapped else (T, B)
         if dt.shape not in ((), shape, (*shape, 1)):
@@ -192,7 +200,7 @@ class Stepper:
         layer = predictor.layer
         check_integer(STEPPER, "batch", batch)
         if not layer.steps_alone or _backwards(layer):
-            expected = "run forwards alone: a step knows nothing of later ones"
+            expected = "run forwards only, since a step cannot depend on later ones"
             raise bad_argument(STEPPER, "layer", expected, predictor.described["class"])
         if layer.input_size is None:
             raise bad_argument(STEPPER, "layer", "have a known number of inputs", predictor.described["class"])
@@ -262,7 +270,7 @@ def check_times(dt: Any, timed: bool, ones: Array) -> Array:
     if a.shape not in ((), ones.shape):
         raise bad_argument(STEPPER, "dt", f"be a number or have shape (B,) = {ones.shape}", a.shape)
     if not timed and (a != 1).any():
-        raise bad_argument(STEPPER, "dt", "be 1, for this layer knows no elapsed time", dt)
+        raise bad_argument(STEPPER, "dt", "be 1, since this layer does not use elapsed time", dt)
     if not ((a >= 0) & (a < np.inf)).all():
         raise bad_argument(STEPPER, "dt", "be finite and not negative", dt)
     return ones * a

@@ -1,1 +1,1 @@
-"""Recurrences: for each one its NumPy form, its MLX-ops form, and the function that chooses between them."""
+"""The recurrences: each has a NumPy form, an MLX-ops form, fused kernels, and a function that chooses between them."""

@@ -1,4 +1,4 @@
-"""The dense layers of the NumPy forms: products for a step or a block of steps, in memory that is used again, and their gradients' sums."""
+"""The dense layers of the NumPy forms: products for a step or a block of steps in reused buffers, and the sums of their gradients."""
 
 import math
 from functools import cached_property
@@ -10,14 +10,14 @@ from .pointwise import Array
 from .products import FEWEST_ROWS, LARGE, PIECE, cut, cut_columns, multiply, multiply_over_rows
 
 Tree = dict[str, Any]
-FEWEST_COLUMNS = 16  # of a piece of a StepProduct
-KEPT_BYTES = 2**26  # of what a forward scan keeps for the backward, at most; beyond it the backward recomputes
+FEWEST_COLUMNS = 16  # minimum columns per piece of a StepProduct
+KEPT_BYTES = 2**26  # most bytes that a forward scan stores for the backward pass; above that the backward pass recomputes
 
 
 class Scratch:
-    """Memory of one call: what one block of steps leaves to the next, or a forward scan to its backward.
+    """Buffers of one call, by name: reused from one block of steps to the next, or passed from a forward scan to its backward pass.
 
-    It belongs to that call alone and is never handed on: whatever an interrupted call or one of its threads still writes harms nobody.
+    They are never shared between calls, so an interrupted call whose threads still write cannot affect another one.
 
     Example:
         >>> import numpy as np
@@ -45,24 +45,24 @@ class Scratch:
 
     @property
     def nbytes(self) -> int:
-        """Of the memory here and in all parts."""
+        """The bytes of these buffers and of all parts."""
         return sum(a.nbytes for a in self.memory.values()) + sum(part.nbytes for part in self.parts.values())
 
     def copy(self, name: str, a: Array) -> Array:
-        """A copy of the array that lies here."""
+        """A copy of the array in a buffer of this name."""
         result = self(name, *a.shape)
         result[...] = a
         return result
 
     def part(self, name: str) -> "Scratch":
-        """A part with names of its own."""
+        """A part with a separate namespace."""
         if name not in self.parts:
             self.parts[name] = Scratch(self.dtype)
         return self.parts[name]
 
 
 def split_kept(kept: Scratch | None, count: int) -> list[Scratch | None]:
-    """Of the memory that a scan keeps, parts for as many scans that it consists of."""
+    """The stored buffers of `count` scans that run as one; None for each if nothing is stored."""
     return [None if kept is None else kept.part(str(k)) for k in range(count)]
 
 
@@ -72,9 +72,9 @@ class Product:
     Args:
         w: (P, K).
         b: (P,), or None for no bias.
-        heads: into how many heads to part the P results, or None.
-        rows: of a step, at most; more are taken for a block of steps.
-        scratch: where what it needs lies.
+        heads: number of heads into which the P results are split, or None.
+        rows: maximum rows of a step; a block of steps may have more.
+        scratch: buffers.
     """
 
     def __init__(self, w: Array, b: Array | None, heads: int | None, rows: int, scratch: Scratch):
@@ -83,20 +83,20 @@ class Product:
 
     @cached_property
     def w_T(self) -> Array:
-        """(K, P), or (heads, K, H): inputs before outputs in memory, a third faster for the few rows of a step."""
+        """(K, P), or (heads, K, H): contiguous with inputs first, a third faster for the few rows of a step."""
         return self.scratch.copy("w_T", self.w.T if self.heads is None else self.w.reshape(self.heads, -1, self.w.shape[1]).swapaxes(1, 2))
 
     @cached_property
     def pieces(self) -> Array:
-        """w_T for the rows of a step."""
+        """w_T cut into pieces for the rows of a step."""
         return cut(self.w_T, self.rows)
 
     def in_pieces(self, out: Array) -> Array:
-        """A view of a result, as np.matmul fills it from `pieces`."""
+        """A view of a result into which np.matmul can write the product with `pieces`."""
         return out if out.ndim == self.pieces.ndim else cut_columns(out, self.pieces.shape[-3])
 
     def shape(self, n: int) -> tuple[int, ...]:
-        """Of the result for n rows."""
+        """The shape of the result for n rows."""
         return (n, len(self.w)) if self.heads is None else (self.heads, n, len(self.w) // self.heads)
 
     def __call__(self, u: Array, out: Array | None = None) -> Array:
@@ -113,13 +113,13 @@ class Product:
 
 
 class StepProduct:
-    """u w for the few rows of a step, for every direction and gate, in pieces that one thread works on (see products.py).
+    """u w for the few rows of a step, for every direction and gate, in single-threaded pieces (see products.py).
 
-    Beside what a Product does, each direction and gate may have inputs of its own, and where there are many rows they are parted too.
+    Unlike a Product, each direction and gate may have its own inputs; many rows are split as well.
 
     Args:
         w: (D, G, K, J).
-        scratch: where the weights lie.
+        scratch: buffers for the weights.
     """
 
     def __init__(self, w: Array, scratch: Scratch):
@@ -138,7 +138,7 @@ class StepProduct:
         return out
 
     def _plan(self, n: int) -> tuple[int, Array]:
-        """For n rows: in how many parts to take them, and the weights in pieces (D, G, 1, pieces, K, columns)."""
+        """For n rows: the number of parts to split them into, and the weights in pieces (D, G, 1, pieces, K, columns)."""
         if n not in self.plans:
             columns, rows = self.J, n
             while rows * self.K * columns > PIECE and columns % 2 == 0 and columns > FEWEST_COLUMNS:
@@ -151,23 +151,23 @@ class StepProduct:
 
 
 class StateProduct:
-    """w_x u + w_h h + b, a product that takes the state; what it makes of the inputs can be had for many steps at once.
+    """w_x u + w_h h + b, a product of the inputs and the state; the inputs' part can be computed for many steps at once.
 
     Args:
         tree: w_x (P, I), w_h (P, H), b (P,).
-        heads: into how many heads to part the P results, or None.
-        rows: of a step, at most.
-        scratch: where the results lie.
+        heads: number of heads into which the P results are split, or None.
+        rows: maximum rows of a step.
+        scratch: buffers for the results.
     """
 
     def __init__(self, tree: Tree, heads: int | None, rows: int, scratch: Scratch):
         self.w_x, self.w_h = tree["w_x"], tree["w_h"]
         self.project = Product(self.w_x, tree["b"], heads, rows, scratch.part("project"))
         self.of_state = Product(self.w_h, None, heads, rows, scratch.part("of_state"))
-        self.to_state = Product(self.w_h.T, None, None, rows, scratch.part("to_state"))  # the backward's
+        self.to_state = Product(self.w_h.T, None, None, rows, scratch.part("to_state"))  # for the backward pass
 
     def with_state(self, projected: Array, h: Array, out: Array) -> Array:
-        """The whole, from the inputs' part and the state (n, H), in `out`."""
+        """The full product, from the inputs' part and the state (n, H), written to `out`."""
         self.of_state(h, out)
         out += projected
         return out
@@ -177,7 +177,7 @@ class Sums:
     """Sums over the blocks of steps, by name.
 
     Args:
-        scratch: where a block's part lies before it is added.
+        scratch: buffers for a block's part.
     """
 
     def __init__(self, scratch: Scratch):
@@ -185,19 +185,19 @@ class Sums:
         self.scratch = scratch
 
     def add(self, name: str, part: Array) -> None:
-        """Add a block's part; it may be overwritten afterwards."""
+        """Add a block's part, which may be overwritten afterwards."""
         if name in self.totals:
             self.totals[name] += part
         else:
             self.totals[name] = part.copy()
 
     def add_product(self, name: str, d: Array, u: Array) -> None:
-        """Add to the gradient of a product's weight (P, K) from that of its results, d (N, P), and its inputs, u (N, K)."""
+        """Add to the gradient of a product's weight (P, K), from its results' gradient d (N, P) and its inputs u (N, K)."""
         part = self.scratch("part", 1, d.shape[1], u.shape[1])
         self.add(name, multiply_over_rows(d, u[None], part, self.scratch)[0])
 
     def add_state_product(self, d: Array, x: Array, h: Array) -> None:
-        """Add to the gradients w_x, w_h and b of a StateProduct from that of its results, d (N, P), and its inputs and states."""
+        """Add to the gradients of a StateProduct's w_x, w_h and b, from its results' gradient d (N, P), its inputs and states."""
         (N, H), I = h.shape, x.shape[1]
         inputs = self.scratch("inputs", N, H + I + 1)
         inputs[:, :H], inputs[:, H:-1], inputs[:, -1] = h, x, 1

@@ -1,8 +1,8 @@
 """One recurrence in several forms, with one gradient.
 
-`scan` runs a recurrence as GPU kernels or, on the CPU, in its NumPy form, through mx.custom_function. The ops form takes over where
-these cannot run: where arrays have no values on the CPU (inside mx.compile, vmap and export), for sizes that no kernel serves, and for
-derivatives that the other forms do not have (jvp, second and higher ones).
+`scan` runs a recurrence as GPU kernels or, on the CPU, in its NumPy form, through mx.custom_function. The ops form is used when these
+cannot run: when arrays have no values on the CPU (inside mx.compile, vmap and export), for sizes that no kernel supports, and for
+derivatives that the other forms do not have (jvp, second and higher derivatives).
 """
 
 import math
@@ -32,14 +32,14 @@ class FusedForms(NamedTuple):
     Args:
         forward: (kind, spec, arrays) -> list of outputs.
         backward: (kind, spec, arrays, outputs, cotangents) -> gradients, a tree like the arrays.
-        refusal: (kind, spec, arrays) -> why no kernel serves such arrays, or None.
-        key: (kind, spec, arrays) -> the kernel variant that serves them.
+        refusal: (kind, spec, arrays) -> the reason why no kernel supports these arrays, or None.
+        key: (kind, spec, arrays) -> the kernel variant for them.
         small_problem: (kind, spec, arrays) -> a short problem for the same variant (kernels.first_use.SmallProblem).
-        half: whether they take float16 and bfloat16 inputs and weights as they are; else float32 ones are made of them.
-        launches: forward and backward as computations that ask for their launches (kernels.loader.Launches), so that several scans can
-            make theirs together; None where they cannot.
-        parts: (kind, spec, arrays) -> what is checked apart on a first use, pairs of a specification and its arrays.
-        layouts: (family, spec) -> every layout (kernels.tiles.Tile) that the table can choose on a family of GPUs, for their check.
+        half: whether the kernels take float16 and bfloat16 inputs and weights; otherwise these are converted to float32.
+        launches: forward and backward as generators of launches (kernels.launches.Launches), so that the launches of several scans can be
+            merged; None if not supported.
+        parts: (kind, spec, arrays) -> pairs of a specification and its arrays that the first-use check runs separately.
+        layouts: (family, spec) -> every layout (kernels.tiles.Tile) that can be chosen on a GPU family, for their check.
     """
 
     forward: Callable[..., list[mx.array]]
@@ -54,17 +54,19 @@ class FusedForms(NamedTuple):
 
 
 class Recurrence(NamedTuple):
-    """The forms of one recurrence. Each takes its static specification and a tree of arrays.
+    """The forms of one recurrence. Each takes the static specification and a tree of arrays.
 
     Args:
-        name: how messages call it.
-        forward: NumPy: (spec, arrays, kept=None) -> tuple of outputs; in `kept`, memory for it alone, it may leave what helps the backward.
-        backward: NumPy: (spec, arrays, outputs, cotangents, kept=None) -> gradients, a tree like the arrays; what it lacks has none.
+        name: name in messages.
+        forward: NumPy: (spec, arrays, kept=None) -> tuple of outputs; in the buffers `kept` it may store intermediate results for
+            `backward`.
+        backward: NumPy: (spec, arrays, outputs, cotangents, kept=None) -> gradients, a tree like the arrays without those that
+            have none.
         ops: MLX: (spec, arrays) -> list of outputs.
         variants: names of small problems of every kind.
         problem: (variant, T, B, H, lengths=, seed=, dtype=) -> (spec, arrays), NumPy arrays of such a problem.
         fused: the kernels.
-        depth: (spec, arrays) -> evaluations of the cell one after another: how deep a graph the operations make.
+        depth: (spec, arrays) -> number of sequential evaluations of the cell, which is the depth of the ops form's graph.
     """
 
     name: str
@@ -77,16 +79,16 @@ class Recurrence(NamedTuple):
     depth: Callable[..., int] = lambda spec, arrays: cast(int, arrays["dt"].shape[0])
 
 
-# Evaluations of a cell one after another in the ops form. MLX 0.32.4 walks such a graph by recursion: with a stack of 8 MB, what is usual,
-# mx.compile of a gradient ends the process from 2,400 (LQNet) to 18,000 (RNN) on, and a gradient of a gradient from 5,800 on.
-MOST_TRACED = 1500  # inside mx.compile, mx.vmap and export; compiling takes a time that grows with the square
-MOST_TWICE = 3000  # of second derivatives; the ops backend itself cannot know of them
+# Limits on sequential evaluations of a cell in the ops form. MLX 0.32.4 traverses the graph recursively: with the usual stack of 8 MB,
+# mx.compile of a gradient crashes from 2,400 (LQNet) to 18,000 (RNN) evaluations on, and a gradient of a gradient from 5,800 on.
+MOST_TRACED = 1500  # inside mx.compile, mx.vmap and export; compile time grows with the square
+MOST_TWICE = 3000  # for second derivatives, which the backend "ops" cannot detect
 
 
 def scan(recurrence: Recurrence, spec: Hashable, arrays: Tree, keep: bool = True) -> list[mx.array]:
-    """Run a recurrence over a tree of arrays in the form that the backend in use names; differentiable.
+    """Run a recurrence over a tree of arrays in the form chosen by the current backend; differentiable.
 
-    With `keep` the NumPy form spends some memory on what spares its backward a recomputation.
+    With `keep` the NumPy form stores intermediate results, so that its backward pass need not recompute them.
     """
     leaves = leaves_of(arrays)
     if not recurrence.fused.half:
@@ -98,7 +100,7 @@ def scan(recurrence: Recurrence, spec: Hashable, arrays: Tree, keep: bool = True
         arrays = with_leaves(arrays, leaves)
         check_depth(recurrence, spec, arrays)
         return recurrence.ops(spec, arrays)
-    skeleton = with_leaves(arrays, repeat(None))  # MLX may hold the function longer than its arrays
+    skeleton = with_leaves(arrays, repeat(None))  # without arrays, since MLX may keep the function alive longer than they are needed
     return _function(recurrence, form, spec, skeleton, keep)(*leaves)
 
 
@@ -117,32 +119,32 @@ def _choose(recurrence: Recurrence, spec: Hashable, arrays: Tree, leaves: list[m
         reason = "arrays have no values inside mx.compile, mx.vmap and export"
     elif name in KERNEL_BACKENDS:
         arrays = with_leaves(arrays, leaves)
-        reason = recurrence.fused.refusal(name, spec, arrays) if is_available(name) else f"there is no {name} device here"
+        reason = recurrence.fused.refusal(name, spec, arrays) if is_available(name) else f"there is no {name} device"
     if reason is not None:
         raise RuntimeError(f"[{recurrence.name}] backend {name!r} cannot run: {reason}; use 'auto' or 'ops'.")
     return name
 
 
 def check_depth(recurrence: Recurrence, spec: Hashable, arrays: Tree, most: float = math.inf) -> None:
-    """Raise a ValueError where the ops form's graph would be deeper than `most`, or than what MLX's tracing bears."""
+    """Raise a ValueError if the ops form's graph would be deeper than `most`, or too deep for MLX to trace."""
     depth = recurrence.depth(spec, arrays)
     where = "with second derivatives"
     if depth > MOST_TRACED and not can_evaluate(leaves_of(arrays)):
-        most, where = min(most, MOST_TRACED), "inside mx.compile, mx.vmap and export where no kernel serves"
+        most, where = min(most, MOST_TRACED), "inside mx.compile, mx.vmap and export without a kernel"
     if depth > most:
-        expected = f"have at most {most} evaluations of the cell one after another {where}; take a part and carry the state"
+        expected = f"have at most {most} sequential evaluations of the cell {where}; split the sequence and carry the state"
         raise bad_argument(recurrence.name, "a sequence", expected, depth)
 
 
 def widened(leaves: Sequence[mx.array]) -> list[mx.array]:
-    """Arrays in the precision of sums: float64 where any of them has it, else float32. Kernels do this inside."""
+    """Arrays in the dtype of sums: float64 if any of them is float64, else float32. Kernels convert internally."""
     floating = [mx.issubdtype(a.dtype, mx.floating) for a in leaves]
     dtype = mx.float64 if mx.float64 in [a.dtype for a in leaves] else mx.float32
     return [a.astype(dtype) if real and a.dtype != dtype else a for a, real in zip(leaves, floating, strict=True)]
 
 
 def can_evaluate(arrays: list[mx.array]) -> bool:
-    """Whether the arrays' values can be had now; False inside mx.compile, mx.vmap and export."""
+    """Whether the arrays can be evaluated now; False inside mx.compile, mx.vmap and export."""
     try:
         mx.eval(*arrays)
     except (ValueError, RuntimeError) as error:
@@ -160,14 +162,14 @@ def as_numpy(array: mx.array) -> np.ndarray:
 
 
 def as_mlx(array: np.ndarray) -> mx.array:
-    """A copy in the same dtype; mx.array alone would make float32 of float64."""
+    """A copy in the same dtype; mx.array alone would convert float64 to float32."""
     return mx.array(array, mx.float64) if array.dtype == np.float64 else mx.array(array)
 
 
 def _function(recurrence: Recurrence, form: str, spec: Hashable, like: Tree, keep: bool) -> Callable[..., list[mx.array]]:
-    """The recurrence in one form as a function of the leaves of a tree like this one, with the gradient of that form, for one call.
+    """One form of the recurrence, as a differentiable function of the leaves of a tree like this one, for a single call.
 
-    What its forward keeps lives as long as MLX may still ask for a gradient of this call.
+    Intermediate results stored by its forward pass live until MLX can no longer request a gradient of this call.
     """
     run, run_back = _numpy_forms(recurrence, spec, like, keep) if form == "numpy" else _kernel_forms(recurrence, form, spec, like)
 
@@ -190,7 +192,7 @@ def _function(recurrence: Recurrence, form: str, spec: Hashable, like: Tree, kee
 
     @forward.vjp
     def forward_vjp(leaves: Any, cotangents: Any, outputs: Any) -> list[mx.array]:
-        if form == "numpy" and not can_evaluate(cotangents):  # in mx.vmap of a gradient's pull alone, as for a Jacobian
+        if form == "numpy" and not can_evaluate(cotangents):  # mx.vmap over cotangents only, as for a Jacobian
             return ops_backward(list(leaves), cotangents)
         return cast(list[mx.array], backward(list(leaves), outputs, cotangents))
 
@@ -213,7 +215,7 @@ def _function(recurrence: Recurrence, form: str, spec: Hashable, like: Tree, kee
     return cast(Callable[..., list[mx.array]], forward)
 
 
-# MLX never warns of numbers; and a BLAS sometimes does for lanes that it does not use
+# as in MLX, no floating-point warnings; a BLAS may also raise them for lanes that it does not use
 SILENT: dict[str, Any] = {"all": "ignore"}
 Run = Callable[[Sequence[mx.array]], list[mx.array]]  # leaves -> outputs
 RunBack = Callable[[Sequence[mx.array], list[mx.array], list[mx.array]], Tree]  # leaves, outputs, cotangents -> gradients
@@ -243,7 +245,7 @@ def _numpy_forms(recurrence: Recurrence, spec: Hashable, like: Tree, keep: bool)
 
 
 def _kernel_forms(recurrence: Recurrence, kind: str, spec: Hashable, like: Tree) -> tuple[Run, RunBack]:
-    """The fused form: its backward recomputes what it needs."""
+    """The fused kernels; their backward pass recomputes intermediate results."""
 
     def run(leaves: Sequence[mx.array]) -> list[mx.array]:
         return recurrence.fused.forward(kind, spec, with_leaves(like, leaves))
@@ -255,7 +257,7 @@ def _kernel_forms(recurrence: Recurrence, kind: str, spec: Hashable, like: Tree)
 
 
 def jvp_of_given(function: Callable[..., list[mx.array]], primals: list[mx.array], tangents: list[mx.array | None]) -> list[mx.array]:
-    """mx.jvp by those primals that have a tangent; zeros for the others would make mx.vmap of it fail at products of two of them."""
+    """mx.jvp with respect to the primals that have a tangent; with zeros for the others, mx.vmap fails at products of two of them."""
     given = {k: t for k, t in enumerate(tangents) if t is not None}
 
     def by_given(*values: mx.array) -> list[mx.array]:

@@ -1,4 +1,4 @@
-"""Results that are worth keeping as long as what they were made of lives, and no longer."""
+"""A cache of results that lives as long as the object that they were computed from."""
 
 from collections.abc import Callable, Hashable
 from functools import wraps
@@ -8,7 +8,7 @@ Made = TypeVar("Made")
 
 
 def held_by_first(function: Callable[..., Made]) -> Callable[..., Made]:
-    """Keep a function's results in its first argument, an object that never changes, by the other arguments: they are freed with it.
+    """Cache a function's results in its first argument, an immutable object, by the other arguments; the cache is freed with the object.
 
     Example:
         >>> from ember_mlx.scans.held import held_by_first

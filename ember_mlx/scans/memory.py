@@ -1,4 +1,4 @@
-"""The mixed memory of the NumPy forms: an LSTM step that comes before another recurrence's step, which then works on its h.
+"""The mixed memory of the NumPy forms: an LSTM step before each step of another recurrence, which starts from its h.
 
     a, i, f, o = W x + R h + b;  c' = c sigma(f + 1) + tanh(a) sigma(i);  h' = tanh(c') sigma(o)
 
@@ -20,13 +20,13 @@ class MixedMemory(StateProduct):
 
     Args:
         tree: w_x (4H, I), w_h (4H, H), b (4H,).
-        rows: of a step, at most.
-        scratch: where the results lie.
+        rows: maximum rows of a step.
+        scratch: buffers for the results.
     """
 
     def __init__(self, tree: Tree, rows: int, scratch: Scratch):
         H = tree["w_h"].shape[1]
-        # sigma(a) = 1 / (1 + exp(-a)): the sign is in the weights of i, f and o
+        # sigma(a) = 1 / (1 + exp(-a)): the weights of i, f and o include the sign
         self.factors = np.repeat([1, -1, -1, -1], H).astype(tree["w_h"].dtype)
         b = tree["b"] + np.repeat([0, 0, 1, 0], H).astype(tree["w_h"].dtype)
         by_row = self.factors[:, None]
@@ -34,18 +34,18 @@ class MixedMemory(StateProduct):
         self.scratch, self.sums = scratch, Sums(scratch.part("sums"))
 
     def trace_shape(self, n: int) -> tuple[int, ...]:
-        """The gates of n rows, the trace of `step` and `linearise`."""
+        """The shape of the gates of n rows, the trace of `step` and `linearise`."""
         return self.of_state.shape(n)
 
     def gates(self, projected: Array, h: Array, trace: Array) -> Array:
-        """tanh(a), sigma(i), sigma(f + 1), sigma(o): (4, n, H), in `trace`."""
+        """tanh(a), sigma(i), sigma(f + 1), sigma(o): (4, n, H), written to `trace`."""
         self.with_state(projected, h, out=trace)
         np.tanh(trace[0], out=trace[0])
         sigmoid_of_negative(trace[1:])
         return trace
 
     def step(self, projected: Array, h: Array, c: Array, trace: Array, out: Array) -> tuple[Array, Array]:
-        """(h, c) (n, H) each -> the same after the LSTM step, c in `out`."""
+        """(h, c), (n, H) each -> the same after the LSTM step, with c written to `out`."""
         a, i, f, o = self.gates(projected, h, trace)
         rest = np.multiply(a, i, out=self.scratch("temporary", *a.shape))
         c = np.multiply(f, c, out=out)
@@ -55,12 +55,12 @@ class MixedMemory(StateProduct):
         return rest, c
 
     def linearise(self, x: Array, h: Array, c: Array, c_next: Array, trace: Array, traced: bool) -> "MemoryPoint":
-        """For a block of steps at once: everything that the pull needs and that does not depend on it."""
+        """For a block of steps at once: everything that `pull` needs and that does not depend on the gradients."""
         a, i, f, o = trace if traced else self.gates(self.project(x), h, trace)
         slopes, tanh_c = self.scratch("slopes", 4, *c.shape), np.tanh(c_next, out=self.scratch("tanh_c", *c.shape))
         by_a, by_i, by_f, by_o = slopes
         for of, gate, weight in ((by_i, i, a), (by_f, f, c), (by_o, o, tanh_c)):
-            np.subtract(gate, 1, out=of)  # minus the slope: the products are minus the argument of sigma
+            np.subtract(gate, 1, out=of)  # minus the slope, since the products are minus the argument of sigma
             of *= gate
             of *= weight
         np.multiply(a, a, out=by_a)
@@ -73,7 +73,7 @@ class MixedMemory(StateProduct):
         return MemoryPoint(x, h, h_inner, f, slope_c, slopes[:3].swapaxes(0, 1), by_o, d_gates, d_gates.reshape(len(h), 4, h.shape[1]))
 
     def pull(self, point: "MemoryPoint", local: slice, dh: Array, dc: Array) -> None:
-        """Gradients of the LSTM's h and c (n, H) -> those of the h and c before it, in place."""
+        """Gradients of the LSTM's h and c (n, H) -> those of the previous h and c, in place."""
         dc += dh * point.slope_c[local]
         d = point.d_by_gate[local]
         np.multiply(point.slope_aif[local], dc[:, None], out=d[:, :3])
@@ -82,7 +82,7 @@ class MixedMemory(StateProduct):
         dc *= point.f[local]
 
     def accumulate(self, point: "MemoryPoint") -> None:
-        """Add a block's part of the weights' gradient."""
+        """Add a block's part of the weights' gradients."""
         self.sums.add_state_product(point.d_gates, point.x, point.h)
 
     def gradients(self) -> Tree:
@@ -92,7 +92,7 @@ class MixedMemory(StateProduct):
 
 
 class MemoryPoint(NamedTuple):
-    """The LSTM at the states of a block of N steps."""
+    """The LSTM linearised at the states of a block of N steps."""
 
     x: Array  # (N, I)
     h: Array  # (N, H): before the LSTM

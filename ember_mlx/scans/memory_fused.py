@@ -1,4 +1,4 @@
-"""What the kernels' backward needs of a mixed memory (memory.py), for all steps at once: the part of metal/memory.metal before the scan."""
+"""The slopes of a mixed memory (memory.py) for the kernels' backward pass, for all steps at once, by a kernel of metal/memory.metal."""
 
 from typing import Any
 

@@ -10,15 +10,15 @@ Array = NDArray[np.floating]
 
 
 class PackedLayout:
-    """Where the valid steps of a padded, time-major batch lie when their rows are stored one after another.
+    """The positions of the valid steps of a padded, time-major batch when their rows are stored contiguously.
 
-    Step t keeps the rows of the sequences longer than t, longest sequence first, so that the rows active at step t + 1 are the
-    first rows of step t. Without lengths the packed form is the padded one, and nothing is copied.
+    Step t has the rows of the sequences longer than t, longest sequence first, so that the rows active at step t + 1 are the
+    first rows of step t. Without lengths the packed layout is the padded one, and nothing is copied.
 
     Args:
         steps: T, the padded number of steps.
         batch: B, the number of sequences.
-        lengths: (B,) integers in 0..T, or None where every sequence has T steps.
+        lengths: (B,) integers in 0..T, or None if every sequence has T steps.
 
     Example:
         >>> import numpy as np
@@ -61,20 +61,20 @@ class PackedLayout:
         return result
 
     def flat(self, padded: Array) -> Array:
-        """(T, B, F) -> (T * B, F): what the methods below take."""
+        """(T, B, F) -> (T * B, F), the form that the methods below take."""
         return padded.reshape(self.steps * self.batch, padded.shape[2])
 
     def rows_of(self, flat: Array, rows: slice, out: Array) -> Array:
-        """These packed rows of (T * B, F): a view without lengths, else a copy in `out`."""
+        """Packed rows of (T * B, F): a view without lengths, else a copy in `out`."""
         return flat[rows] if self.order is None else flat.take(self.padded_row[rows], axis=0, out=out, mode="clip")
 
     def previous(self, initial: Array, flat: Array, rows: slice, out: Array) -> Array:
-        """The states before the steps in `rows` (whole steps), from the initial ones (B, F), sorted, and those after every step.
+        """The states before the steps in `rows` (whole steps), from the sorted initial ones (B, F) and those after every step.
 
-        A view where it can be, else in `out`.
+        A view if possible, else a copy in `out`.
         """
         B, first = self.batch, self.starts[1]
-        initial = initial[: max(first - rows.start, 0)]  # all or none: the first step's rows come first
+        initial = initial[: max(first - rows.start, 0)]  # all or none, since the first step's rows come first
         earlier = slice(rows.start + len(initial) - B, rows.stop - B)
         if self.order is None and not len(initial):
             return flat[earlier]
@@ -86,26 +86,26 @@ class PackedLayout:
         return out
 
     def room(self, flat: Array, rows: slice, out: Array) -> Array:
-        """Where to write these packed rows of (T * B, F), for `store`: a view without lengths, else `out`."""
+        """The buffer for packed rows of (T * B, F), to be passed to `store`: a view without lengths, else `out`."""
         return flat[rows] if self.order is None else out
 
     def store(self, block: Array, flat: Array, rows: slice) -> None:
-        """Put these packed rows into (T * B, F); nothing to do for what `room` gave as a view."""
+        """Write packed rows to (T * B, F); does nothing if `room` returned a view."""
         if self.order is not None:
             flat[self.padded_row[rows]] = block
 
     def result(self, features: int, dtype: Any) -> Array:
-        """(T, B, F), zero past each length, to be filled through `room` and `store`."""
+        """An array (T, B, F), zero past each length, to be filled with `room` and `store`."""
         shape = (self.steps, self.batch, features)
         return np.empty(shape, dtype) if self.order is None else np.zeros(shape, dtype)
 
     def chunks(self, rows: int) -> list[tuple[int, int]]:
-        """Ranges of steps [first, last) of at least `rows` packed rows each (but the last), in order of time.
+        """Ranges of steps [first, last), in time order, with at least `rows` packed rows each (except the last).
 
-        Steps that no sequence has are in none.
+        Steps that no sequence has are left out.
         """
         result, first = [], 0
-        steps = min(self.steps, max(1, int(np.count_nonzero(self.active))))  # one without rows, if there is no other
+        steps = min(self.steps, max(1, int(np.count_nonzero(self.active))))  # at least one, even without rows
         for t in range(1, steps + 1):
             if self.starts[t] - self.starts[first] >= rows or t == steps:
                 result.append((first, t))
@@ -113,7 +113,7 @@ class PackedLayout:
         return result
 
     def even_chunks(self, rows: int) -> list[tuple[int, int]]:
-        """Ranges of steps as those of `chunks`, but all steps of one have the same rows, and only a single step more than `rows`."""
+        """Like `chunks`, but all steps of a range have the same rows, and a range exceeds `rows` rows only if it is a single step."""
         if self.total == 0:
             return [(0, 1)]
         ends = [*(np.flatnonzero(np.diff(self.active)) + 1).tolist(), self.steps]

@@ -1,8 +1,8 @@
-"""Pointwise functions of the NumPy forms, with the slopes that their backwards need.
+"""Pointwise functions of the NumPy forms, with their slopes for the backward pass.
 
-The logistic function is written through NumPy's exp, which is vectorised and keeps the digits of values near 0; through tanh, near -1 then,
-they would be lost. The sign of its argument goes into the weights before it where there are any. They work in place where they can: fresh
-memory for every intermediate result costs more than the arithmetic.
+The logistic function uses NumPy's exp, which is vectorised and keeps the digits of values near 0, which tanh would lose. The sign of its
+argument is folded into the weights before it, if there are any. Functions work in place where possible: allocating every intermediate
+result costs more than the arithmetic.
 """
 
 import math
@@ -16,7 +16,7 @@ Array = NDArray[np.floating]
 
 LECUN_OUTER, LECUN_INNER = 1.7159, 0.666
 INV_SQRT_2, INV_SQRT_2PI = 1 / math.sqrt(2), 1 / math.sqrt(2 * math.pi)
-# an array: NumPy takes half as long to find its dtype as that of a number
+# arrays, whose dtype NumPy determines twice as fast as that of a Python number
 ONE: dict[np.dtype[Any], Array] = {np.dtype(dtype): np.array(1, dtype) for dtype in (np.float16, np.float32, np.float64)}
 _erf64 = np.frompyfunc(math.erf, 1, 1)
 # Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: absolute error below 1.5e-7, float32's own accuracy.
@@ -30,9 +30,9 @@ def sigmoid(a: Array) -> Array:
 
 
 def sigmoid_of_negative(a: Array) -> Array:
-    """-a to the logistic function of a, 1 / (1 + exp(-a)), in place: with AVX2 NumPy's exp takes half as long as its tanh.
+    """From -a to the logistic function of a, 1 / (1 + exp(-a)), in place: with AVX2 NumPy's exp takes half as long as its tanh.
 
-    It overflows to the right value, 0; ignore the warning with np.errstate(over="ignore").
+    Overflow gives the right value, 0; suppress the warning with np.errstate(over="ignore").
     """
     np.exp(a, out=a)
     a += ONE[a.dtype]
@@ -78,7 +78,7 @@ def _silu_slope(a: Array, out: Array) -> Array:
 
 
 def _cumulative(a: Array) -> Array:
-    """The standard normal distribution's."""
+    """The cumulative distribution function of the standard normal distribution."""
     return 0.5 * (1 + erf(a * a.dtype.type(INV_SQRT_2)))
 
 
@@ -91,9 +91,9 @@ def _gelu_slope(a: Array, out: Array) -> Array:
 
 
 class Activation(NamedTuple):
-    """z = outer * value(inner * a): the two constants can go into the weights before and after it.
+    """z = outer * value(inner * a); the two constants can be folded into the weights before and after it.
 
-    Where `in_place` the slope is found from the value, which can take the place of the argument; else from the argument.
+    With `in_place` the slope is computed from the value, which may overwrite the argument; otherwise from the argument.
     """
 
     value: Callable[[Array, Array], Array]  # (argument, out)

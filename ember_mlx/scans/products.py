@@ -1,9 +1,9 @@
 """Matrix products of the NumPy forms.
 
-OpenBLAS, with which NumPy comes on Linux, puts threads to work above 2^18 multiply-adds. For the products of one step that gains little,
-and where another process has a core these threads wait for each other: a product of 0.02 ms then takes 16 ms (measured). So products of
-moderate size are made in pieces that one thread works on: one call of np.matmul over stacked views. Other libraries (Accelerate, with
-which NumPy comes on macOS) get them whole.
+OpenBLAS, NumPy's library on Linux, uses several threads above 2^18 multiply-adds. For the products of one step that gains little, and if
+another process uses a core these threads wait for each other: a product of 0.02 ms then takes 16 ms (measured). So products of moderate
+size are split into single-threaded pieces, by one call of np.matmul over stacked views. With other libraries (such as Accelerate on macOS)
+products are not split.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ import numpy as np
 from .pointwise import Array
 
 WITH_OPENBLAS = "openblas" in str(np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas"))
-LARGE = 2**24  # multiply-adds above which threads pay
-PIECE = 2**18 if WITH_OPENBLAS else LARGE  # those up to which the library stays in the calling thread
-FEWEST_COLUMNS = 8  # of a piece that is cut for several products
-FEWEST_ROWS = 8  # of a piece: each piece reads its right-hand side anew
-FEWEST_ROWS_ADDED = 32  # of a piece of a sum over rows: each piece writes a product of its own
-MOST_CUTS = 4  # of the columns of such a piece
+LARGE = 2**24  # multiply-adds above which threads pay off
+PIECE = 2**18 if WITH_OPENBLAS else LARGE  # multiply-adds up to which the library uses only the calling thread
+FEWEST_COLUMNS = 8  # minimum columns of a piece that is cut once for several products
+FEWEST_ROWS = 8  # minimum rows of a piece, since each piece reads its right-hand side again
+FEWEST_ROWS_ADDED = 32  # minimum rows of a piece of a sum over rows, since each piece writes its own product
+MOST_CUTS = 4  # most parts of the columns of such a piece
 
 
 def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
@@ -46,9 +46,9 @@ def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
 
 
 def cut(b: Array, rows: int) -> Array:
-    """(..., K, J) -> (..., pieces, K, J / pieces), contiguous: a right-hand side in pieces that one thread works on for up to `rows` rows.
+    """(..., K, J) -> (..., pieces, K, J / pieces), contiguous: a right-hand side in single-threaded pieces for up to `rows` rows.
 
-    One piece where J cannot be parted evenly, or where threads pay.
+    One piece if J cannot be split evenly, or if threads pay off.
     """
     K, J = b.shape[-2:]
     least, most = -(-rows * K * J // PIECE), J // FEWEST_COLUMNS
@@ -57,7 +57,7 @@ def cut(b: Array, rows: int) -> Array:
 
 
 def cut_columns(a: Array, pieces: int) -> Array:
-    """(..., N, J) -> (..., pieces, N, J / pieces), a view; as it is for one piece."""
+    """(..., N, J) -> (..., pieces, N, J / pieces), a view; unchanged for one piece."""
     if pieces == 1:
         return a
     return a.reshape(*a.shape[:-1], pieces, a.shape[-1] // pieces).swapaxes(-2, -3)
@@ -70,7 +70,7 @@ def multiply_over_rows(a: Array, b: Array, out: Array, parts: Callable[..., Arra
         a: (N, K).
         b: (S, N, J).
         out: the result.
-        parts: (name, *shape) -> memory for the pieces' products.
+        parts: (name, *shape) -> a buffer for the pieces' products.
     """
     (N, K), (S, _, J) = a.shape, b.shape
     if not PIECE < N * K * J <= LARGE:
@@ -86,7 +86,7 @@ def multiply_over_rows(a: Array, b: Array, out: Array, parts: Callable[..., Arra
     np.matmul(left, right, out=products)
     if of_b == 1:
         np.add.reduce(products.reshape(S, pieces, K, J), axis=1, out=out)
-    else:  # a sum into memory of its own, then put in order: five times faster than a sum into a view
+    else:  # sum into a buffer and reorder: five times faster than a sum into a view
         total = np.add.reduce(products.reshape(S, pieces, of_b, K, J // of_b), axis=1, out=parts("total", S, of_b, K, J // of_b))
         out.reshape(S, K, of_b, J // of_b).swapaxes(1, 2)[...] = total
     if whole < N:
@@ -96,19 +96,19 @@ def multiply_over_rows(a: Array, b: Array, out: Array, parts: Callable[..., Arra
 
 @lru_cache(maxsize=256)
 def _pieces_over_rows(N: int, K: int, J: int) -> tuple[int, int, int]:
-    """In how many parts to take the K and the J columns, and how many rows a piece has; 0 rows where no parts are good."""
+    """The numbers of parts for the K and the J columns, and the rows per piece; 0 rows if splitting does not pay off."""
     for cuts in range(1, MOST_CUTS + 1):
         most = PIECE * cuts // (K * J)
         of_a, of_b = (cuts, 1) if K % cuts == 0 else (1, cuts)
         if most >= FEWEST_ROWS_ADDED and J % of_b == 0:
-            fewest = -(-N // most)  # pieces; one more or two are better than rows that are left over
+            fewest = -(-N // most)  # pieces; a few more are better than leftover rows
             pieces = next((n for n in range(fewest, fewest + fewest // 2 + 1) if N % n == 0), fewest)
             return of_a, of_b, N // pieces
     return 1, 1, 0
 
 
 def _columns(a: Array, columns: int) -> Array:
-    """(..., N, J) -> (..., pieces, N, columns), a view without the columns that fill no piece; as it is where one piece takes all."""
+    """(..., N, J) -> (..., pieces, N, columns), a view without the leftover columns; unchanged for a single piece."""
     J = a.shape[-1]
     if columns == J:
         return a
@@ -118,7 +118,7 @@ def _columns(a: Array, columns: int) -> Array:
 def _by_rows(a: Array, b: Array, out: Array, most: int) -> None:
     """out = a @ b, at most `most` rows of a at a time."""
     N = len(a)
-    rows = -(-N // -(-N // most))  # as even as can be
+    rows = -(-N // -(-N // most))  # as even as possible
     whole = N - N % rows
     stacked = out[..., :whole, :].reshape(*out.shape[:-2], whole // rows, rows, out.shape[-1])  # a view: only an axis is split
     np.matmul(a[:whole].reshape(whole // rows, rows, -1), b[..., None, :, :], out=stacked)

@@ -1,7 +1,7 @@
-"""Functions whose gradients compute the function again, so that nothing but what it took is kept until then.
+"""Functions whose gradients recompute the function, so that only its inputs are kept until then.
 
-`mx.checkpoint` does that for graphs. Where arrays have values, as on the CPU, it keeps every scan: inside mx.grad MLX holds all arrays that
-depend on a differentiated one, computed or not. So here the function runs on copies that depend on nothing.
+`mx.checkpoint` does that for graphs. With evaluated arrays, as on the CPU, it keeps every scan: inside mx.grad MLX holds all arrays that
+depend on a differentiated one, evaluated or not. So here the function runs on copies that are detached from the graph.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,14 +17,14 @@ Function = Callable[..., list[mx.array]]
 
 
 def recomputed(function: Function, carried: int = 0) -> Function:
-    """The same function of arrays that have values, keeping nothing for its gradients but the arrays.
+    """The same function, for arrays that can be evaluated, which keeps only its inputs for its gradients.
 
-    It must not use other arrays that are differentiated. Its derivatives, of any order, are those of the function; integers have none.
+    It must not use other differentiated arrays. It has the function's derivatives of any order; integer arrays have none.
 
     Args:
         function: arrays -> a list of arrays.
-        carried: so many of its last arguments follow the outputs as they are. Where a function is called again and again, with what it
-            carried, one array gathers the gradients of all calls, in place of an array for each.
+        carried: number of last arguments that are returned unchanged after the outputs. If a function is called repeatedly with the arrays
+            that it returned so, a single array accumulates the gradients of all calls, instead of one array per call.
 
     Example:
         >>> import mlx.core as mx
@@ -38,7 +38,7 @@ def recomputed(function: Function, carried: int = 0) -> Function:
         """Which leaves are real, and the real outputs as a function of these."""
         reals = [k for k, a in enumerate(leaves) if _is_real(a)]
 
-        constants = [a if _is_real(a) else _copy(a) for a in leaves]  # MLX differentiates by integers too, where it can not
+        constants = [a if _is_real(a) else _copy(a) for a in leaves]  # MLX would try to differentiate by integers too
 
         def of(*values: mx.array) -> list[mx.array]:
             full = list(constants)
@@ -73,7 +73,7 @@ def recomputed(function: Function, carried: int = 0) -> Function:
     def forward_jvp(leaves: Any, tangents: Any) -> list[mx.array]:
         leaves, tangents = _listed(leaves), _listed(tangents)
         reals, of = of_reals(leaves)
-        with use_backend("ops"):  # the other forms compute the leaves, which here would part them from what they depend on
+        with use_backend("ops"):  # other backends evaluate the leaves, which would detach them from the graph here
             pushed = iter(jvp_of_given(of, [leaves[k] for k in reals], [tangents[k] for k in reals]))
             outputs = [*function(*map(mx.stop_gradient, leaves)), *leaves[len(leaves) - carried :]]
         return [next(pushed) if _is_real(a) else mx.zeros_like(a) for a in outputs]
@@ -95,23 +95,23 @@ def recomputed(function: Function, carried: int = 0) -> Function:
 
 
 def _alone(function: Callable[[Sequence[mx.array]], list[mx.array]], arrays: Sequence[mx.array]) -> list[mx.array]:
-    """The function's outputs for arrays without what they depend on, computed, where they can be."""
+    """The function's outputs for arrays detached from the graph, evaluated if possible."""
     if not can_evaluate(list(arrays)):
         return function(arrays)
     outputs = function([_copy(a) for a in arrays])
     mx.eval(outputs)
-    return [_copy(a) for a in outputs]  # inside mx.grad even computed arrays hold what they were computed from
+    return [_copy(a) for a in outputs]  # inside mx.grad even evaluated arrays hold references to their inputs
 
 
 def _copy(a: mx.array) -> mx.array:
-    """The array's numbers alone."""
+    """A copy of the array, detached from the graph."""
     if a.dtype == mx.bfloat16:
         return _copy(a.view(mx.uint16)).view(mx.bfloat16)
-    return as_mlx(np.array(a, order="C"))  # MLX takes no negative strides
+    return as_mlx(np.array(a, order="C"))  # MLX does not accept negative strides
 
 
 def _listed(arrays: Any) -> list[Any]:
-    """What a custom function takes and gives: MLX makes a list of one array that array."""
+    """The arguments or results of a custom function as a list; MLX replaces a list of one array by that array."""
     return [arrays] if isinstance(arrays, mx.array) else list(arrays)
 
 

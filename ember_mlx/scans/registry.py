@@ -1,4 +1,4 @@
-"""All recurrences; tests and benchmarks sweep this list."""
+"""The list of all recurrences, for tests and benchmarks."""
 
 from .cell.scan import RECURRENT
 from .cfc.scan import CFC

@@ -1,6 +1,6 @@
-"""Several scans of one recurrence at once: with kernels that can, in one launch for all.
+"""Several scans of one recurrence at once, in a single launch if the kernels support it.
 
-The arrays are {"scans": [tree, ...]}, the specification is the tuple of the scans' own, and the outputs are those of all in a row.
+The arrays are {"scans": [tree, ...]}, the specification is the tuple of the scans' specifications, and the outputs are concatenated.
 """
 
 from collections.abc import Generator, Hashable, Sequence
@@ -20,7 +20,7 @@ Tree = dict[str, Any]
 
 
 class Scan(NamedTuple):
-    """What `scan` takes."""
+    """The arguments of `scan`."""
 
     recurrence: Recurrence
     spec: Hashable
@@ -31,7 +31,7 @@ Scans = Generator[Scan, list[mx.array], Any]  # yields scans, gets their outputs
 
 
 def run_scans(computations: Sequence[Scans], keep: bool) -> list[Any]:
-    """Run some computations that ask for scans; at every turn those of one recurrence are run together. `keep`: see `scan`."""
+    """Run generators of scans in lockstep; in each round the scans of one recurrence run together. `keep`: see `scan`."""
 
     def run(scans: list[Scan]) -> list[list[mx.array]]:
         return scan_several(scans[0].recurrence, [one.spec for one in scans], [one.arrays for one in scans], keep)
@@ -40,7 +40,7 @@ def run_scans(computations: Sequence[Scans], keep: bool) -> list[Any]:
 
 
 def scan_several(recurrence: Recurrence, specs: Sequence[Hashable], arrays: Sequence[Tree], keep: bool = True) -> list[list[mx.array]]:
-    """Run some scans of a recurrence, each with its specification and arrays; returns the outputs of each."""
+    """Run several scans of a recurrence, each with its specification and arrays; returns the outputs of each."""
     if len(specs) == 1:
         return [scan(recurrence, specs[0], arrays[0], keep)]
     outputs = scan(_several(recurrence), tuple(specs), {"scans": list(arrays)}, keep)
@@ -49,7 +49,7 @@ def scan_several(recurrence: Recurrence, specs: Sequence[Hashable], arrays: Sequ
 
 @lru_cache(maxsize=16)
 def _several(recurrence: Recurrence) -> Recurrence:
-    """A recurrence whose step is one of each of the scans."""
+    """The recurrence that runs several scans as one."""
 
     def forward(specs: tuple[Any, ...], arrays: Tree, kept: Scratch | None = None) -> tuple[np.ndarray, ...]:
         given = zip(specs, arrays["scans"], split_kept(kept, len(specs)), strict=True)
@@ -95,7 +95,7 @@ def _fused(fused: FusedForms) -> FusedForms:
         return SmallProblem(tuple(one.spec for one in small), {"scans": [one.arrays for one in small]}, small[0].variant)
 
     def parts(kind: str, specs: tuple[Any, ...], arrays: Tree) -> list[tuple[Any, Tree]]:
-        """The scans of each variant, two of them: only scans of one variant are launched together."""
+        """Two scans of each variant: only scans of the same variant are launched together."""
         alike: dict[Hashable, list[tuple[Any, Tree]]] = {}
         for pair in zip(specs, arrays["scans"], strict=True):
             alike.setdefault(fused.key(kind, *pair), []).append(pair)
@@ -105,6 +105,6 @@ def _fused(fused: FusedForms) -> FusedForms:
 
 
 def _parted(values: Any, parts: int) -> list[list[Any]]:
-    """A row of values as those of each scan."""
+    """A flat list of values split into one list per scan."""
     count = len(values) // parts
     return [list(values[k * count : (k + 1) * count]) for k in range(parts)]

@@ -1,7 +1,7 @@
-"""Threads for the NumPy forms: sequences do not depend on each other, and NumPy lets other threads run while it computes.
+"""Threads for the NumPy forms: sequences are independent, and NumPy releases the GIL while it computes.
 
-That pays where a step's pointwise work is much larger than what Python needs to ask for it. The threads of a call are its own and end with
-it: none waits for work between calls, so that a forked process, a handler at exit and an interrupted call find nothing of another call's.
+That pays off if a step's pointwise work is much larger than Python's overhead. The threads of a call are started by it and end with it.
+There is no thread pool, so a forked process, an exit handler or an interrupted call never meets a thread of another call.
 """
 
 import os
@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 
 Result = TypeVar("Result")
 MOST_THREADS = 8
-FEWEST_VALUES = 2**17  # that a thread should have to compute in one call of NumPy: with fewer, threads wait for each other
+FEWEST_VALUES = 2**17  # minimum values per thread in one NumPy call; with fewer, threads wait for each other
 
 
 def parts_of(batch: int, lengths: NDArray[np.integer] | None, values: int) -> list[NDArray[np.intp]]:
-    """The sequences of each thread, about the same number of steps each.
+    """The sequences of each thread, with about the same number of steps each.
 
     Args:
         batch: B.
-        lengths: (B,), or None where all sequences have the same.
-        values: how many values one call of NumPy computes for each sequence.
+        lengths: (B,), or None if all sequences have the same.
+        values: number of values that one NumPy call computes per sequence.
 
     Example:
         >>> from ember_mlx.scans.threads import parts_of
@@ -42,52 +42,52 @@ class Stopped(Exception):
 
 
 class Going:
-    """What the parts of a call know of each other."""
+    """Shared state of a call's threads, used to stop them."""
 
     def __init__(self) -> None:
         self._stopped = False
         self._changed = threading.Condition()
-        self._working = self._ended = 0  # threads
+        self._working = self._ended = 0  # number of threads
 
     def on(self) -> None:
-        """Raise Stopped in a part whose work nobody wants any more; to be asked now and then."""
+        """Raise Stopped if the call has been stopped; threads call this regularly."""
         if self._stopped:
             raise Stopped
 
     def begin(self) -> bool:
-        """Whether a thread may begin; it then says `end`."""
+        """Whether a thread may begin; if so it must call `end` later."""
         with self._changed:
             self._working += not self._stopped
             return not self._stopped
 
     def end(self) -> None:
-        """A thread has ended."""
+        """Record that a thread has ended."""
         with self._changed:
             self._working, self._ended = self._working - 1, self._ended + 1
             self._changed.notify_all()
 
     def wait(self, threads: int) -> None:
-        """Wait until so many have ended."""
+        """Wait until this many threads have ended."""
         with self._changed:
             self._changed.wait_for(lambda: self._ended == threads)
 
     def stop(self) -> None:
-        """Let no thread begin, and those that have go on no longer than to the next time that they ask."""
+        """Stop: no further thread begins, and running threads end at their next call of `on`."""
         with self._changed:
             self._stopped = True
 
     def stop_and_wait(self) -> None:
-        """The same, and wait until they have ended."""
+        """Call `stop`, and wait until all threads have ended."""
         self.stop()
         with self._changed:
             self._changed.wait_for(lambda: self._working == 0)
 
 
 def run_parts(function: Callable[..., Result], *parts: Sequence[Any]) -> list[Result]:
-    """function(part..., going) for each of the parts, the first in this thread, the others in threads of their own.
+    """Call function(part..., going) for each part, the first in this thread, the others in new threads.
 
-    Where one of them raises an exception, or this thread is interrupted, the others are told to stop, and have ended when the exception
-    leaves; only a second interrupt leaves before they have. (Not by Thread.join: once interrupted, CPython's takes the thread for ended.)
+    If one of them raises an exception, or this thread is interrupted, the others are stopped and have ended before the exception
+    propagates; only a second interrupt propagates earlier. (Thread.join is not used: once interrupted, CPython considers the thread ended.)
 
     Example:
         >>> from ember_mlx.scans.threads import run_parts
@@ -128,11 +128,11 @@ def run_parts(function: Callable[..., Result], *parts: Sequence[Any]) -> list[Re
 def _started(run: Callable[[int], None], k: int) -> bool:
     try:
         threading.Thread(target=copy_context().run, args=(run, k), name=f"ember_mlx-{k}").start()
-    except RuntimeError:  # there are no more threads to be had, as at the interpreter's exit
+    except RuntimeError:  # no more threads can be started, as at interpreter exit
         return False
     return True
 
 
-@lru_cache(maxsize=1)  # always the same: a backward must part its sequences as the forward did, which kept something for each part
+@lru_cache(maxsize=1)  # cached, since the backward pass must split the sequences like the forward pass, which stores results per part
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,11 +1,11 @@
-"""Trees of arrays, dicts and lists in each other. mlx.utils knows leaves by paths as strings, which takes longer than a step of work."""
+"""Trees of arrays: nested dicts and lists. mlx.utils addresses leaves by string paths, which takes longer than a step's computation."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 
 def leaves_of(tree: Any) -> list[Any]:
-    """The leaves in their order.
+    """The leaves in order.
 
     Example:
         >>> from ember_mlx.scans.trees import leaves_of
@@ -26,7 +26,7 @@ def leaves_of(tree: Any) -> list[Any]:
 
 
 def with_leaves(tree: Any, leaves: Iterable[Any]) -> Any:
-    """The tree with other leaves.
+    """A tree of the same structure with other leaves.
 
     Example:
         >>> from ember_mlx.scans.trees import with_leaves
@@ -43,7 +43,7 @@ def _filled(tree: Any, leaves: Iterator[Any]) -> Any:
 
 
 def leaves_like(tree: Any, like: Any) -> list[Any]:
-    """For each leaf of `like` that of `tree` in its place, or None where there is none.
+    """For each leaf of `like` the leaf of `tree` at the same position, or None if there is none.
 
     Example:
         >>> from ember_mlx.scans.trees import leaves_like

@@ -10,9 +10,10 @@ Example:
     0.5
 """
 
-from .functions import abs, cos, erf, exp, expm1, log1p, maximum, minimum, relu, sigmoid, sin, softplus, sqrt, tanh, where
+from .functions import Value, abs, cos, erf, exp, expm1, log1p, maximum, minimum, relu, sigmoid, sin, softplus, sqrt, tanh, where
 
 __all__ = [
+    "Value",
     "abs",
     "cos",
     "erf",

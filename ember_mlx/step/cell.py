@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..checks import check_flag, check_integer, check_number
 from ..errors import bad_argument
 
+RESERVED = ("Wx", "bias")  # the parameters that every layer of a cell has
 Initial = float | tuple[float, float] | Callable[[int], Any]
 
 
@@ -72,11 +73,12 @@ class Cell:
     Attributes:
         states: names of the states.
         x_products: how many products with the inputs: ``x`` is a tuple of so many values, or the value itself where it is one.
-        h_products: name -> how many results: a weight (count * H, H); ``W(v)`` in a step gives a tuple of so many values, or the
-            value itself where it is one. v is any value (B, H) of the step, and one weight may be used several times.
+        h_products: name -> how many results: a weight (count * H, H); ``W(v)`` in a step gives a tuple of so many values, or the value
+            itself where it is one. v is any value (B, H) of the step, and one weight may be used several times.
         parameters: name -> Parameter, or its initial value.
 
-    A cell's own settings are the arguments of its constructor, kept under the same names; they are saved with the layer.
+    A cell's own settings are the arguments of its constructor, kept under the same names: numbers, texts and what else JSON knows, since
+    they are saved with the layer. They stay as they are once the step has been read.
 
     Raises:
         ValueError, TypeError: on definition, for what a step cannot be.
@@ -107,6 +109,15 @@ class Cell:
         """One step: the next states from what it names."""
         raise NotImplementedError
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_definition" in self.__dict__:
+            raise bad_argument(type(self).__name__, name, "stay as it is: the step was read with it; make a new cell", repr(value))
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what can be made anew."""
+        return {name: value for name, value in self.__dict__.items() if name != "_definition"}
+
     @property
     def definition(self) -> Any:
         """The step as a graph (ember_mlx.step.definition.Definition); made once for each cell."""
@@ -117,16 +128,18 @@ class Cell:
             made = self.__dict__["_definition"] = define(self)
         return made
 
+    @classmethod
+    def setting_names(cls) -> list[str]:
+        """The names of the constructor's arguments."""
+        return [] if cls.__init__ is object.__init__ else list(inspect.signature(cls.__init__).parameters)[1:]
+
     @property
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments and their values."""
-        names = inspect.signature(type(self).__init__).parameters if type(self).__init__ is not object.__init__ else {}
-        found = {}
-        for name in list(names)[1:]:
+        for name in self.setting_names():
             if not hasattr(self, name):
                 raise bad_argument(type(self).__name__, name, "be kept by the constructor as an attribute of that name", "none")
-            found[name] = getattr(self, name)
-        return found
+        return {name: getattr(self, name) for name in self.setting_names()}
 
     @property
     def all_parameters(self) -> dict[str, Parameter]:
@@ -153,3 +166,7 @@ def check_counts(owner: str, cell: Cell) -> None:
             raise bad_argument(owner, "names of states, products and parameters", "be Python names", repr(name))
         if names.count(name) > 1:
             raise bad_argument(owner, "names of states, products and parameters", "differ from each other, and from x and dt", repr(name))
+    for name in (*cell.h_products, *cell.parameters):
+        if name in RESERVED or name.startswith("_"):
+            expected = f"not begin with an underscore, nor be {' or '.join(RESERVED)}, as the layer's own"
+            raise bad_argument(owner, "names of products and parameters", expected, repr(name))

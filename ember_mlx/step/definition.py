@@ -45,6 +45,7 @@ class Definition:
         before: the states before the step.
         after: the states after it.
         calls: the products with hidden values, in order.
+        length: how many nodes the step made; those of its derivative come after them.
     """
 
     def __init__(self, cell: Cell):
@@ -59,6 +60,7 @@ class Definition:
         self.dt: Node | None = None
         self.after: tuple[Node, ...] = ()
         self.calls: list[Call] = []
+        self.length = 0
 
     @cached_property
     def signature(self) -> tuple[Any, ...]:
@@ -80,6 +82,10 @@ class Definition:
         return isinstance(other, Definition) and self.signature == other.signature
 
     def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
         return hash(self.signature)
 
     def __repr__(self) -> str:
@@ -129,6 +135,7 @@ def define(cell: Cell) -> Definition:
     except StepError as error:
         raise bad_argument(owner, "step", f"return values of the step: {error}", repr(result)) from error
     _check_results(owner, cell, definition)
+    definition.length = len(definition.graph.nodes)
     return definition
 
 

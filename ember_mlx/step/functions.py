@@ -11,6 +11,9 @@ import numpy as np
 
 from .graph import Node
 
+Value = Any
+"""A value of a step: an array of NumPy or MLX, or a step's symbol."""
+
 FLAT = 20.0  # from here on tanh is 1 or -1 in any precision
 _erf64 = np.frompyfunc(math.erf, 1, 1)
 

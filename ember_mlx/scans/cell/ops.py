@@ -3,12 +3,14 @@
 The arrays are those of the NumPy form (reference.py); MLX differentiates it.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
 
 from ...step.definition import Call, Definition
 from ...step.evaluation import evaluate
+from ...step.numpy_code import gates_of
 
 Tree = dict[str, Any]
 
@@ -48,13 +50,30 @@ def step(
     definition: Definition, arrays: Tree, constant: dict[int, mx.array], x: mx.array, dt: mx.array | None, state: list[mx.array]
 ) -> list[mx.array]:
     """The states (D, B, H) after a step, from W_x x + b (D, B, G H) and dt (D, B, 1)."""
-    inputs = [*definition.x, *definition.before]
-    values = constant | {n.index: a for n, a in zip(inputs, [*mx.split(x, len(definition.x), axis=2), *state], strict=True)}
+    sums = _sums(definition)
+    values: dict[int, Any] = constant | dict(zip((n.index for n in definition.before), state, strict=True))
     if definition.dt is not None:
-        values[definition.dt.index] = dt
+        values |= {definition.dt.index: dt}
+    if not sums:
+        values |= dict(zip((n.index for n in definition.x), mx.split(x, len(definition.x), axis=2), strict=True))
 
-    def product(call: Call, value: mx.array) -> list[mx.array]:
-        results: list[mx.array] = mx.split(value @ arrays["weights"][call.name].swapaxes(1, 2), len(call.results), axis=2)
-        return results
+    def product(call: Call, value: mx.array) -> dict[int, mx.array]:
+        q = value @ arrays["weights"][call.name].swapaxes(1, 2)
+        own = sums.get(call.name)
+        nodes, q = ([n.index for n in call.results], q) if own is None else (own, x + q)
+        return dict(zip(nodes, mx.split(q, len(nodes), axis=2) if len(nodes) > 1 else [q], strict=True))
 
     return evaluate(definition, definition.after, values, product)
+
+
+@lru_cache(maxsize=256)
+def _sums(definition: Definition) -> dict[str, list[int]]:
+    """The product whose results are all added to the products with x, in their order: its name, and the nodes of the sums.
+
+    They are added before they are split.
+    """
+    for c, gates in gates_of(definition, []).items():
+        call, by_block = definition.calls[c], sorted(gates, key=lambda g: g.block)
+        if [g.x for g in by_block] == list(range(len(definition.x))) and len(gates) == len(call.results):
+            return {call.name: [g.total.index for g in by_block]}
+    return {}

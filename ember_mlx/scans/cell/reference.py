@@ -188,7 +188,7 @@ class _Scan:
         """What depends on parameters alone, (D, 1, H) or (D, 1, 1)."""
         given = {node.index: self.arrays["parameters"][name][:, None] for name, node in self.definition.parameters.items()}
         nodes = [n for n in self.plan.small if not n.per_row]
-        return dict(zip((n.index for n in nodes), evaluate(self.definition, nodes, given, _no_product), strict=True))
+        return dict(zip((n.index for n in nodes), evaluate(self.definition, nodes, given), strict=True))
 
     @cached_property
     def of_x(self) -> Array:
@@ -306,7 +306,7 @@ class _Scan:
         if not nodes or self.definition.dt is None:
             return self.constants
         dt = self.rows_of("dt", self.arrays["dt"][..., None], block)
-        found = evaluate(self.definition, nodes, self.constants | {self.definition.dt.index: dt}, _no_product)
+        found = evaluate(self.definition, nodes, self.constants | {self.definition.dt.index: dt})
         return self.constants | dict(zip((n.index for n in nodes), found, strict=True))
 
     def small_of(self, small: Small, rows: slice) -> Small:
@@ -426,10 +426,9 @@ class _Scan:
         result["b"] = by_x[..., -1].reshape(self.arrays["b"].shape)
         result["weights"] = {name: np.zeros_like(a) for name, a in self.arrays["weights"].items()}
         for c, call in enumerate(definition.calls):
-            if self._is_one_product:
-                own = products[:, blocks.of_calls[c][1]][..., : -1 - I]
-            else:
-                own = totals[f"call {c}"].swapaxes(2, 3)
+            own_blocks = blocks.of_calls[c][1] if self._is_one_product else slice(None)
+            own = totals.get(f"call {c}", totals["products"]).swapaxes(2, 3)[:, own_blocks]
+            own = own[..., : -1 - I] if self._is_one_product else own
             result["weights"][call.name] += own[:, self.plan.slots_of_calls[c]].reshape(result["weights"][call.name].shape)
         result["parameters"] = {}
         for name, node in definition.parameters.items():
@@ -438,7 +437,3 @@ class _Scan:
             result["parameters"][name] = d.sum(axis=1, keepdims=True) if name in definition.shared else d
         result["initial"] = {name: np.stack([self.layout.unsort(a) for a in d]) for name, d in zip(definition.states, d_state, strict=True)}
         return result if d_dt is None else result | {"dt": d_dt[..., 0]}
-
-
-def _no_product(call: Any, value: Any) -> Any:
-    raise ValueError("a product is no constant")

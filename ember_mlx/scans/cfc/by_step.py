@@ -1,4 +1,4 @@
-"""The CfC scan step by step, for sizes at which one launch for all steps does not pay: matrix products with small kernels between them."""
+"""The CfC scan step by step: matrix products with small kernels between them, for sizes at which one launch for all steps does not pay."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ MEMORY_NEXT = KernelText("cfc_memory_next", "H, THREADS", FILES, ("q", "c", "len
 
 
 def forward_by_step(kind: str, spec: CfCSpec, arrays: Tree) -> list[mx.array]:
-    """[h] (T, B, H), with mixed memory [h, c]: matrix products and small kernels at every step."""
+    """[h] (T, B, H), with mixed memory [h, c], by matrix products and small kernels at every step."""
     T, B = arrays["dt"].shape
     lengths = arrays["lengths"] if "lengths" in arrays else mx.full((B,), T, mx.int32)
     stages, pure = [_transposed(stage) for stage in arrays["stages"]], floats(Weights.of(spec, arrays["stages"]).pure)
@@ -54,7 +54,7 @@ def _heads(kind: str, spec: CfCSpec, stage: Tree, a: mx.array, dropout: list[mx.
 
 
 def _transposed(stage: Tree) -> Tree:
-    """A stage's weights in float32, as the right-hand sides of products."""
+    """A stage's weights in float32, transposed for use as right-hand sides of products."""
     dense = [{"w": floats(layer["w"].T), "b": floats(layer["b"])} for layer in stage.get("dense", [])]
     return {"w_x": floats(stage["w_x"].T), "w_h": floats(stage["w_h"].T), "b": floats(stage["b"]), "dense": dense}
 
@@ -62,7 +62,7 @@ def _transposed(stage: Tree) -> Tree:
 def back_by_step(
     spec: CfCSpec, arrays: Tree, point: Point, dy: list[mx.array], carry: list[mx.array], lengths: mx.array
 ) -> tuple[mx.array, mx.array, mx.array, list[mx.array]]:
-    """dh -> dq -> dz -> dh over a block of steps, matrix products at every step; takes and returns what the scan kernel does."""
+    """dh -> dq -> dz -> dh over a block of steps, with matrix products at every step; same arguments and results as the scan kernel."""
     T, B, _ = dy[0].shape
     valid = (mx.arange(T)[:, None] < lengths)[..., None]
     dy = [mx.where(valid, a, 0) for a in dy]
@@ -100,7 +100,7 @@ def back_by_step(
 
 
 def _gates_back(dh_inner: mx.array, dc: mx.array, slopes: mx.array) -> tuple[mx.array, mx.array]:
-    """From the gradients of the LSTM's h and c (B, H) to those of its gates' products (B, 4, H), and of the c before."""
+    """From the gradients of the LSTM's h and c (B, H) to those of its gates' products (B, 4, H) and of the previous c."""
     dc = dc + dh_inner * slopes[:, 4]
     d = mx.concatenate([mx.expand_dims(dc, 1) * slopes[:, :3], mx.expand_dims(dh_inner * slopes[:, 3], 1)], axis=1)
     return d, dc * slopes[:, 5]

@@ -1,7 +1,7 @@
-"""The CfC scan as fused kernels (metal/cfc.metal): what surrounds the two sequential scans, and their launches.
+"""The CfC scan as fused kernels (metal/cfc.metal): the launches of the two sequential scans, and the parallel computations around them.
 
-The arrays are those of the NumPy form (reference.py). What is parallel over T lies around the scans: before the backward one the gates'
-slopes, recomputed from the stored states; after it the weights' gradients. Inputs and weights may be float16 or bfloat16; states, sums and
+The arrays are those of the NumPy form (reference.py). Before the backward scan the gates' slopes are recomputed from the stored states, and
+after it the weights' gradients are computed, for all steps in parallel. Inputs and weights may be float16 or bfloat16; states, sums and
 slopes are float32.
 """
 
@@ -36,7 +36,7 @@ from .variant import (
 )
 
 Tree = dict[str, Any]
-BLOCK_BYTES = 2**28  # of the steps whose slopes are in memory at a time: few launches, bounded memory
+BLOCK_BYTES = 2**28  # bytes of slopes per block of steps: few launches, bounded memory
 FILES = ("pointwise.metal", "product.metal", "sequences.metal", "memory.metal", "cfc_pointwise.metal", "cfc.metal")
 SIZES = "CfC<H, Z, DEPTH, MODE, ACTIVATION, MEMORY, STAGES, SLOTS, WINDOW, FIRST, THREADS, ROWS, SPLIT, RESIDENT, GATES_RESIDENT, WEIGHT>"
 FORWARD = KernelText(
@@ -69,9 +69,9 @@ BACKWARD = KernelText(
 
 
 def choose_tile(family: Family, spec: CfCSpec, Z: int, depth: int, batch: int, half: bool) -> Tile:
-    """Weights in registers if they fit there, in half precision if only then; else read at every step, for several sequences.
+    """Weights in registers if they fit, in half precision if necessary; otherwise read at every step, for several sequences.
 
-    An LSTM's weights are the first that are left out. Where one launch for all steps does not pay, the layout has 0 rows.
+    An LSTM's weights are the first to be left out of registers. If one launch for all steps does not pay, the layout has 0 rows.
     """
     split = _split(spec)
     one = Variant(spec, Z, depth, Tile(family.threads, 1, split, True))
@@ -87,12 +87,12 @@ def choose_tile(family: Family, spec: CfCSpec, Z: int, depth: int, batch: int, h
 
 
 def _split(spec: CfCSpec) -> int:
-    """Fewer lanes, and so fewer blocks and longer sums, where a lane has few weights, or where the LSTM's product is one more in a row."""
+    """Fewer lanes (fewer blocks, longer sums) if a lane has few weights, or if the LSTM adds a sequential product."""
     return 4 if spec.mode == "pure" or (spec.mixed_memory and len(spec.stages) == 1) else 8
 
 
 def layouts(family: Family, spec: CfCSpec) -> list[Tile]:
-    """Every layout that `choose_tile` can give on a family of GPUs, for some size."""
+    """Every layout that `choose_tile` can return on a GPU family, for any size."""
     threads, split = family.threads, _split(spec)
     gates = (True, False) if spec.mixed_memory else (True,)
     tiles = [
@@ -106,7 +106,7 @@ def layouts(family: Family, spec: CfCSpec) -> list[Tile]:
 
 
 def variant_of(kind: str, spec: CfCSpec, arrays: Tree) -> Variant:
-    """The kernel variant that serves some arrays."""
+    """The kernel variant for these arrays."""
     first, B = arrays["stages"][0], arrays["dt"].shape[1]
     depth, weight = len(first.get("dense", [])), first["w_h"].dtype
     Z, half = (first["w_h"].shape[0] if depth else spec.units), weight != mx.float32
@@ -119,7 +119,7 @@ def variant_of(kind: str, spec: CfCSpec, arrays: Tree) -> Variant:
 
 
 def refusal(kind: str, spec: CfCSpec, arrays: Tree) -> str | None:
-    """Why no kernel serves such arrays, or None."""
+    """The reason why no kernel supports these arrays, or None."""
     if arrays["dt"].dtype != mx.float32:
         return "kernels compute in float32"
     (T, B), first, H = arrays["dt"].shape, arrays["stages"][0], spec.units
@@ -128,7 +128,7 @@ def refusal(kind: str, spec: CfCSpec, arrays: Tree) -> str | None:
 
 
 def small_problem(kind: str, spec: CfCSpec, arrays: Tree) -> SmallProblem:
-    """As many units, or a part of each stage's, and of the backbone's, where there are many."""
+    """A problem with the same units, or a fraction of each stage's and the backbone's if there are many."""
     variant = variant_of(kind, spec, arrays)
     H, Z, depth = spec.units, variant.Z, variant.depth
     weights = (1 + spec.heads) * H * Z + (depth - 1) * Z**2 if depth else spec.heads * sum(size**2 for size in variant.sizes)
@@ -139,7 +139,7 @@ def small_problem(kind: str, spec: CfCSpec, arrays: Tree) -> SmallProblem:
 
 
 def _part_of(spec: CfCSpec, part: float) -> CfCSpec:
-    """A part of the units of each stage."""
+    """The spec with a fraction of each stage's units."""
     stages, begin = {}, 0
     for start, stop in sorted(spec.stages):
         stages[start] = (begin, begin + few_units(stop - start, part))
@@ -148,12 +148,12 @@ def _part_of(spec: CfCSpec, part: float) -> CfCSpec:
 
 
 def cfc_fused_forward(kind: str, spec: CfCSpec, arrays: Tree) -> list[mx.array]:
-    """[h] (T, B, H), with mixed memory [h, c]: in one launch, or step by step where that is faster."""
+    """[h] (T, B, H), with mixed memory [h, c], in one launch, or step by step if that is faster."""
     return run_launches(kind, forward_launches(kind, spec, arrays))
 
 
 def forward_launches(kind: str, spec: CfCSpec, arrays: Tree) -> Launches:
-    """`cfc_fused_forward`, asking for its launch."""
+    """`cfc_fused_forward` as a generator of its launch."""
     variant, w = variant_of(kind, spec, arrays), Weights.of(spec, arrays["stages"])
     if variant.tile.rows == 0:
         return forward_by_step(kind, spec, arrays)
@@ -193,12 +193,12 @@ def _memory_inputs(variant: Variant, arrays: Tree) -> list[mx.array]:
 
 
 def cfc_fused_backward(kind: str, spec: CfCSpec, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
-    """The gradients of every floating-point array, as the NumPy form's backward gives them."""
+    """The gradients of every floating-point array, as returned by the NumPy form's backward."""
     return run_launches(kind, backward_launches(kind, spec, arrays, outputs, cotangents))
 
 
 def backward_launches(kind: str, spec: CfCSpec, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Launches:
-    """`cfc_fused_backward`, asking for the launches of its scans."""
+    """`cfc_fused_backward` as a generator of its scans' launches."""
     variant = variant_of(kind, spec, arrays)
     T, B, H = outputs[0].shape
     before = [mx.concatenate([mx.expand_dims(a, 0), kept[:-1]]) for a, kept in zip(_initial(spec, arrays), outputs, strict=True)]
@@ -221,7 +221,7 @@ def backward_launches(kind: str, spec: CfCSpec, arrays: Tree, outputs: list[mx.a
 
 
 def block_steps(variant: Variant, batch: int) -> int:
-    """Steps whose slopes and gradients are in memory at a time."""
+    """Steps per block; the slopes and gradients of one block are in memory at a time."""
     heads = (variant.spec.heads + 1) * variant.H + variant.depth * variant.Z
     gates = 6 * variant.H if variant.spec.mixed_memory else 0
     return max(1, BLOCK_BYTES // (4 * batch * (2 * heads + 2 * gates)))
@@ -232,7 +232,7 @@ def _initial(spec: CfCSpec, arrays: Tree) -> list[mx.array]:
 
 
 def _packed_back(variant: Variant, w: Weights, arrays: Tree) -> list[mx.array]:
-    """The transposed weights as the backward scan takes them: heads, middle layers, first product, gates, the stage above."""
+    """The transposed weights for the backward scan: heads, middle layers, first product, gates, the stage above."""
     none = nothing(variant.weight)
     gates = above = middle = heads = none
     if variant.spec.mixed_memory:
@@ -259,8 +259,8 @@ def _scan_back(
     """The backward scan over a block of steps.
 
     Returns:
-        dh (T, B, H) of each state, dz (depth, T, B, Z) of the backbone's products, d_gates (T, B, 4, H) of the LSTM's, the gradients
-        (B, H) of the states before the block, and (B, heads, H) those of its first step's heads, which a pipeline takes up again.
+        The gradients dh (T, B, H) of each state, dz (depth, T, B, Z) of the backbone's products, d_gates (T, B, 4, H) of the LSTM's
+        products, (B, H) of the states before the block, and (B, heads, H) of its first step's heads, from which a pipeline continues.
     """
     T, B, H = dy[0].shape
     none, memory = nothing(), variant.spec.mixed_memory
@@ -276,7 +276,7 @@ def _scan_back(
 
 
 def _gradients(spec: CfCSpec, arrays: Tree, h_prev: mx.array, point: Point, dh: mx.array, dz: mx.array, d_gates: mx.array) -> Tree:
-    """All gradients of a block of steps from those of its states and products."""
+    """All gradients of a block of steps, from those of its states and products."""
     dq = (mx.expand_dims(dh, 2) * point.slope_q).reshape(*dh.shape[:2], -1)
     by_pure = {name: (dh * slope).sum(axis=(0, 1)) for name, slope in point.pure.items()}
     firsts = [dz[0]] if point.z else [of_stage(dq, spec.heads, units) for units in spec.stages]
@@ -296,12 +296,12 @@ def _gradients(spec: CfCSpec, arrays: Tree, h_prev: mx.array, point: Point, dh: 
 
 
 def _product_gradients(d: mx.array, x: mx.array, h: mx.array) -> Tree:
-    """The gradients of w_x, w_h and b of a product W_x x + W_h h + b, from that of its results."""
+    """The gradients of w_x, w_h and b in a product W_x x + W_h h + b, from that of its results."""
     return {"w_x": outer(d, x), "w_h": outer(d, h), "b": d.sum(axis=(0, 1))}
 
 
 def _joined(parts: list[Tree]) -> Tree:
-    """Gradients of consecutive blocks of steps together: those with a time axis in a row, the others added up."""
+    """Join the gradients of consecutive blocks of steps: arrays with a time axis are concatenated, the others added."""
     if len(parts) == 1:
         return parts[0]
     by_path = [dict(tree_flatten(part)) for part in parts]

@@ -1,6 +1,6 @@
-"""The MLX-ops form of the CfC scan: slower than the others, and differentiable to any order inside any transformation.
+"""The MLX-ops form of the CfC scan: slower than the others, but differentiable to any order and inside any transformation.
 
-The arrays are those of the NumPy form (reference.py); MLX differentiates it.
+The arrays are those of the NumPy form (reference.py); gradients are MLX's.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from .spec import CfCSpec
 Tree = dict[str, Any]
 
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
-    # a Python number would be rounded to float32 before it meets a float64 array
+    # a Python number would be rounded to float32 even with a float64 array
     "lecun_tanh": lambda a: mx.array(LECUN_OUTER, a.dtype) * tanh(mx.array(LECUN_INNER, a.dtype) * a),
     "tanh": tanh,
     "relu": nn.relu,
@@ -44,7 +44,7 @@ def cfc_ops(spec: CfCSpec, arrays: Tree) -> list[mx.array]:
 
 
 def _by_step(arrays: Tree) -> Tree:
-    """The tree with the inputs projected and every (T, ...) array as the list of its steps."""
+    """The tree with projected inputs and every (T, ...) array as a list of its steps."""
 
     def projected(part: Tree) -> Tree:
         return {**part, "projected": by_step(project(arrays["x"], part["w_x"], part["b"]))}
@@ -79,7 +79,7 @@ def _stage(spec: CfCSpec, p: Tree, h: mx.array, below: mx.array | None, dt: mx.a
     q = a
     if spec.mode == "pure":
         f, A = q, p["A"]  # (2)
-        # not mx.abs, whose slope at 0 would keep w_tau at its initial 0: of two that are equal, maximum has the second one's
+        # not mx.abs, whose slope 0 at 0 would keep w_tau at its initial 0; for equal arguments maximum has the slope of the second
         rate = mx.maximum(-p["w_tau"], p["w_tau"]) + mx.abs(f)
         decay = mx.exp(-dt * rate)  # (3)
         return A - A * decay * f

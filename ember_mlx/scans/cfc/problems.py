@@ -1,4 +1,4 @@
-"""Small random CfC scans of every kind, for tests, benchmarks and the check of a kernel before its first use."""
+"""Small random CfC scans of every kind, for tests, benchmarks and the first-use check of kernels."""
 
 from itertools import pairwise
 from typing import Any
@@ -32,16 +32,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def cfc_problem(
     variant: str, T: int, B: int, H: int, *, lengths: bool = False, seed: int = 0, dtype: Any = np.float64
 ) -> tuple[CfCSpec, Tree]:
-    """A spec and its arrays, with weights at which the recurrence does not amplify rounding errors.
+    """A spec and its arrays, with weights small enough that the recurrence does not amplify rounding errors.
 
     Args:
         variant: a key of VARIANTS.
-        T: steps.
-        B: sequences.
-        H: units; at least one for each layer of the variant, so a smaller H is raised to that.
-        lengths: whether the sequences have different lengths, T among them.
-        seed: of the random numbers.
-        dtype: of the arrays.
+        T: number of steps.
+        B: number of sequences.
+        H: number of units, raised to at least one per layer of the variant.
+        lengths: whether the sequences have different lengths, one of them T.
+        seed: seed of the random numbers.
+        dtype: dtype of the arrays.
     """
     kind = VARIANTS[variant]
     mode, depth, layers = kind.get("mode", "default"), kind.get("depth", 1), kind.get("layers", 1)

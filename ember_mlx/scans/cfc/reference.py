@@ -1,4 +1,4 @@
-"""The NumPy form of the CfC scan: forward, and a backward written by hand. It computes in the dtype of its arrays.
+"""The NumPy form of the CfC scan: forward, and a handwritten backward. It computes in the dtype of its arrays.
 
 Both take the arrays of one scan as a tree (T steps, B sequences, H units of all stages, P = Z backbone units or heads * H):
 
@@ -9,13 +9,13 @@ Both take the arrays of one scan as a tree (T steps, B sequences, H units of all
     dropout  [(T, B, Z)] optional, one factor for each backbone layer's output
     lstm     w_x (4H, I), w_h (4H, H), b (4H,): gates a, i, f, o            with mixed memory
     stages   one tree for each stage of the spec (H_s its units):
-             w_x (P, I), w_h (P, H_s), b (P,), the first product; the input of a stage after the first is the one before it
-             dense [{w, b}], the products after the first, the last one giving the heads, absent without backbone;
+             w_x (P, I), w_h (P, H_s), b (P,), the first product; each stage after the first takes the output of the one before
+             dense [{w, b}], the products after the first, the last of which gives the heads; absent without backbone;
              w_tau (H_s,), A (H_s,) in pure mode
 
-Only what is sequential is in the loops over T. The backward works on a block of steps at a time. It takes what each step left, its trace,
-from the forward, or, where that would be too large, computes it anew for all steps of the block from the states; makes the slopes of it;
-runs dh -> dq -> dz -> dh; and forms the weights' gradients as products over the block.
+The loops over T contain only the sequential part. The backward processes a block of steps at a time. It takes each step's intermediate
+results (its trace) from the forward or, if that would need too much memory, recomputes them from the states for all steps of the block;
+computes the slopes; runs dh -> dq -> dz -> dh; and computes the weights' gradients as products over the block.
 """
 
 from functools import cached_property
@@ -32,20 +32,20 @@ from ..products import multiply
 from .spec import CfCSpec
 
 Tree = dict[str, Any]
-BLOCK_ROWS = 800  # rows (step and sequence) of a block: enough for products on two threads, few enough to bound the memory
+BLOCK_ROWS = 800  # rows (step and sequence) per block: enough for products on two threads, few enough to bound the memory
 
 
-@np.errstate(over="ignore")  # 1 / (1 + exp(-a)) is right there too, and exp(-dt ...)
+@np.errstate(over="ignore")  # 1 / (1 + exp(-a)) and exp(-dt ...) are right there too
 def cfc_forward(spec: CfCSpec, arrays: Tree, kept: Scratch | None = None) -> tuple[Array, ...]:
     """Run a CfC scan over T steps.
 
     Args:
         spec: the static part.
         arrays: the tree above, float32 or float64.
-        kept: memory for what spares the backward a recomputation, used unless it is too large; None: nothing is kept.
+        kept: buffers for intermediate results that `cfc_backward` reuses, unless they are too large; None: nothing is stored.
 
     Returns:
-        (h,) of shape (T, B, H), zero past each length; with mixed memory (h, c), c the cell, likewise.
+        (h,) of shape (T, B, H), zero past each length; with mixed memory (h, c), with the cell c of the same shape.
 
     Example:
         >>> import numpy as np
@@ -79,14 +79,14 @@ def cfc_forward(spec: CfCSpec, arrays: Tree, kept: Scratch | None = None) -> tup
 def cfc_backward(
     spec: CfCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...], kept: Scratch | None = None
 ) -> Tree:
-    """Pull the outputs' gradients back through a CfC scan.
+    """The gradients of a CfC scan, from those of its outputs.
 
     Args:
         spec: the static part.
-        arrays: what `cfc_forward` took.
-        outputs: what it returned.
+        arrays: the arguments of `cfc_forward`.
+        outputs: its results.
         cotangents: the gradient of each output, same shapes.
-        kept: what `cfc_forward` was given, and nobody else since; None: it kept nothing.
+        kept: the buffers passed to `cfc_forward`, not used since; None: nothing was stored.
 
     Returns:
         The gradient of every floating-point array, as a tree of the same structure, without `lengths` and `dropout`.
@@ -118,11 +118,11 @@ def cfc_backward(
 
 
 class CfCStep:
-    """A scan of one step that is run again and again: each call reads x, dt and the state anew from the arrays that it was made with.
+    """A single step for repeated calls: each call reads x, dt and the state from the arrays passed to the constructor.
 
     Args:
         spec: the static part.
-        arrays: what `cfc_forward` takes, contiguous, with T = 1 and without lengths and dropout.
+        arrays: arguments as for `cfc_forward`, contiguous, with T = 1 and without lengths and dropout.
 
     Example:
         >>> import numpy as np
@@ -156,20 +156,20 @@ class _Slopes(NamedTuple):
 
 
 class _Gated:
-    """The heads f, g, -t_b, -t_a of N rows in the modes default and no_gate, and what is made of them.
+    """The heads f, g, -t_b, -t_a of N rows in the modes default and no_gate, and the next states and slopes from them.
 
-    sigma(t) = 1 / (1 + exp(-t)): the sign is in the weights of t_a and t_b. f and g lie side by side for one call of tanh.
+    sigma(t) = 1 / (1 + exp(-t)): the weights of t_a and t_b include the sign. f and g are adjacent, for a single call of tanh.
 
     Args:
         q: (4, N, H_s).
         dt: (N, 1).
         spec: the static part.
-        tree: the stage's.
-        scratch: where results lie.
+        tree: the stage's arrays.
+        scratch: buffers.
     """
 
-    order = (0, 1, 3, 2)  # of the heads, for each its place in the weights
-    factors = (1, 1, -1, -1)  # of each head, in its weights
+    order = (0, 1, 3, 2)  # position of each head in the weights
+    factors = (1, 1, -1, -1)  # factor in the weights of each head
 
     def __init__(self, q: Array, dt: Array, spec: CfCSpec, tree: Tree, scratch: Scratch):
         self.q, self.dt, self.no_gate, self.scratch = q, dt, spec.mode == "no_gate", scratch
@@ -184,13 +184,13 @@ class _Gated:
         sigmoid_of_negative(t)  # (3)
 
     def next(self, rows: slice, out: Array) -> None:
-        """What `gate` made to the next state (n, H_s), `out`."""
+        """From the results of `gate` to the next state (n, H_s), `out`."""
         f, g, t = self.f[rows], self.g[rows], self.t[rows]
         np.multiply(g if self.no_gate else np.subtract(g, f, out=self.rest[: len(f)]), t, out=out)
         out += f  # f + g t_interp, or f (1 - t_interp) + g t_interp
 
     def slopes(self) -> _Slopes:
-        """What `gate` made to the slopes of the next state."""
+        """From the results of `gate` to the slopes of the next state."""
         f, g, t, rest, no_gate = self.f, self.g, self.t, self.rest, self.no_gate
         slopes = self.scratch("slopes", *self.q.shape)
         by_f, by_g, slope, by_t_a = slopes
@@ -215,22 +215,22 @@ class _Pure:
         (self.f,), self.dt, self.w_tau, self.A = q, dt, tree["w_tau"], tree["A"]  # (2)
 
     def gate(self, rows: slice) -> None:
-        """Nothing is worth keeping."""
+        """Nothing to store."""
 
     def next(self, rows: slice, out: Array) -> None:
-        """f to the next state (n, H_s), `out`."""
+        """From f to the next state (n, H_s), `out`."""
         f, dt, A = self.f[rows], self.dt[rows], self.A
         decay = np.exp(-dt * (np.abs(self.w_tau) + np.abs(f)))  # (3)
         np.subtract(A, A * decay * f, out=out)
 
     def slopes(self) -> _Slopes:
-        """f to the slopes of the next state."""
+        """From f to the slopes of the next state."""
         f, dt, A = self.f, self.dt, self.A
         rate = np.abs(self.w_tau) + np.abs(f)
         decay = np.exp(-dt * rate)
         # |w_tau| has the slope 1 at 0, a subgradient: with 0, w_tau would never leave its initial value
         sign = np.where(self.w_tau < 0, -1, 1).astype(f.dtype)
-        passed = decay * dt  # first of all: 0 where dt |f| would be infinite
+        passed = decay * dt  # computed first, to get 0 where dt |f| would overflow
         by_f = -A * (decay - passed * np.abs(f))
         by_rate = A * f * passed
         return _Slopes(by_f[None], A * decay * f * rate, {"w_tau": by_rate * sign, "A": 1 - decay * f})
@@ -240,12 +240,12 @@ MODES: dict[str, type[_Gated] | type[_Pure]] = {"default": _Gated, "no_gate": _G
 
 
 class _Weights:
-    """The weights as the steps use them: times factors that spare each step some constants, the heads in the order of the mode.
+    """The weights in the form used by the steps: multiplied by constants that the steps then need not apply, heads in the mode's order.
 
     Args:
         spec: the static part.
-        tree: a stage's.
-        scratch: where they lie.
+        tree: a stage's arrays.
+        scratch: buffers for them.
     """
 
     def __init__(self, spec: CfCSpec, tree: Tree, scratch: Scratch):
@@ -253,18 +253,18 @@ class _Weights:
         dense = tree.get("dense", [])
         sizes = [len(tree["b"]), *(len(layer["b"]) for layer in dense)]
         units = sizes[-1] // spec.heads
-        self.blocks = [[(slice(0, P), activation.inner)] for P in sizes[:-1]]  # of each product: rows of its weights, and their factor
+        self.blocks = [[(slice(0, P), activation.inner)] for P in sizes[:-1]]  # for each product: rows of its weights, and their factor
         self.blocks.append([(slice(k * units, (k + 1) * units), mode.factors[k]) for k in mode.order])
         self.outer = activation.outer
         self.first = {name: self._scaled(tree[name], 0, scratch(name, *tree[name].shape)) for name in ("w_x", "w_h", "b")}
-        # [w b], since their inputs end with a 1: a product with a column more costs less than adding the bias
+        # [w b], since the inputs end with a 1: one more column in the product costs less than adding the bias
         self.dense = [scratch(f"dense{k}", len(p["b"]), p["w"].shape[1] + 1) for k, p in enumerate(dense, 1)]
         for k, (p, out) in enumerate(zip(dense, self.dense, strict=True), 1):
             self._scaled(p["w"], k, out[:, :-1], self.outer)
             self._scaled(p["b"], k, out[:, -1])
 
     def gradients(self, totals: Tree) -> Tree:
-        """From the gradients of the weights here, `first`'s by name and `dense`'s by number, to those of the stage's tree."""
+        """From the gradients of these weights (`first` by name, `dense` by index) to those of the stage's tree."""
         result: Tree = {name: self._scaled(totals[name], 0) for name in self.first}
         dense = [totals[f"dense{k}"] for k in range(1, len(self.blocks))]
         return result | {
@@ -272,7 +272,7 @@ class _Weights:
         }
 
     def _scaled(self, a: Array, k: int, out: Array | None = None, by: float = 1) -> Array:
-        """Rows (P, ...) of product k, or their gradients: the order of the blocks is its own inverse, and the factors act alike."""
+        """Rows (P, ...) of product k, or their gradients: the order of the blocks is its own inverse, and the factors are the same."""
         out = np.empty(a.shape, a.dtype) if out is None else out
         first = 0
         for rows, factor in self.blocks[k]:
@@ -283,16 +283,16 @@ class _Weights:
 
 
 class _Block(NamedTuple):
-    """Some whole steps, n rows in all."""
+    """A block of whole steps, n rows in total."""
 
-    rows: slice  # in the packed order
+    rows: slice  # in packed order
     n: int
-    steps: list[slice]  # the rows of each, counted from the block's first
+    steps: list[slice]  # the rows of each step, relative to the block's first row
     x: Array  # (n, I)
     dt: Array  # (n, 1)
     dropout: list[Array]  # (n, Z) each
     gates: Array | None  # (4, n, H): the trace of the LSTM, if there is one
-    traces: list[list[Array]]  # of each stage, see _Stage.trace_shapes
+    traces: list[list[Array]]  # for each stage, see _Stage.trace_shapes
 
 
 class _Stage(StateProduct):
@@ -311,12 +311,12 @@ class _Stage(StateProduct):
         self.scratch, self.sums = scratch, Sums(scratch.part("sums"))
 
     def trace_shapes(self, n: int) -> list[tuple[int, ...]]:
-        """What n rows leave: of each backbone layer what its slope is found from, and a 1; then the heads, as `gate` made them."""
+        """The shapes of the trace of n rows: for each backbone layer the values that give its slope, and a 1; then the gated heads."""
         shapes = [self.of_state.shape(n), *(product.shape(n) for product in self.products)]
         return [*((n, Z + 1) for _, Z in shapes[:-1]), shapes[-1]]
 
     def linearise(self, u: Array, h: Array, block: _Block, trace: list[Array], dh: Array, traced: bool) -> "_StagePoint":
-        """For a block of steps at once: everything that the pull needs and that does not depend on it, beside `dh`, still empty."""
+        """For a block of steps at once: everything that `pull` needs and that does not depend on the gradients, and an unset `dh`."""
         at = _Rows(self, block, trace)
         if not traced:
             at.run(at.every, self.project(u), h)
@@ -358,29 +358,29 @@ class _Stage(StateProduct):
 
 
 class _Rows:
-    """A stage at the rows of a block, to be run through.
+    """A stage's computation on the rows of a block.
 
     Args:
         stage: the stage.
         block: the block.
-        trace: the stage's for these rows.
+        trace: the stage's trace for these rows.
     """
 
     def __init__(self, stage: _Stage, block: _Block, trace: list[Array]):
-        *self.layers, q = trace  # (N, Z + 1) each, of the backbone's layers, and (heads, N, H_s)
+        *self.layers, q = trace  # (N, Z + 1) for each backbone layer, and (heads, N, H_s)
         self.every, self.dropout, self.activation, self.scratch = slice(0, block.n), block.dropout, stage.activation, stage.scratch
-        self.plain = self.activation.in_place and not self.dropout  # whether a layer's trace is what it gives to the next product
+        self.plain = self.activation.in_place and not self.dropout  # whether a layer's trace is the next product's input
         self.values = [layer[:, :-1] for layer in self.layers]  # without the 1
         self.heads = MODES[stage.spec.mode](q, block.dt, stage.spec, stage.tree, stage.scratch)
         self.products, self.results = [stage.of_state, *stage.products], [*self.values, q]
 
     @cached_property
     def in_pieces(self) -> list[tuple[Array, Array]]:
-        """Of each product for a step: the weights in pieces, and the view of its results that they fill."""
+        """For each product of a step: the weights in pieces, and the view of its results that they write."""
         return [(product.pieces, product.in_pieces(result)) for product, result in zip(self.products, self.results, strict=True)]
 
     def run(self, rows: slice, projected: Array, h: Array) -> None:
-        """From the projected input and the state (n, H_s) to the trace, for the rows of a step, or for `every` one."""
+        """From the projected input and the state (n, H_s) to the trace, for the rows of a step, or for all rows (`every`)."""
         u, last = h, len(self.layers)
         for k, result in enumerate(self.results):
             if rows is self.every:
@@ -398,7 +398,7 @@ class _Rows:
         self.heads.gate(rows)
 
     def fed(self, k: int, rows: slice) -> Array:
-        """From the trace of backbone layer k to what it gives to the next product."""
+        """From the trace of backbone layer k to the next product's input."""
         layer = self.layers[k][rows]
         if self.plain:
             return layer
@@ -422,11 +422,11 @@ class _Steps:
         self.project()
 
     def project(self) -> None:
-        """The inputs' part of all steps."""
+        """Project the inputs of all steps."""
         self.projected, self.projected_gates = self.scan.project(self.block)
 
     def run(self, rows: slice, h: Array, c: Array | None, after: list[Array]) -> tuple[Array, Array | None]:
-        """From the state (n, H) before a step to the one after it, in `after`: h, and c with mixed memory."""
+        """From the state (n, H) before a step to the one after it, written to `after`: h, and c with mixed memory."""
         lstm, gates, projected = self.scan.lstm, self.block.gates, self.projected_gates
         if lstm is not None and c is not None and projected is not None and gates is not None:
             h, c = lstm.step(projected[:, rows], h, c[: len(h)], gates[:, rows], out=after[1])
@@ -440,21 +440,21 @@ class _Steps:
 
 
 class _StagePoint(NamedTuple):
-    """A stage at the states of a block of N steps, and what the pull leaves there."""
+    """A stage linearised at the states of a block of N steps, and the gradients that `pull` writes."""
 
     u: Array  # (N, inputs)
     h: Array  # (N, H_s)
-    z: list[Array]  # (N, Z + 1): what each backbone layer gives to the next product
+    z: list[Array]  # (N, Z + 1): output of each backbone layer
     slopes: _Slopes
     slope_q: Array  # (N, heads, H_s): a view of slopes.q
-    dh: Array  # (N, H_s): gradient of the next state, a view of that of all units
+    dh: Array  # (N, H_s): gradient of the next state, a view of all units' gradient
     d_products: list[Array]  # gradients of the products' results, first to last
-    d_heads: Array  # (N, heads, H_s): a view of the last
-    back: list[tuple[Product, Array, Array]]  # of each backbone layer, last to first: the product to it, (N, Z), the slope
+    d_heads: Array  # (N, heads, H_s): a view of the last of them
+    back: list[tuple[Product, Array, Array]]  # for each backbone layer, last to first: the backward product, (N, Z), the slope
 
 
 class _Points(NamedTuple):
-    """The whole step at the states of a block."""
+    """The whole step linearised at the states of a block."""
 
     dh: Array  # (N, H): gradient of the next state
     stages: list[_StagePoint]
@@ -474,12 +474,12 @@ class _Scan:
 
     @cached_property
     def d(self) -> dict[str, Array]:
-        """Where the gradients of the inputs and the elapsed times go."""
+        """Buffers for the gradients of the inputs and the elapsed times."""
         layout = self.layout
         return {name: layout.flat(layout.result(a.shape[1], a.dtype)) for name, a in (("dx", self.x), ("d_dt", self.dt))}
 
     def room(self, n: int, memory: Scratch) -> list[Array]:
-        """Arrays for the traces of n rows of all parts: of the LSTM its gates, then the stages'."""
+        """Buffers for the traces of n rows: the LSTM's gates, then the stages' traces."""
         result = [] if self.lstm is None else [memory("gates", *self.lstm.trace_shape(n))]
         for k, stage in enumerate(self.stages):
             *layers, heads = (memory(f"stage{k} {i}", *shape) for i, shape in enumerate(stage.trace_shapes(n)))
@@ -489,12 +489,12 @@ class _Scan:
         return result
 
     def room_to_keep(self, memory: Scratch | None) -> list[Array] | None:
-        """Arrays there for the traces of all steps, always the same; None where they would be too large."""
+        """Buffers in `memory` for the traces of all steps, always the same; None if they would be too large."""
         row_bytes = sum(a.nbytes for a in self.room(1, self.scratch.part("row")))
         return None if memory is None or row_bytes * self.layout.total > KEPT_BYTES else self.room(self.layout.total, memory)
 
     def block(self, first: int, last: int, kept: list[Array] | None) -> _Block:
-        """The steps [first, last), their traces in `kept` where there is such, else in memory of their own."""
+        """The steps [first, last), with their traces in `kept`, or in temporary buffers if that is None."""
         starts = self.layout.starts[first : last + 1]
         rows, n = slice(starts[0], starts[-1]), starts[-1] - starts[0]
         given = (("x", self.x), ("dt", self.dt), *((f"dropout{k}", mask) for k, mask in enumerate(self.dropout)))
@@ -505,13 +505,13 @@ class _Scan:
         return _Block(rows, n, steps, x, dt, dropout, gates, [list(islice(traces, len(stage.products) + 1)) for stage in self.stages])
 
     def project(self, block: _Block) -> tuple[Array, Array | None]:
-        """The inputs' part of a block of steps: of the first stage's product, and of the LSTM's gates."""
+        """The projected inputs of a block of steps, for the first stage's product and the LSTM's gates."""
         return self.stages[0].project(block.x), None if self.lstm is None else self.lstm.project(block.x)
 
     def linearise(self, block: _Block, h: Array, h_next: Array, cells: tuple[Array, Array] | None, traced: bool) -> _Points:
-        """What the pull needs of a block of steps (N rows at once), from the states before (h) and after (h_next) them, the cells likewise.
+        """The inputs of `pull` for a block of steps (N rows at once), from the states before (h) and after (h_next) them, and the cells.
 
-        The block's traces are there (`traced`), or made here.
+        The block's traces either exist (`traced`) or are computed here.
         """
         memory = None
         if self.lstm is not None and cells is not None and block.gates is not None:
@@ -526,7 +526,7 @@ class _Scan:
         return _Points(dh, points, memory)
 
     def pull(self, points: _Points, local: slice, dh: Array, dc: Array) -> None:
-        """From the gradient of the state after one step, in `points`, to that of the state before it, `dh` (n, H); dc in place."""
+        """From the gradient of the state after one step, in `points`, to that of the state before it, `dh` (n, H); updates dc in place."""
         for k in reversed(range(len(self.stages))):
             stage = self.stages[k]
             d = stage.pull(points.stages[k], local)

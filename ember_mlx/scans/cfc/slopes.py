@@ -1,4 +1,4 @@
-"""What the CfC's backward needs of every step, from the stored states: products, and the kernels of cfc_pointwise.metal."""
+"""The slopes for the CfC's backward scan, recomputed from the stored states by products and the kernels of cfc_pointwise.metal."""
 
 from typing import Any, NamedTuple
 
@@ -33,18 +33,18 @@ def floats(a: mx.array) -> mx.array:
 
 
 def projected(arrays: Tree, part: Tree) -> mx.array:
-    """The inputs' part of a product."""
+    """The projected inputs of a product."""
     return project(arrays["x"], part["w_x"], part["b"])
 
 
 class Point(NamedTuple):
     """The slopes of a block of steps, at the stored states."""
 
-    inputs: list[mx.array]  # of each stage: (T, B, its inputs)
-    h_inner: mx.array  # (T, B, H): what the CfC step works on: the state before it, or the LSTM's h
-    z: list[mx.array]  # (T, B, Z) each: what enters each dense layer
-    slopes: list[mx.array]  # (T, B, Z) each: of the activations
-    slopes_gates: mx.array  # (T, B, 6, H): of c by a, i, f; of the LSTM's h by o and by c; sigma(f + 1)
+    inputs: list[mx.array]  # for each stage (T, B, inputs of the stage)
+    h_inner: mx.array  # (T, B, H): the state from which the CfC step starts: the previous state, or the LSTM's h
+    z: list[mx.array]  # (T, B, Z) each: the input of each dense layer
+    slopes: list[mx.array]  # (T, B, Z) each: slopes of the activations
+    slopes_gates: mx.array  # (T, B, 6, H): slopes of c by a, i, f; of the LSTM's h by o and by c; sigma(f + 1)
     slope_q: mx.array  # (T, B, heads, H)
     slope_dt: mx.array  # (T, B, H)
     pure: dict[str, mx.array]  # (T, B, H) each

@@ -1,4 +1,4 @@
-"""What is fixed about a CfC recurrence before any array is seen."""
+"""The static specification of a CfC recurrence."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ MODES = ("default", "no_gate", "pure")
 
 @dataclass(frozen=True)
 class CfCSpec:
-    """The static part of a CfC scan.
+    """The static specification of a CfC scan.
 
     Args:
-        stages: for each CfC layer of the step, in processing order, the units [start, stop) of the state that it owns.
-            One stage covering all units for a plain map; inter, command, motor for a layered map in one scan.
+        stages: for each CfC layer of the step, in processing order, its units [start, stop) of the state.
+            A single stage with all units for a plain map; inter, command, motor for a layered map in one scan.
         mode: "default", "no_gate" or "pure".
         activation: the backbone's activation.
         mixed_memory: whether an LSTM step precedes the stages.

@@ -1,4 +1,4 @@
-"""How a CfC scan is laid out on a threadgroup: its products, its memory, the order of its units, its weights as the kernels read them."""
+"""The layout of a CfC scan on a threadgroup: its products, its threadgroup memory, the order of its units, and its packed weights."""
 
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -20,10 +20,10 @@ class Variant(NamedTuple):
 
     Args:
         spec: the recurrence.
-        Z: units of a backbone layer.
-        depth: backbone layers.
+        Z: units per backbone layer.
+        depth: number of backbone layers.
         tile: the layout.
-        io: dtype of what the inputs give, x_proj and x_gates.
+        io: dtype of the projected inputs x_proj and x_gates.
         weight: dtype of the packed weights.
     """
 
@@ -50,13 +50,13 @@ class Variant(NamedTuple):
         return len(self.sizes) > 1 and not self.spec.mixed_memory
 
     def window(self, backward: bool) -> int:
-        """Units whose values a stage reads: its own, and the neighbour's that feeds it."""
+        """Number of units whose values a stage reads: its own, and those of the neighbouring stage from which it takes its input."""
         below = (0, *self.sizes[:-1]) if not (backward and self.spec.mixed_memory) else (0,) * len(self.sizes)
         return max(a + b for a, b in zip(self.sizes, below, strict=True))
 
     @property
     def slots(self) -> int:
-        """Places for units in the groups of lanes: H, with several stages more, see `unit_order`."""
+        """Number of unit slots in the lane groups: H, or more with several stages; see `unit_order`."""
         return self.H if len(self.sizes) == 1 else len(unit_order(self.spec.stages, self.tile))
 
     def _shape(self, results: int, inputs: int, outputs: int, by_unit: bool = False) -> ProductShape:
@@ -64,12 +64,12 @@ class Variant(NamedTuple):
 
     @property
     def outputs(self) -> int:
-        """Results of a group of lanes in a layer, so that no group is idle."""
+        """Results per lane group in a layer, so that no group is idle."""
         return outputs_for(self.Z, self.tile.threads // self.tile.split)
 
     @property
     def first(self) -> ProductShape:
-        """The first backbone layer, or nothing where there is none."""
+        """The first backbone layer; an empty product if there is none."""
         return self._shape(self.Z, self.H, self.outputs)
 
     @property
@@ -105,24 +105,24 @@ class Variant(NamedTuple):
 
     @property
     def step_weights(self) -> int:
-        """Weights of one lane in the products of a CfC step, in the greedier direction; further backbone layers are always streamed."""
+        """Weights per lane in the products of a CfC step, in the direction that needs more; further backbone layers are always streamed."""
         above = self.first_back.floats if self.spec.mixed_memory and len(self.sizes) > 1 else 0
         dense = (self.first.floats, self.heads_back.floats) if self.depth else (0, 0)
         return max(self.heads.floats + dense[0], self.first_back.floats + above + dense[1])
 
     @property
     def gate_weights(self) -> int:
-        """Weights of one lane in the LSTM's product."""
+        """Weights per lane in the LSTM's product."""
         return max(self.gates.floats, self.gates_back.floats) if self.spec.mixed_memory else 0
 
     def streamed_weights(self, resident: bool, gates_resident: bool) -> int:
-        """Weights that a threadgroup reads in a step."""
+        """Weights that a threadgroup reads per step."""
         streamed = (0 if resident else self.step_weights) + (0 if resident and gates_resident else self.gate_weights)
         return self.tile.threads * (streamed + max(self.depth - 1, 0) * self.middle.floats)
 
     @property
     def work(self) -> Work:
-        """Of a threadgroup in a step, in the greedier direction."""
+        """The work of a threadgroup per step, in the direction that needs more."""
         tile, H, memory, stages = self.tile, self.H, self.spec.mixed_memory, len(self.sizes)
         weights = tile.threads * (self.step_weights + self.gate_weights + max(self.depth - 1, 0) * self.middle.floats)
         functions = FUNCTION * (tile.rows * (self.spec.heads * H + self.depth * self.Z + (5 * H if memory else 0)))
@@ -132,11 +132,11 @@ class Variant(NamedTuple):
 
     @property
     def threadgroup_bytes(self) -> int:
-        """Threadgroup memory of a group."""
+        """Bytes of threadgroup memory."""
         return 16 * max(self.scratch(False), self.scratch(True))
 
     def scratch(self, backward: bool) -> int:
-        """float4s of threadgroup memory; metal/cfc.metal says what lies there."""
+        """float4s of threadgroup memory; see metal/cfc.metal for its contents."""
         memory, stages = self.spec.mixed_memory, len(self.sizes)
         window = (self.heads_back if backward else self.first) if self.depth else (self.first_back if backward else self.heads)
         layer = self.first_back if backward else self.heads
@@ -159,13 +159,13 @@ class Variant(NamedTuple):
         ]
 
     def pack(self, weight: mx.array, shape: ProductShape) -> mx.array:
-        """A product's weights as its lanes read them."""
+        """A product's weights in the order in which its lanes read them."""
         return pack(weight.astype(self.weight), shape)
 
 
 @lru_cache(maxsize=64)
 def unit_order(stages: tuple[tuple[int, int], ...], tile: Tile) -> tuple[int, ...]:
-    """The unit in each slot, stage by stage; -1: none. A simdgroup has units of one stage only: it can sit out the others' phases."""
+    """The unit in each slot, stage by stage; -1: none. A simdgroup has units of one stage only, so it can skip the other stages' phases."""
     together = SIMD // tile.split
     order: list[int] = []
     for start, stop in stages:
@@ -175,7 +175,7 @@ def unit_order(stages: tuple[tuple[int, int], ...], tile: Tile) -> tuple[int, ..
 
 @lru_cache(maxsize=64)
 def slot_table(variant: Variant, backward: bool) -> mx.array:
-    """(slots, 4): unit, stage, its place in the window of its own stage and in that of the stage that reads it too (-1: none)."""
+    """(slots, 4): unit, stage, and position in the window of its own stage and of the stage that also reads it (-1: none)."""
     order, sizes, memory = unit_order(variant.spec.stages, variant.tile), variant.sizes, variant.spec.mixed_memory
     table = np.full((len(order), 4), -1, np.int32)
     table[:, 1] = len(sizes) - 1
@@ -195,7 +195,7 @@ def slot_table(variant: Variant, backward: bool) -> mx.array:
 
 
 class Weights(NamedTuple):
-    """A scan's arrays by their place in the step: backbone layers first to last, and the heads (HEADS * H, ...), stage by stage."""
+    """A scan's weights in the order of the step: backbone layers first to last, and the heads (HEADS * H, ...), stage by stage."""
 
     first: mx.array | None
     middle: list[Tree]
@@ -225,7 +225,7 @@ def by_unit(spec: CfCSpec, parts: list[mx.array], heads: int) -> mx.array:
 
 
 def of_stage(a: mx.array, heads: int, units: tuple[int, int]) -> mx.array:
-    """(..., heads * H) -> (..., heads * H_s): the part of a stage."""
+    """(..., heads * H) -> (..., heads * H_s): the values of one stage."""
     if a.shape[-1] == heads * (units[1] - units[0]):
         return a
     a = a.reshape(*a.shape[:-1], heads, -1)[..., units[0] : units[1]]
@@ -233,7 +233,7 @@ def of_stage(a: mx.array, heads: int, units: tuple[int, int]) -> mx.array:
 
 
 def window_weights(variant: Variant, heads: list[Tree]) -> mx.array:
-    """(HEADS * slots, WINDOW): each unit's weights by the values of its stage's window, [below, own]."""
+    """(HEADS * slots, WINDOW): each unit's weights on the values of its stage's window, [below, own]."""
     count, rows = variant.spec.heads, []
     if len(heads) == 1:
         return heads[0]["w_h"]
@@ -244,7 +244,7 @@ def window_weights(variant: Variant, heads: list[Tree]) -> mx.array:
 
 
 def window_weights_back(variant: Variant, heads: list[Tree]) -> mx.array:
-    """(slots, HEADS * WINDOW): each unit's weights by the heads' gradients in its stage's window, [own, above], heads innermost."""
+    """(slots, HEADS * WINDOW): each unit's weights on the heads' gradients in its stage's window, [own, above], heads innermost."""
     rows = []
     for k, stage in enumerate(heads):
         row = heads_inside(stage["w_h"], variant.spec.heads)
@@ -255,7 +255,7 @@ def window_weights_back(variant: Variant, heads: list[Tree]) -> mx.array:
 
 
 def weights_from_above(variant: Variant, heads: list[Tree]) -> mx.array:
-    """(slots, HEADS * WINDOW): each unit's weights by the gradients of the heads of the stage above."""
+    """(slots, HEADS * WINDOW): each unit's weights on the gradients of the heads of the stage above."""
     width = variant.spec.heads * variant.window(True)
     rows = [_padded(heads_inside(stage["w_x"], variant.spec.heads), 1, width) for stage in heads[1:]]
     return _in_slots(variant, [*rows, mx.zeros((variant.sizes[-1], width), rows[0].dtype)], 0)
@@ -275,7 +275,7 @@ def heads_inside(weight: mx.array, heads: int) -> mx.array:
 
 
 def _in_slots(variant: Variant, stages: list[mx.array], axis: int) -> mx.array:
-    """The stages' units one after another along an axis, with zeros in the slots that hold none."""
+    """The stages' units concatenated along an axis, with zeros in empty slots."""
     if len(stages) == 1:
         return stages[0]
     together = SIMD // variant.tile.split
@@ -284,5 +284,5 @@ def _in_slots(variant: Variant, stages: list[mx.array], axis: int) -> mx.array:
 
 
 def _padded(a: mx.array, axis: int, size: int) -> mx.array:
-    """Zeros behind, up to a size along an axis."""
+    """The array zero-padded at the end of an axis to `size`."""
     return mx.pad(a, [(0, size - n if k == axis else 0) for k, n in enumerate(a.shape)])

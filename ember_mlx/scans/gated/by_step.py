@@ -1,4 +1,4 @@
-"""The gated scan step by step, where one launch for all steps does not pay: matrix products with a small kernel between them."""
+"""The gated scan step by step: matrix products with a small kernel between them, for sizes at which a single launch does not pay."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ PREVIOUS = KernelText(
 
 
 def forward_by_step(kind: str, spec: GatedSpec, arrays: Tree) -> list[mx.array]:
-    """[h] (D, T, B, P), for an LSTM [h, c]: at every step a product W_h h of all directions, a small kernel, and a projection's product."""
+    """[h] (D, T, B, P), for an LSTM [h, c]; each step is a product W_h h for all directions, a small kernel, and the projection if any."""
     D, T, B, _ = arrays["x"].shape
     H, none = arrays["b"].shape[1] // spec.gates, nothing()
     x_proj, w_h = project_inputs(arrays), arrays["w_h"].swapaxes(1, 2)
@@ -47,15 +47,15 @@ def forward_by_step(kind: str, spec: GatedSpec, arrays: Tree) -> list[mx.array]:
 def back_by_step(
     kind: str, spec: GatedSpec, arrays: Tree, slopes: mx.array, dy: list[mx.array], carry: list[mx.array], lengths: mx.array
 ) -> tuple[mx.array, mx.array, list[mx.array]]:
-    """dh -> d -> dh over a block of steps, matrix products at every step; takes and returns what the scan kernel does.
+    """dh -> d -> dh over a block of steps, with matrix products at every step; same arguments and results as the scan kernel.
 
     Returns:
-        d (D, T, B, blocks, H) of the products, dh (D, T, B, P) of a projected h, and the gradients of the states before the block.
+        The gradients d (D, T, B, blocks, H) of the products, dh (D, T, B, P) of a projected h, and those of the states before the block.
     """
     D, T, B, _, H = slopes.shape
     none, w_h, w_hr, gru = nothing(), arrays["w_h"], arrays.get("w_hr"), spec.cell == "gru"
     dh, kept = carry[0], carry[1] if spec.has_cell_state else mx.zeros((D, B, H))
-    # contiguous and of enough elements: else each step's launch would copy them
+    # contiguous and large enough, otherwise each step's launch would copy them
     dy_h, dy_c = mx.contiguous(dy[0]), mx.contiguous(dy[1]) if spec.has_cell_state else none
     padded, projected = mx.pad(lengths, (0, SMALLEST)), w_hr is not None
     if projected:

@@ -1,7 +1,7 @@
-"""The gated scan (RNN, LSTM, GRU) as fused kernels (metal/gated.metal): what surrounds the two sequential scans, and their launches.
+"""The gated scan (RNN, LSTM, GRU) as fused kernels (metal/gated.metal): the scans' launches, and the parallel computations around them.
 
-The arrays are those of the NumPy form (reference.py). What is parallel over T lies around the scans: before the forward one W_x x + b,
-before the backward one the gates' slopes, recomputed from the stored states, and after it the weights' gradients.
+The arrays are those of the NumPy form (reference.py). For all steps in parallel, W_x x + b is computed before the forward scan, the gates'
+slopes before the backward scan, from the stored states, and the weights' gradients after it.
 """
 
 from collections.abc import Sequence
@@ -36,9 +36,9 @@ from .spec import GatedSpec
 from .variant import Backward, Forward, Variant, pointwise_template
 
 Tree = dict[str, Any]
-BLOCK_STEPS = 256  # steps whose slopes are in memory at a time, at most
-BLOCK_BYTES = 2**28  # of their slopes and gradients
-SPLITS = (8, 4)  # lanes of a unit
+BLOCK_STEPS = 256  # most steps per block, whose slopes are in memory at a time
+BLOCK_BYTES = 2**28  # bytes of a block's slopes and gradients
+SPLITS = (8, 4)  # lanes per unit
 FILES = ("pointwise.metal", "product.metal", "sequences.metal", "gated_pointwise.metal", "gated.metal")
 SIZES = "Gated<CELL, H, P, THREADS, ROWS, SPLIT, RESIDENT>"
 FORWARD = KernelText(
@@ -70,7 +70,7 @@ SLOPES = KernelText(
 
 
 def choose_tile(family: Family, layout: type[Forward] | type[Backward], spec: GatedSpec, H: int, P: int, sequences: int) -> Tile:
-    """Weights in registers if they fit there, else read at every step; 0 rows where one launch for all steps does not pay."""
+    """Weights in registers if they fit, otherwise read at every step; 0 rows if one launch for all steps does not pay."""
     preferred = split_for(SPLITS, family.threads, H)
     tiles = [Tile(family.threads, 1, split, True) for split in (preferred, *SPLITS)]
     tiles = [tile for tile in tiles if layout(spec, H, P, tile).weights <= family.register_floats]
@@ -84,12 +84,12 @@ def choose_tile(family: Family, layout: type[Forward] | type[Backward], spec: Ga
 
 
 def layouts(family: Family, spec: GatedSpec) -> list[Tile]:
-    """Every layout that `choose_tile` can give on a family of GPUs, for some size."""
+    """Every layout that `choose_tile` can return on a GPU family, for any size."""
     return [*layouts_for(family, SPLITS), Tile(family.threads, 0, SPLITS[-1], False)]
 
 
 def variant_of(kind: str, spec: GatedSpec, arrays: Tree) -> Variant:
-    """The kernel variant that serves some arrays."""
+    """The kernel variant for these arrays."""
     (D, B, P), H, forced = arrays["h0"].shape, arrays["b"].shape[1] // spec.gates, forced_tile.get()
     P, checked = P if "w_hr" in arrays else 0, checked_variant.get()
     if checked is not None:
@@ -101,12 +101,12 @@ def variant_of(kind: str, spec: GatedSpec, arrays: Tree) -> Variant:
 
 
 def variant_key(kind: str, spec: GatedSpec, arrays: Tree) -> Variant:
-    """What a first use is remembered by."""
+    """The key under which the result of a first-use check is stored."""
     return variant_of(kind, spec, arrays)
 
 
 def refusal(kind: str, spec: GatedSpec, arrays: Tree) -> str | None:
-    """Why no kernel serves such arrays, or None."""
+    """The reason why no kernel supports these arrays, or None."""
     if arrays["h0"].dtype != mx.float32:
         return "kernels compute in float32"
     (D, T, B, _), rows, P = arrays["x"].shape, arrays["b"].shape[1], arrays["h0"].shape[2]
@@ -114,7 +114,7 @@ def refusal(kind: str, spec: GatedSpec, arrays: Tree) -> str | None:
 
 
 def small_problem(kind: str, spec: GatedSpec, arrays: Tree) -> SmallProblem:
-    """As many units in as many directions, or a part of the units where there are many."""
+    """A problem with the same units and directions, or a fraction of the units if there are many."""
     variant, D = variant_of(kind, spec, arrays), arrays["h0"].shape[0]
     H, P = variant.H, variant.P
     part = part_within(D * (spec.gates * H * (P or H) + P * H))
@@ -124,7 +124,7 @@ def small_problem(kind: str, spec: GatedSpec, arrays: Tree) -> SmallProblem:
 
 
 def gated_fused_forward(kind: str, spec: GatedSpec, arrays: Tree) -> list[mx.array]:
-    """[h] (D, T, B, P), for an LSTM [h, c]: in one launch, or step by step where that is faster."""
+    """[h] (D, T, B, P), for an LSTM [h, c], in one launch, or step by step if that is faster."""
     variant, none = variant_of(kind, spec, arrays), nothing()
     if variant.forward.rows == 0:
         return forward_by_step(kind, spec, arrays)
@@ -144,7 +144,7 @@ def gated_fused_forward(kind: str, spec: GatedSpec, arrays: Tree) -> list[mx.arr
 
 
 def gated_fused_backward(kind: str, spec: GatedSpec, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
-    """The gradients of every floating-point array, as the NumPy form's backward gives them."""
+    """The gradients of every floating-point array, as returned by the NumPy form's backward."""
     variant = variant_of(kind, spec, arrays)
     D, T, B, _ = outputs[0].shape
     names = ("h0", "c0") if spec.has_cell_state else ("h0",)
@@ -166,14 +166,15 @@ def gated_fused_backward(kind: str, spec: GatedSpec, arrays: Tree, outputs: list
 
 
 def block_steps(variant: Variant, sequences: int) -> int:
-    """Steps whose slopes and gradients are in memory at a time."""
+    """Steps per block; the slopes and gradients of one block are in memory at a time."""
     return max(1, min(BLOCK_STEPS, BLOCK_BYTES // (4 * sequences * (3 * variant.spec.gates + 6) * variant.H)))
 
 
 def slopes(kind: str, spec: GatedSpec, arrays: Tree, states: list[mx.array]) -> tuple[mx.array, mx.array]:
-    """(D, T, B, SLOPES, H) of a block of steps, from the states before them; and m = o tanh(c), (D, T, B, H), of a projected LSTM.
+    """The slopes (D, T, B, SLOPES, H) of a block of steps, from the states before them; and m = o tanh(c), (D, T, B, H), of a projected
+    LSTM.
 
-    gated_pointwise.metal says what the slopes are.
+    See gated_pointwise.metal for the order of the slopes.
     """
     (D, T, B, P), none = states[0].shape, nothing()
     q = states[0].reshape(D, T * B, P) @ arrays["w_h"].swapaxes(1, 2)
@@ -190,7 +191,7 @@ def slopes(kind: str, spec: GatedSpec, arrays: Tree, states: list[mx.array]) -> 
 
 
 def _packed_back(variant: Variant, arrays: Tree) -> list[mx.array]:
-    """The transposed weights as the backward scan takes them."""
+    """The transposed weights for the backward scan."""
     layout = variant.scan(True)
     w_h = _packed(arrays["w_h"].swapaxes(1, 2), layout.project_back if variant.P else layout.back)
     return [w_h, _packed(arrays["w_hr"].swapaxes(1, 2), layout.back) if variant.P else nothing()]
@@ -215,7 +216,7 @@ def _scan_back(
 
 
 def _gradients(spec: GatedSpec, arrays: Tree, h: mx.array, m: mx.array, d: mx.array, dh: mx.array) -> Tree:
-    """All gradients of a block of steps from those of its products, and of a projected h."""
+    """All gradients of a block of steps, from those of its products and of a projected h."""
     D, T, B, blocks, H = d.shape
     if spec.cell == "gru":
         r, z, q_n, n = mx.split(d.reshape(D, T * B, 4 * H), 4, axis=2)
@@ -233,7 +234,7 @@ def _gradients(spec: GatedSpec, arrays: Tree, h: mx.array, m: mx.array, d: mx.ar
 
 
 def _packed(weights: mx.array, shape: ProductShape) -> mx.array:
-    """(D, results, inputs), each direction's packed."""
+    """(D, results, inputs), packed separately for each direction."""
     return mx.concatenate([pack(weight, shape) for weight in weights])
 
 

@@ -1,4 +1,4 @@
-"""Small random gated scans of every kind, for tests, benchmarks and the check of a kernel before its first use."""
+"""Small random gated scans of every kind, for tests, benchmarks and the first-use check of kernels."""
 
 from typing import Any
 
@@ -25,16 +25,16 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 def gated_problem(
     variant: str, T: int, B: int, H: int, *, lengths: bool = False, seed: int = 0, dtype: Any = np.float64
 ) -> tuple[GatedSpec, Tree]:
-    """A spec and its arrays, with weights at which the recurrence does not amplify rounding errors.
+    """A spec and its arrays, with weights small enough that the recurrence does not amplify rounding errors.
 
     Args:
         variant: a key of one of VARIANTS' entries.
-        T: steps.
-        B: sequences.
-        H: units.
-        lengths: whether the sequences have different lengths, T among them.
-        seed: of the random numbers.
-        dtype: of the arrays.
+        T: number of steps.
+        B: number of sequences.
+        H: number of units.
+        lengths: whether the sequences have different lengths, one of them T.
+        seed: seed of the random numbers.
+        dtype: dtype of the arrays.
     """
     kind = next(kinds[variant] for kinds in VARIANTS.values() if variant in kinds)
     spec = GatedSpec(kind["cell"])
@@ -45,7 +45,7 @@ def gated_problem(
 def random_arrays(
     spec: GatedSpec, D: int, T: int, B: int, H: int, P: int | None, *, lengths: bool, seed: int = 0, dtype: Any = np.float64
 ) -> Tree:
-    """Arrays for a spec, in D directions, the state projected to P features if given; see `gated_problem`."""
+    """Arrays for a spec in D directions, with the state projected to P features if given; see `gated_problem`."""
     rng = np.random.Generator(np.random.PCG64(seed))
     features, rows = P or H, spec.gates * H
     arrays: Tree = {"x": rng.standard_normal((D, T, B, I)), "h0": 0.5 * rng.standard_normal((D, B, features))}

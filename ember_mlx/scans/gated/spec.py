@@ -1,14 +1,14 @@
-"""What is fixed about a gated recurrence before any array is seen."""
+"""The static specification of a gated recurrence."""
 
 from dataclasses import dataclass
 
 GATES = {"tanh": 1, "relu": 1, "lstm": 4, "gru": 3}
-"""Cell -> how many blocks of H results its products have: RNN with tanh or relu; LSTM: i, f, g, o; GRU: r, z, n."""
+"""Cell -> number of gates, each a block of H results of its products: RNN with tanh or relu; LSTM: i, f, g, o; GRU: r, z, n."""
 
 
 @dataclass(frozen=True)
 class GatedSpec:
-    """The static part of a gated scan.
+    """The static specification of a gated scan.
 
     Args:
         cell: "tanh" or "relu" (RNN), "lstm" or "gru".
@@ -23,7 +23,7 @@ class GatedSpec:
 
     @property
     def gates(self) -> int:
-        """Gates of a unit."""
+        """Gates per unit."""
         return GATES[self.cell]
 
     @property
@@ -33,5 +33,5 @@ class GatedSpec:
 
     @property
     def has_cell_state(self) -> bool:
-        """Whether there is a c beside h."""
+        """Whether the state has a c in addition to h."""
         return self.cell == "lstm"

@@ -1,4 +1,4 @@
-"""How a gated scan is laid out on a threadgroup: its products and its memory; metal/gated.metal says what lies there."""
+"""The layout of a gated scan on a threadgroup: its products and its threadgroup memory, whose contents metal/gated.metal describes."""
 
 from typing import Any, NamedTuple
 
@@ -10,13 +10,13 @@ CELLS = ("tanh", "relu", "lstm", "gru")  # numbered as in gated_pointwise.metal
 
 
 class Layout(NamedTuple):
-    """The forward or the backward scan in one layout.
+    """The layout of the forward or the backward scan.
 
     Args:
         spec: the recurrence.
-        H: units.
+        H: number of units.
         P: features of a projected h, or 0.
-        tile: the layout.
+        tile: the tile.
     """
 
     spec: GatedSpec
@@ -34,12 +34,12 @@ class Layout(NamedTuple):
 
     @property
     def of_features(self) -> int:
-        """Results of a group of lanes where the results are the features of a projected h."""
+        """Results per lane group if the results are the features of a projected h."""
         return outputs_for(self.features, self.tile.threads // self.tile.split)
 
     @property
     def of_h(self) -> ProductShape:
-        """W_h h: the gates of a unit, or four neighbouring units of an RNN."""
+        """W_h h: a lane group has the gates of a unit, or four neighbouring units of an RNN."""
         G = self.spec.gates
         return self._shape(self.features, G * self.H, 4 if G == 1 else G, by_unit=G > 1)
 
@@ -50,7 +50,7 @@ class Layout(NamedTuple):
 
     @property
     def back(self) -> ProductShape:
-        """To the gradients of the units, from those of W_h h, or of a projected h."""
+        """From the gradients of W_h h, or of a projected h, to those of the units."""
         return self._shape(self.P or self.spec.gates * self.H, self.H, 1)
 
     @property
@@ -90,14 +90,14 @@ class Backward(Layout):
 
 
 class Variant(NamedTuple):
-    """Sizes of one kernel variant; forward and backward are laid out apart.
+    """Sizes of one kernel variant; forward and backward have separate layouts.
 
     Args:
         spec: the recurrence.
-        H: units.
+        H: number of units.
         P: features of a projected h, or 0.
-        forward: the layout of the forward scan; with 0 rows each step has launches of its own.
-        backward: that of the backward scan.
+        forward: the layout of the forward scan; with 0 rows every step is launched separately.
+        backward: the layout of the backward scan.
     """
 
     spec: GatedSpec
@@ -111,7 +111,7 @@ class Variant(NamedTuple):
         return Backward(self.spec, self.H, self.P, self.backward) if backward else Forward(self.spec, self.H, self.P, self.forward)
 
     def work(self, backward: bool) -> Work:
-        """Of a threadgroup in a step of one of the scans."""
+        """The work of a threadgroup in a step of one of the scans."""
         scan = self.scan(backward)
         multiply_adds = scan.tile.threads * scan.weights
         streamed = 0 if scan.tile.resident else 4 * multiply_adds

@@ -1,9 +1,9 @@
-"""The LTC scan as fused kernels (metal/ltc.metal): what surrounds the two sequential scans, and their launches.
+"""The LTC scan as fused kernels (metal/ltc.metal): the launches of the two sequential scans, and the parallel computations around them.
 
-The arrays are those of the NumPy form (reference.py). The sensory sums come before the forward scan, for all steps at once. Backward, a
-block of steps at a time: the forward kernel recomputes every evaluation of the synapses, each step on its own from the stored state before
-it, with mixed memory from the LSTM's h after that; the backward scan carries dv (and dc); then each parameter's gradient is a sum over all
-steps, sequences and evaluations, in a fixed order.
+The arrays are those of the NumPy form (reference.py). The sensory sums are computed before the forward scan, for all steps at once. The
+backward processes a block of steps at a time: the forward kernel recomputes every evaluation of the synapses, for each step independently,
+from the stored state before it (with mixed memory from the LSTM's h); the backward scan carries dv (and dc); then each parameter's gradient
+is a sum over all steps, sequences and evaluations, in a fixed order.
 """
 
 from collections.abc import Hashable, Sequence
@@ -40,14 +40,14 @@ from .synapses import Synapses, parameter_gradients
 from .variant import Variant, at_ids, ids_of
 
 Tree = dict[str, Any]
-BLOCK_VALUES = 2**19  # evaluations of units that are in memory at a time, at least: with all that comes of them some 15 MB
-SUM_THREADS = 2**18  # of a sum over rows: enough to fill a large GPU
-SUMS_ROWS = 4  # of a thread of ltc_sums
-LEAST_ROWS, MOST_EVALUATIONS = 16, 2**27  # of one thread's part of such a sum; of all threads' that are not launched apart
-MOST_SYNAPSES = 2**16  # in the check of a first use
+BLOCK_VALUES = 2**19  # minimum unit evaluations per block in memory: about 15 MB with all values derived from them
+SUM_THREADS = 2**18  # threads of a sum over rows: enough to fill a large GPU
+SUMS_ROWS = 4  # rows per thread of ltc_sums
+LEAST_ROWS, MOST_EVALUATIONS = 16, 2**27  # minimum rows per thread of such a sum; most evaluations in a single launch
+MOST_SYNAPSES = 2**16  # synapses in the first-use check
 SPLITS = (32, 16, 8, 4)  # lanes that share the synapses of a unit
 LOG2_E = 1.4426950408889634
-GROUPS_A_CORE = 8  # that share the steps to recompute
+GROUPS_A_CORE = 8  # threadgroups per core among which the steps to recompute are divided
 FILES = ("pointwise.metal", "product.metal", "sequences.metal", "memory.metal", "ltc.metal")
 SIZES = "LTC<H, SOLVER, FULL, KEEP, MEMORY, THREADS, ROWS, SPLIT, RESIDENT, GATES_RESIDENT, COUNT, HELD>"
 LISTS = ("synapses", "partners", "order", "offsets")
@@ -60,7 +60,7 @@ FORWARD = KernelText(
     axes(tbh="num_drive den_drive x_gates y c_out", tb="delta", bh="v0 c0", b="lengths"),
     (("v0", "y"), ("c0", "c_out")),
 )
-# every step by itself: the rows are steps of sequences
+# every step is independent: the rows are (step, sequence) pairs
 RECOMPUTE = FORWARD._replace(axes=axes(th="num_drive den_drive v0", t="delta", eth="points rates dens"), carried=())
 BACKWARD = KernelText(
     "ltc_backward",
@@ -101,7 +101,7 @@ GRADIENTS = KernelText(
 
 
 def choose_tile(family: Family, spec: LTCSpec, batch: int) -> Tile:
-    """Synapses in registers if at least half of them fit there, and the LSTM's weights if these fit too; the others are read each time."""
+    """Synapses in registers if at least half of them fit, and the LSTM's weights if these fit too; the rest is read at each use."""
     alone = Variant(spec, Tile(family.threads, 1, _split(family, spec), True))
     resident = alone.floats <= 2 * family.register_floats
     gates_streamed = resident and spec.mixed_memory and alone.floats + alone.gate_floats > family.register_floats
@@ -110,20 +110,20 @@ def choose_tile(family: Family, spec: LTCSpec, batch: int) -> Tile:
 
 
 def _split(family: Family, spec: LTCSpec) -> int:
-    """As many lanes as leave a group of them for each unit; where no synapse is missing, no more than have four synapses each."""
+    """As many lanes per unit as leave a lane group for each unit; if no synapse is missing, at most as many as have four synapses each."""
     H = spec.units
     useful = [split for split in SPLITS if split == SPLITS[-1] or not spec.synapses.is_full or 4 * split < 2 * H]
     return split_for(useful, family.threads, H)
 
 
 def layouts(family: Family, spec: LTCSpec) -> list[Tile]:
-    """Every layout that `choose_tile` can give on a family of GPUs, for some size."""
+    """Every layout that `choose_tile` can return on a GPU family, for any size."""
     tiles = layouts_for(family, SPLITS)
     return tiles + ([tile._replace(gates_resident=False) for tile in tiles if tile.resident] if spec.mixed_memory else [])
 
 
 def variant_of(kind: str, spec: LTCSpec, arrays: Tree) -> Variant:
-    """The kernel variant that serves some arrays; each of a group's sequences has a lane that owns it."""
+    """The kernel variant for these arrays; each sequence of a threadgroup is owned by one lane."""
     checked, forced, family = checked_variant.get(), forced_tile.get(), current_family()
     if checked is not None:
         return checked._replace(spec=spec)
@@ -132,7 +132,7 @@ def variant_of(kind: str, spec: LTCSpec, arrays: Tree) -> Variant:
 
 
 def recomputing(variant: Variant) -> Variant:
-    """The variant that makes a step's evaluations again. Every step is a sequence then: synapses that are read serve as many as can be."""
+    """The variant that recomputes evaluations. Every step is a sequence, with as many per threadgroup as fit if synapses are read."""
     if variant.tile.resident or forced_tile.get():
         return variant
     family, one = current_family(), variant._replace(tile=variant.tile._replace(rows=1))
@@ -141,14 +141,14 @@ def recomputing(variant: Variant) -> Variant:
 
 
 def variant_key(kind: str, spec: LTCSpec, arrays: Tree) -> Hashable:
-    """What a first use is remembered by: the kernels' template arguments, not the synapses, whose lists are large."""
+    """The key under which the result of a first-use check is stored: the kernels' template arguments, without the large synapse lists."""
     variant = variant_of(kind, spec, arrays)
     templates = variant.template(False), variant.template(True), recomputing(variant).template(False, keep=True)
     return (spec.sensory.inputs, *(value for template in templates for _, value in template))
 
 
 def refusal(kind: str, spec: LTCSpec, arrays: Tree) -> str | None:
-    """Why no kernel serves such arrays, or None."""
+    """The reason why no kernel supports these arrays, or None."""
     if arrays["dt"].dtype != mx.float32:
         return "kernels compute in float32"
     if variant_of(kind, spec, arrays).tile.rows == 0:
@@ -162,18 +162,18 @@ def refusal(kind: str, spec: LTCSpec, arrays: Tree) -> str | None:
 
 
 def block_steps(spec: LTCSpec, T: int, B: int) -> int:
-    """Steps whose evaluations are in memory at a time."""
+    """Steps per block; the evaluations of one block are in memory at a time."""
     return max(1, max(BLOCK_VALUES, T * B * spec.units // 4) // max(1, spec.evaluations * B * spec.units))
 
 
 def sum_rows(R: int, S: int) -> int:
-    """Of R rows, those that a thread of ltc_gradients adds up for one of S synapses."""
+    """The number of rows, of R, that one thread of ltc_gradients sums for one of S synapses."""
     S, R = max(1, S), max(1, R)
     return min(-(-R // max(1, min(SUM_THREADS // S, R // LEAST_ROWS))), max(LEAST_ROWS, MOST_EVALUATIONS // S))
 
 
 def small_problem(kind: str, spec: LTCSpec, arrays: Tree) -> SmallProblem:
-    """The same synapses with few unfolds, or a part of the units where there are many."""
+    """A problem with the same synapses and few unfolds, or a fraction of the units if there are many."""
     variant = variant_of(kind, spec, arrays)
     small = replace(spec, unfolds=min(spec.unfolds, 1 if spec.solver == "rk4" else 2))
     of_memory = 4 * spec.units**2 if spec.mixed_memory else 0
@@ -185,19 +185,19 @@ def small_problem(kind: str, spec: LTCSpec, arrays: Tree) -> SmallProblem:
 
 
 def _part_of(synapses: Synapses, part: float) -> Synapses:
-    """As dense, between a part of the sources and a part of the targets."""
+    """Synapses of the same density, between a fraction of the sources and of the targets."""
     shape = few_units(synapses.inputs, part), few_units(synapses.units, part)
     density = synapses.count / max(1, synapses.inputs * synapses.units)
     return Synapses(np.random.Generator(np.random.PCG64(0)).random(shape) < density)
 
 
 def ltc_fused_forward(kind: str, spec: LTCSpec, arrays: Tree) -> list[mx.array]:
-    """[v] (T, B, H), with mixed memory [v, c]: in one launch after the sensory sums."""
+    """[v] (T, B, H), with mixed memory [v, c], in one launch after the sensory sums."""
     return run_launches(kind, forward_launches(kind, spec, arrays))
 
 
 def forward_launches(kind: str, spec: LTCSpec, arrays: Tree) -> Launches:
-    """`ltc_fused_forward`, asking for the launch of its scan."""
+    """`ltc_fused_forward` as a generator of its scan's launch."""
     variant, (T, B), memory = variant_of(kind, spec, arrays), arrays["dt"].shape, spec.mixed_memory
     packed, drive = variant.packed(_floats(arrays["synapses"]), False), _drives(kind, spec, arrays["u"], *_drive_weights(spec, arrays))
     inputs = [*packed, *drive, _capacitance(spec, arrays), arrays["dt"] / spec.unfolds, arrays["v0"]]
@@ -214,12 +214,12 @@ def forward_launches(kind: str, spec: LTCSpec, arrays: Tree) -> Launches:
 
 
 def ltc_fused_backward(kind: str, spec: LTCSpec, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
-    """The gradients of every floating-point array, as the NumPy form's backward gives them."""
+    """The gradients of every floating-point array, as returned by the NumPy form's backward."""
     return run_launches(kind, backward_launches(kind, spec, arrays, outputs, cotangents))
 
 
 def backward_launches(kind: str, spec: LTCSpec, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Launches:
-    """`ltc_fused_backward`, asking for the launches of its scans."""
+    """`ltc_fused_backward` as a generator of its scans' launches."""
     variant, (T, B, H) = variant_of(kind, spec, arrays), outputs[0].shape
     names = ("v0", "c0")[: len(outputs)]
     before = [mx.concatenate([mx.expand_dims(arrays[name], 0), kept[:-1]]) for name, kept in zip(names, outputs, strict=True)]
@@ -244,12 +244,12 @@ def backward_launches(kind: str, spec: LTCSpec, arrays: Tree, outputs: list[mx.a
 
 
 def _capacitance(spec: LTCSpec, arrays: Tree) -> mx.array:
-    """cm as the solver takes it."""
+    """cm in the form used by the solver."""
     return arrays["cm"] + spec.least_cm
 
 
 def _delta(spec: LTCSpec, arrays: Tree) -> mx.array:
-    """(T, B): the time of an unfold; 0 past a sequence's length, where a solver might leave the numbers and 0 times that be none."""
+    """(T, B): the time per unfold; 0 past a sequence's length, where a solver could overflow and give NaN gradients."""
     delta = arrays["dt"] / spec.unfolds
     if "lengths" not in arrays:
         return delta
@@ -257,7 +257,7 @@ def _delta(spec: LTCSpec, arrays: Tree) -> mx.array:
 
 
 class Weights(NamedTuple):
-    """Synapses and the LSTM's weights as the kernels read them."""
+    """Synapses and the LSTM's weights in the kernels' layout."""
 
     forward: list[mx.array]  # packed by target, with their lists
     backward: list[mx.array]  # by source
@@ -265,7 +265,7 @@ class Weights(NamedTuple):
     synapses: mx.array  # (S, 4)
     sensory: mx.array
     sensory_packed: mx.array  # (width, H, 4)
-    leak: mx.array  # (2, H): what num and den get of it
+    leak: mx.array  # (2, H): its contribution to num and den
     sensory_pull: mx.array
 
 
@@ -296,7 +296,7 @@ def _scan_back(
     """The backward scan over a block of steps.
 
     Returns:
-        h (E, T, B, H) of each evaluation, d_gates (T, B, 4, H) of the LSTM, and the gradients (B, H) of the states before the block.
+        h (E, T, B, H) of each evaluation, the LSTM's d_gates (T, B, 4, H), and the gradients (B, H) of the states before the block.
     """
     (T, B, H), none = v.shape, nothing()
     inputs = [*weights.backward, point.v, point.den, v, arrays["cm"], arrays["delta"], dy[0], carry[0]]
@@ -316,7 +316,7 @@ class Point(NamedTuple):
 
 
 def _recompute(kind: str, variant: Variant, weights: Weights, arrays: Tree, before: mx.array) -> Point:
-    """Each step on its own, from the state before it; the steps of all sequences are spread over as many groups as fill the GPU."""
+    """Recompute each step independently, from the state before it, with enough threadgroups to fill the GPU."""
     spec, (T, B, H), variant = variant.spec, before.shape, recomputing(variant)
     R, none, tile, work = T * B, nothing(), variant.tile, variant.work(False)
     rows = min(R, groups_within(kind, work, GROUPS_A_CORE * current_family().cores) * tile.rows)
@@ -341,7 +341,7 @@ def _recompute(kind: str, variant: Variant, weights: Weights, arrays: Tree, befo
 
 
 def _gradients(kind: str, spec: LTCSpec, weights: Weights, arrays: Tree, point: Point, after: mx.array, h: mx.array) -> Tree:
-    """All gradients of a block of steps, but for the synapses' still as sums over their rows."""
+    """All gradients of a block of steps; those of the synapses are still sums over rows."""
     (E, T, B, H), delta = h.shape, arrays["delta"]
     template = [("H", H), ("SEMI", spec.solver == "semi_implicit")]
     R = T * B
@@ -359,14 +359,14 @@ def _gradients(kind: str, spec: LTCSpec, weights: Weights, arrays: Tree, point: 
 
 
 def _with_memory(gradients: Tree, arrays: Tree, v: mx.array, d_gates: mx.array) -> Tree:
-    """The LSTM's gradients, and those of its inputs, from those of its gates' products (T, B, 4, H) at the states v."""
+    """The gradients of the LSTM and its inputs, from those of its gates' products (T, B, 4, H) at the states v."""
     d = d_gates.reshape(-1, d_gates.shape[2] * d_gates.shape[3])
     lstm = {"w_x": d.T @ arrays["x"].reshape(len(d), -1), "w_h": d.T @ v.reshape(len(d), -1), "b": d.sum(axis=0)}
     return gradients | {"x": (d @ arrays["lstm"]["w_x"]).reshape(arrays["x"].shape), "lstm": lstm}
 
 
 def _joined(spec: LTCSpec, arrays: Tree, parts: list[Tree]) -> Tree:
-    """Gradients of consecutive blocks of steps together: those with a time axis in a row, the others added up."""
+    """Join the gradients of consecutive blocks of steps: arrays with a time axis are concatenated, the others added."""
     result: Tree = {name: mx.concatenate([part[name] for part in parts]) for name in ("u", "dt", "x") if name in arrays}
     result |= {name: sum(part[name] for part in parts) for name in ("cm", "vleak", "gleak")}
     if spec.mixed_memory:
@@ -377,10 +377,10 @@ def _joined(spec: LTCSpec, arrays: Tree, parts: list[Tree]) -> Tree:
 
 
 class ParallelLists(NamedTuple):
-    """The synapses of the kernels that are parallel over rows: their numbers in tables (width, H) or (width, K), S for none."""
+    """Synapse indices for the kernels that are parallel over rows, in tables (width, H) or (width, K); S for none."""
 
     by_target: mx.array
-    sources: mx.array  # at the same places
+    sources: mx.array  # the sources of these synapses
     by_source: mx.array
     targets: mx.array
     source: mx.array  # (S,)
@@ -389,7 +389,7 @@ class ParallelLists(NamedTuple):
 
 @held_by_first
 def parallel_lists(synapses: Synapses) -> ParallelLists:
-    """Neighbouring threads, of neighbouring units, read neighbouring synapses; widths are even, and at least 2."""
+    """The tables, in which neighbouring threads (of neighbouring units) read neighbouring synapses; widths are even, and at least 2."""
 
     def table(by_target: bool) -> tuple[mx.array, mx.array]:
         ids = synapses.padded(by_target).T
@@ -402,14 +402,14 @@ def parallel_lists(synapses: Synapses) -> ParallelLists:
 
 
 def _drive_weights(spec: LTCSpec, arrays: Tree) -> tuple[mx.array, mx.array]:
-    """The sensory synapses as `ltc_sums` reads them, and what the leak adds to num and den (2, H)."""
+    """The sensory synapses in the layout of `ltc_sums`, and the leak's contribution to num and den (2, H)."""
     epsilon = spec.epsilon if spec.solver == "semi_implicit" else 0
     leak = mx.stack([arrays["gleak"] * arrays["vleak"], arrays["gleak"] + epsilon])
     return at_ids(_floats(arrays["sensory"]), parallel_lists(spec.sensory).by_target), leak
 
 
 def _drives(kind: str, spec: LTCSpec, u: mx.array, floats: mx.array, leak: mx.array) -> list[mx.array]:
-    """What num and den get beside the synapses among the units, (T, B, H) each: the leak and the sensory part (1)."""
+    """The leak's and the sensory synapses' contributions to num and den, (T, B, H) each, equation (1)."""
     (T, B, K), H, lists = u.shape, spec.units, parallel_lists(spec.sensory)
     width = len(lists.by_target)
     sums = launch_parallel(
@@ -428,7 +428,7 @@ def _drives(kind: str, spec: LTCSpec, u: mx.array, floats: mx.array, leak: mx.ar
 
 
 def _pull(kind: str, synapses: Synapses, floats: mx.array, v: mx.array, d_num: mx.array, d_den: mx.array) -> mx.array:
-    """The gradient of the sources' values, of the shape of v (..., K)."""
+    """The gradient of the sources' values, with the shape of v (..., K)."""
     lists, K, H = parallel_lists(synapses), synapses.inputs, synapses.units
     R, width = v.size // K, len(lists.by_source)
     (dv,) = launch_parallel(
@@ -446,7 +446,7 @@ def _pull(kind: str, synapses: Synapses, floats: mx.array, v: mx.array, d_num: m
 
 
 def _synapse_sums(kind: str, synapses: Synapses, floats: mx.array, v: mx.array, d_num: mx.array, d_den: mx.array) -> mx.array:
-    """(4, S): the sums over all rows of v (..., K), d_num and d_den (..., H) that ltc_gradients makes."""
+    """(4, S): the sums computed by ltc_gradients over all rows of v (..., K), d_num and d_den (..., H)."""
     K, H, S, lists = synapses.inputs, synapses.units, synapses.count, parallel_lists(synapses)
     if S == 0:
         return mx.zeros((4, 0))
@@ -468,7 +468,7 @@ def _synapse_sums(kind: str, synapses: Synapses, floats: mx.array, v: mx.array, 
 
 
 def _floats(p: Tree, pull: bool = False) -> mx.array:
-    """(S, 4): a synapse as the kernels read it, in the terms of (2); for `pull` as they read it from target to source."""
+    """(S, 4): synapses in the kernels' layout, in the terms of (2); with `pull` in the layout for gradients from target to source."""
     scale, w_erev, w = -LOG2_E * p["sigma"], p["w"] * p["erev"], p["w"]
     both = [p["sigma"] * w_erev, p["sigma"] * w] if pull else [w_erev, w]
     return mx.stack([scale, scale * p["mu"], *both], axis=1)  # (2)

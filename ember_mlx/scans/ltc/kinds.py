@@ -1,14 +1,14 @@
-"""The synapses of one kind in the NumPy form: what num and den sum up, and the way back.
+"""The synapses of one kind in the NumPy form: their sums in num and den, and the gradients.
 
-With sigma(a) = (1 + tanh(a / 2)) / 2 a sum over synapses is a product with tanh's alone, and a constant: the halves are in the weights, the
-ones in the constant. NumPy's tanh costs half of what its exp and a reciprocal do, on AVX-512, and a tenth less on AVX2.
+With sigma(a) = (1 + tanh(a / 2)) / 2 a sum over synapses is a product with tanh values plus a constant: the factors 1/2 are folded into the
+weights, the ones into the constant. NumPy's tanh takes half as long as its exp and a reciprocal on AVX-512, and 10% less on AVX2.
 
-Values are (..., P, n): n sequences side by side for each of P places, of which each synapse has one, target by target; the states of
-sources and targets are (..., K, n) and (..., H, n). Targets with about as many synapses lie together in a group, each with as many places
-as the greediest of them needs; a place that no synapse takes has weight 0. So all sums over synapses are matrix products, one a group.
+Values are (..., P, n): n sequences for each of P slots. Each synapse has one slot, ordered by target; the states of sources and targets are
+(..., K, n) and (..., H, n). Targets with similar numbers of synapses form a group, each with as many slots as the largest of them needs; an
+unused slot has weight 0. So all sums over synapses are matrix products, one per group.
 
-In memory a place's n values lie together where synapses are missing: to fetch a source's value for a place is then to copy n values. Where
-none is missing nothing need be fetched, and a sequence's P values lie together: what belongs to a synapse alone then stays in the cache.
+If synapses are missing, a slot's n values are contiguous in memory: gathering a source's value for a slot copies n values. If none is
+missing nothing is gathered, and a sequence's P values are contiguous, so that the synapses' constants stay in the cache.
 """
 
 import math
@@ -23,19 +23,19 @@ from ..pointwise import Array
 from .synapses import Synapses, parameter_gradients
 
 Tree = dict[str, Any]
-WIDEST = 128  # sequences for which a place's constants are spread out: with few, to broadcast them costs several times the product
-# What one more group costs, in places at 32 sequences, about: a place of a target is computed, one of a source only copied.
+WIDEST = 128  # most sequences for which a slot's constants are expanded; broadcasting over few costs several times the product
+# The approximate cost of one more group, in slots at 32 sequences: a slot of a target is computed, a slot of a source only copied.
 TARGET_GROUP, SOURCE_GROUP = 60, 400
 Places = NDArray[np.intp]
 
 
 class Group(NamedTuple):
-    """Owners of about as many synapses.
+    """Owners with similar numbers of synapses.
 
     Args:
-        owners: which of them, in the order of the grouping.
-        places: of all of them.
-        width: places of each.
+        owners: the range of owners, in the order of the grouping.
+        places: the range of their slots.
+        width: slots per owner.
     """
 
     owners: slice
@@ -43,7 +43,7 @@ class Group(NamedTuple):
     width: int
 
     def of(self, a: Array) -> Array:
-        """The group's part of values at all places, (..., P, n) -> (..., owners, width, n), a view."""
+        """The group's part of the values in all slots, (..., P, n) -> (..., owners, width, n), a view."""
         return a[..., self.places, :].reshape(*a.shape[:-2], self.owners.stop - self.owners.start, self.width, a.shape[-1])
 
 
@@ -51,11 +51,11 @@ class Grouping(NamedTuple):
     """Synapses by owner, a target or a source.
 
     Args:
-        groups: of owners.
-        owners: (R,) those that have synapses, in the groups' order.
-        rank: each owner's place in `owners`, R for one without synapses.
-        synapses: (P,) the number of the synapse at each place, S for none.
-        places: (S,) the place of each synapse.
+        groups: the groups of owners.
+        owners: (R,) the owners that have synapses, in the groups' order.
+        rank: each owner's index in `owners`, R for one without synapses.
+        synapses: (P,) the index of the synapse in each slot, S for none.
+        places: (S,) the slot of each synapse.
     """
 
     groups: tuple[Group, ...]
@@ -70,17 +70,17 @@ class Grouping(NamedTuple):
         return len(self.synapses)
 
     def at_places(self, a: Array) -> Array:
-        """One value for each synapse, (S,) -> (P,); 0 where there is none."""
+        """One value per synapse, (S,) -> one per slot, (P,); 0 in unused slots."""
         return np.append(a, a.dtype.type(0)).take(self.synapses)
 
     def parted(self, a: Array) -> list[Array]:
-        """(P, ...) -> for each group (owners, width, ...)."""
+        """(P, ...) -> a list with (owners, width, ...) for each group."""
         return [a[group.places].reshape(-1, group.width, *a.shape[1:]) for group in self.groups]
 
 
 @held_by_first
 def grouping(synapses: Synapses, by_target: bool) -> Grouping:
-    """The synapses by target or by source."""
+    """The synapses grouped by target or by source."""
     table, S = synapses.padded(by_target), synapses.count
     sizes = (table < S).sum(1)
     order = np.argsort(-sizes, kind="stable")
@@ -100,14 +100,14 @@ def grouping(synapses: Synapses, by_target: bool) -> Grouping:
 
 
 def _cuts(sizes: Places, price: int) -> list[int]:
-    """Where the groups end that cost the fewest places and prices, for owners of these sizes, largest first.
+    """The ends of the groups that minimise slots plus `price` per group, for owners of these sizes, largest first.
 
     Example:
         >>> _cuts(np.array([9, 8, 8, 2, 2, 1]), price=5)
         [3, 6]
     """
     ends = [*(np.flatnonzero(np.diff(sizes)) + 1).tolist(), len(sizes)] if len(sizes) else []
-    best: list[tuple[int, list[int]]] = [(0, [])]  # for the owners before each end
+    best: list[tuple[int, list[int]]] = [(0, [])]  # best cost and cuts for the owners before each end
     for k, end in enumerate(ends):
         starts = [0, *ends[:k]]
         costs = [best[j][0] + (end - start) * int(sizes[start]) + price for j, start in enumerate(starts)]
@@ -117,19 +117,19 @@ def _cuts(sizes: Places, price: int) -> list[int]:
 
 
 class _Ends:
-    """From the sources to the places and back, where some synapses are missing.
+    """From the sources to the slots and back, if some synapses are missing.
 
     Args:
-        synapses: which there are, from K sources to H targets.
+        synapses: the synapses, from K sources to H targets.
         sigma: (S,), halved.
-        scratch: where results lie.
+        scratch: buffers for results.
     """
 
     def __init__(self, synapses: Synapses, sigma: Array, scratch: Scratch):
         self.scratch, self.by_source, self.is_full = scratch, grouping(synapses, by_target=False), synapses.is_full
         by_target = grouping(synapses, by_target=True)
         self.sources = np.append(synapses.sources, 0).take(by_target.synapses).astype(np.intp)
-        self.places = np.append(by_target.places, 0).take(self.by_source.synapses)  # in the order of the sources
+        self.places = np.append(by_target.places, 0).take(self.by_source.synapses)  # in source order
         self.spread: Array | None = None
         self.sigma = [a[:, None] for a in self.by_source.parted(self.by_source.at_places(sigma))]
 
@@ -138,7 +138,7 @@ class _Ends:
         return memory.reshape(*shape[:-1], places, shape[-1])
 
     def constants(self, of_places: Array, n: int) -> Array:
-        """What each place has alone, (..., P), to compute with (P, n): (..., P, n) or (..., P, 1). `of_places` is always the same."""
+        """The slots' constants (..., P) expanded to (..., P, n) or (..., P, 1), to compute with (P, n). `of_places` is always the same."""
         if n > WIDEST:
             return of_places[..., None]
         if self.spread is None or self.spread.shape[-1] != n:
@@ -147,11 +147,11 @@ class _Ends:
         return self.spread
 
     def scaled(self, v: Array, by: Array, out: Array) -> Array:
-        """The source's value of each place, (..., K, n) -> (..., P, n), times `by`."""
+        """Each slot's source value, (..., K, n) -> (..., P, n), times `by`."""
         return np.multiply(v.take(self.sources, axis=-2, out=out, mode="clip"), by, out=out)
 
     def products(self, v: Array, d: Array) -> Array:
-        """Each synapse's sums over all rows, (S, 2): of its part of d (N, P, n) times its source's value, v (N, K, n), and of that part."""
+        """Each synapse's sums over all rows, (S, 2): of its part of d (N, P, n) times its source's values v (N, K, n), and of that part."""
         owners = self.by_source.owners
         by_source = self.scratch("sources", len(d), len(owners), d.shape[-1], 2)
         by_source[..., 0], by_source[..., 1] = v.take(owners, axis=-2), 1
@@ -170,7 +170,7 @@ class _Ends:
         return sums[..., 0, :].take(self.by_source.rank, axis=-2)
 
     def _by_source(self, d: Array) -> list[Array]:
-        """What is at the places (..., P, n), in the order of the sources: for each group of them (..., owners, width, n)."""
+        """The slots' values (..., P, n) in source order: (..., owners, width, n) for each group of sources."""
         *lead, places, n = d.shape
         if self.is_full and places:  # they are (H, K)
             K = len(self.by_source.owners)
@@ -180,12 +180,12 @@ class _Ends:
 
 
 class Kind:
-    """Synapses of one kind: what the step and its gradient ask of them.
+    """Synapses of one kind: their sums and gradients, for the step and its backward.
 
     Args:
         synapses: from K sources to H targets.
         tree: w, sigma, mu, erev, (S,) each.
-        scratch: where results lie.
+        scratch: buffers for results.
     """
 
     def __init__(self, synapses: Synapses, tree: Tree, scratch: Scratch):
@@ -197,20 +197,20 @@ class Kind:
         self.in_order = np.array_equal(self.grouping.rank, np.arange(len(self.grouping.owners)))  # each target is its own owner
         self.constants = np.stack([self.grouping.at_places(a) for a in (sigma, sigma * tree["mu"])])
         parted = (self.grouping.parted(self.grouping.at_places(a)) for a in (w * tree["erev"], w))
-        self.weights = [np.stack(both, axis=1) for both in zip(*parted, strict=True)]  # (owners, 2, width) for each group
+        self.weights = [np.stack(both, axis=1) for both in zip(*parted, strict=True)]  # (owners, 2, width) per group
         ones = [weights.sum(-1) for weights in self.weights]
-        self.constant = np.concatenate([*ones, np.zeros((1, 2), w.dtype)]).take(self.grouping.rank, axis=0)  # (H, 2), of num and den
+        self.constant = np.concatenate([*ones, np.zeros((1, 2), w.dtype)]).take(self.grouping.rank, axis=0)  # (H, 2), for num and den
 
     def laid_out(self, memory: Array, *shape: int) -> Array:
-        """(N,) -> values (..., P, n), from their other axes (..., n)."""
+        """(N,) -> values (..., P, n), given their other axes (..., n)."""
         return self.ends.laid_out(memory, self.grouping.size, *shape)
 
     def room(self, name: str, *shape: int) -> Array:
-        """Memory for values (..., P, n), from their other axes (..., n)."""
+        """A buffer for values (..., P, n), given their other axes (..., n)."""
         return self.laid_out(self.scratch(name, self.grouping.size * math.prod(shape)), *shape)
 
     def activate(self, v: Array, active: Array, out: Array) -> None:
-        """From v (..., K, n) to tanh's at the places (..., P, n), and num and den less `constant` in `out` (..., H, 2, n)."""
+        """From v (..., K, n) to the tanh values of the slots (..., P, n), and num and den without `constant` in `out` (..., H, 2, n)."""
         *lead, _, n = v.shape
         sigma, offset = self.ends.constants(self.constants, n)
         self.ends.scaled(v, sigma, out=active)
@@ -248,7 +248,7 @@ class Kind:
             v: (N, K, n).
             d: (N, H, 2, n).
         """
-        # each row's, not the sum's: it has the digits of synapses that are hardly active
+        # added per row, not to the sum, to keep the digits of synapses that are hardly active
         active = np.add(active, 1, out=self.room("twice sigma", *active.shape[:-2], active.shape[-1]))
         by_owner, both = self._by_owner(d).swapaxes(-1, -2), self.scratch("sums", self.grouping.size, 2)
         for group in self.grouping.groups:
@@ -263,11 +263,11 @@ class Kind:
 
     def gradients(self) -> Tree:
         """The gradients in the structure of the tree."""
-        half = self.tree["w"].dtype.type(0.5)  # of sigma(...), and of its argument
+        half = self.tree["w"].dtype.type(0.5)  # for sigma(...) and for its argument
         return parameter_gradients(self.tree, **{name: half * a for name, a in self.sums.totals.items()})
 
     def _by_owner(self, d: Array) -> Array:
-        """The gradients (..., H, 2, n) of num and den, of those targets that have synapses: (..., R, 2, n)."""
+        """The gradients (..., H, 2, n) of num and den, for the targets that have synapses: (..., R, 2, n)."""
         if self.in_order:
             return d
         owners = self.grouping.owners

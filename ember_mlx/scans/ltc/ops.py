@@ -1,6 +1,6 @@
-"""The MLX-ops form of the LTC scan: slower than the others, and differentiable to any order inside any transformation.
+"""The MLX-ops form of the LTC scan: slower than the others, but differentiable to any order and inside any transformation.
 
-The arrays are those of the NumPy form (reference.py); MLX differentiates it.
+The arrays are those of the NumPy form (reference.py); gradients are MLX's.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def ltc_ops(spec: LTCSpec, arrays: Tree) -> list[mx.array]:
 
 
 def drives(spec: LTCSpec, arrays: Tree) -> tuple[mx.array, mx.array]:
-    """What num and den get beside the synapses among the units, (T, B, H) each."""
+    """The contributions to num and den other than from the synapses between units, (T, B, H) each."""
     num, den = synapse_sums(spec.sensory, arrays["sensory"], arrays["u"])  # (1)
     epsilon = spec.epsilon if spec.solver == "semi_implicit" else 0
     return num + arrays["gleak"] * arrays["vleak"], den + (arrays["gleak"] + mx.array(epsilon, den.dtype))
@@ -71,7 +71,7 @@ def _over_targets(synapses: Synapses, s: mx.array) -> mx.array:
 
 
 def _taken(a: mx.array, index: mx.array) -> mx.array:
-    """(..., N) -> (..., n), the elements of these numbers; not by mx.take, whose gradient has no jvp."""
+    """(..., N) -> (..., n), the elements at these indices; not by mx.take, whose gradient has no jvp."""
     return mx.take_along_axis(a, mx.broadcast_to(index, (*a.shape[:-1], index.size)), axis=-1)
 
 
@@ -100,9 +100,9 @@ def _step(spec: LTCSpec, arrays: Tree, v: mx.array, drive: list[mx.array], delta
 
 
 def _semi_implicit(evaluate: Evaluate, v: mx.array, delta: mx.array, cm: mx.array) -> mx.array:
-    """(cm v + delta num) / (cm + delta den), by cm where that is the larger part, else by delta: neither is ever 0 then.
+    """(cm v + delta num) / (cm + delta den), divided through by cm or by delta, whichever is larger, so that the divisor is never 0.
 
-    Both forms keep the digits of the gradients of cm and delta, which are differences that cancel in one where the other is used.
+    In each form the gradients of cm and delta cancel where the other form is used, so this also keeps their digits.
     """
     num, den = evaluate(v)
     short = delta * den <= cm

@@ -1,4 +1,4 @@
-"""Small random LTC scans of every kind, for tests, benchmarks and the check of a kernel before its first use."""
+"""Small random LTC scans of every kind, for tests, benchmarks and the first-use check of kernels."""
 
 from typing import Any
 
@@ -29,12 +29,12 @@ def ltc_problem(
 
     Args:
         variant: a key of VARIANTS.
-        T: steps; about one elapsed time in eight is 0.
-        B: sequences.
-        H: units.
-        lengths: whether the sequences have different lengths, T among them.
-        seed: of the random numbers.
-        dtype: of the arrays.
+        T: number of steps; about one elapsed time in eight is 0.
+        B: number of sequences.
+        H: number of units.
+        lengths: whether the sequences have different lengths, one of them T.
+        seed: seed of the random numbers.
+        dtype: dtype of the arrays.
     """
     kind = VARIANTS[variant]
     rng, density = np.random.Generator(np.random.PCG64(seed)), kind.get("density", 1.0)
@@ -49,7 +49,7 @@ def random_arrays(spec: LTCSpec, T: int, B: int, *, lengths: bool, seed: int = 0
     rng = np.random.Generator(np.random.PCG64(seed))
     H, inputs = spec.units, spec.sensory.inputs
     dt = rng.uniform(0.1, 2, (T, B)) * (rng.random((T, B)) > 0.125)
-    # a unit of many synapses is stiff, which only the semi-implicit solver takes with long steps
+    # units with many synapses are stiff; only the semi-implicit solver can take long steps then
     dt = dt if spec.solver == "semi_implicit" else dt / (1 + 0.5 * (H + inputs))
     arrays: Tree = {"u": rng.standard_normal((T, B, inputs)), "dt": dt, "v0": 0.5 * rng.standard_normal((B, H))}
     arrays["synapses"], arrays["sensory"] = _synapses(rng, spec.synapses), _synapses(rng, spec.sensory)

@@ -1,4 +1,4 @@
-"""The NumPy form of the LTC scan: forward, and a backward written by hand. It computes in the dtype of its arrays.
+"""The NumPy form of the LTC scan: forward, and a handwritten backward. It computes in the dtype of its arrays.
 
 Both take the arrays of one scan as a tree (T steps, B sequences, I inputs, H units, S synapses and S_s sensory ones):
 
@@ -6,17 +6,17 @@ Both take the arrays of one scan as a tree (T steps, B sequences, I inputs, H un
     dt        (T, B)      elapsed time before each step
     v0        (B, H)      state before the first step;  c0 (B, H) too with mixed memory
     lengths   (B,)        optional, integers in 1..T
-    synapses  w, sigma, mu, erev (S,) each: one value for each synapse, in the order of the spec's `synapses`
+    synapses  w, sigma, mu, erev (S,) each: one value per synapse, in the order of the spec's `synapses`
     sensory   the same (S_s,), in the order of the spec's `sensory`
     gleak, vleak, cm      (H,) each
     x         (T, B, I)   inputs of the LSTM, and
     lstm      w_x (4H, I), w_h (4H, H), b (4H,): gates a, i, f, o            with mixed memory
 
-kinds.py says how the synapses of a kind are laid out. All that the solver works on lies as there: a step's arrays are (F, n), those of
-a block of S steps (S, F, n). The sensory part does not depend on the state, so it is made for a block of steps at once. The backward
-recomputes a block of steps at once from the states before them, unfold by unfold, unless the forward kept them; then it runs the gradient
-of v back through the block's unfolds; then it sums up the parameters' gradients over all steps, sequences and unfolds of the block.
-Sequences do not depend on each other, so several threads share them.
+See kinds.py for the layout of synapses. The solver's arrays have the same layout: (F, n) for a step, (S, F, n) for a block of S steps. The
+sensory part does not depend on the state, so it is computed for a block of steps at once. The backward recomputes a block of steps at once
+from the states before them, unfold by unfold, unless the forward stored them; then it propagates the gradient of v back through the block's
+unfolds; then it sums the parameters' gradients over all steps, sequences and unfolds of the block. Sequences are independent, so they are
+divided among several threads.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ from .solvers import STEPS
 from .spec import SOLVERS, LTCSpec
 
 Tree = dict[str, Any]
-BLOCK_FLOATS = 2**21  # activations of synapses that a block of steps holds, at most
+BLOCK_FLOATS = 2**21  # most synapse activations per block of steps
 
 
 def ltc_forward(spec: LTCSpec, arrays: Tree, kept: Scratch | None = None) -> tuple[Array, ...]:
@@ -45,10 +45,10 @@ def ltc_forward(spec: LTCSpec, arrays: Tree, kept: Scratch | None = None) -> tup
     Args:
         spec: the static part.
         arrays: the tree above, float32 or float64.
-        kept: memory for what spares the backward a recomputation, used unless it is too large; None: nothing is kept.
+        kept: buffers for intermediate results that `ltc_backward` reuses, unless they are too large; None: nothing is stored.
 
     Returns:
-        (v,) of shape (T, B, H), zero past each length; with mixed memory (v, c), c the LSTM's cell, likewise.
+        (v,) of shape (T, B, H), zero past each length; with mixed memory (v, c), with the LSTM's cell c of the same shape.
 
     Example:
         >>> import numpy as np
@@ -71,14 +71,14 @@ def ltc_forward(spec: LTCSpec, arrays: Tree, kept: Scratch | None = None) -> tup
 def ltc_backward(
     spec: LTCSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...], kept: Scratch | None = None
 ) -> Tree:
-    """Pull the outputs' gradients back through an LTC scan.
+    """The gradients of an LTC scan, from those of its outputs.
 
     Args:
         spec: the static part.
-        arrays: what `ltc_forward` took.
-        outputs: what it returned.
+        arrays: the arguments of `ltc_forward`.
+        outputs: its results.
         cotangents: the gradient of each output, same shapes.
-        kept: what `ltc_forward` was given, and nobody else since; None: it kept nothing.
+        kept: the buffers passed to `ltc_forward`, not used since; None: nothing was stored.
 
     Returns:
         The gradient of every floating-point array, as a tree of the same structure, without `lengths`.
@@ -96,11 +96,11 @@ def ltc_backward(
 
 
 class LTCStep:
-    """A scan of one step that is run again and again: each call reads u, dt and the state anew from the arrays that it was made with.
+    """A single step for repeated calls: each call reads u, dt and the state from the arrays passed to the constructor.
 
     Args:
         spec: the static part.
-        arrays: what `ltc_forward` takes, contiguous, with T = 1 and without lengths.
+        arrays: arguments as for `ltc_forward`, contiguous, with T = 1 and without lengths.
 
     Example:
         >>> import numpy as np
@@ -127,7 +127,7 @@ class LTCStep:
 
 
 class _Memory(NamedTuple):
-    """What a thread may keep."""
+    """The buffers of one thread."""
 
     kept: Scratch | None
     most_bytes: int
@@ -137,7 +137,7 @@ def _memories(kept: Scratch | None, threads: int) -> list[_Memory]:
     return [_Memory(part, KEPT_BYTES // threads) for part in split_kept(kept, threads)]
 
 
-# The axis of the sequences, in the arrays that have one.
+# The batch axis of the arrays that have one.
 SEQUENCES = {"u": 1, "x": 1, "dt": 1, "v0": 0, "c0": 0, "lengths": 0}
 
 
@@ -147,17 +147,17 @@ def _parts(spec: LTCSpec, arrays: Tree) -> list[NDArray[np.intp]]:
 
 
 def _of_sequences(arrays: Tree, part: NDArray[np.intp]) -> Tree:
-    """The arrays of some sequences."""
+    """The arrays of a part of the sequences."""
     return {name: a.take(part, axis=SEQUENCES[name]) if name in SEQUENCES else a for name, a in arrays.items()}
 
 
 def _together(parts: list[NDArray[np.intp]], arrays: Sequence[Array], axis: int) -> Array:
-    """What every part's sequences have, in the caller's order."""
+    """Join the arrays of all parts along the batch axis, in the caller's order of sequences."""
     return np.concatenate(arrays, axis=axis).take(np.argsort(np.concatenate(parts)), axis=axis)
 
 
 def _joined(parts: list[NDArray[np.intp]], gradients: list[Tree]) -> Tree:
-    """The gradients of all parts: those of the sequences' own arrays in a row, the others added up."""
+    """Join the gradients of all parts: per-sequence arrays are concatenated, the others added."""
     result: Tree = {}
     for name, first in gradients[0].items():
         given = [gradient[name] for gradient in gradients]
@@ -229,31 +229,31 @@ def _backward(
 
 
 class _Block(NamedTuple):
-    """S whole steps with n sequences each, N = S n rows."""
+    """A block of S whole steps with n sequences each, N = S n rows."""
 
-    rows: slice  # in the packed order
+    rows: slice  # in packed order
     N: int
-    steps: list[slice]  # the rows of each, counted from the block's first
+    steps: list[slice]  # the rows of each step, relative to the block's first row
     x: Array  # (N, I) with mixed memory, else (N, 0)
     u: Array  # (S, I, n)
     total: Array  # (S, H, n): cm + delta of the semi-implicit solver, else cm
     share: Array  # (S, H, n): cm / total
     r: Array  # (S, H, 1, n): delta / total
     active: Array  # (S, P, n): tanh(...) of the sensory synapses
-    drive: Array  # (S, H, 2, n): what num and den get beside the tanh's of the synapses
-    rest: Array  # (S, H, 2, n): r times that, for the semi-implicit solver share + r times den's
+    drive: Array  # (S, H, 2, n): num and den without the tanh sums of the synapses between units
+    rest: Array  # (S, H, 2, n): r times that; for the semi-implicit solver den's part plus share
 
 
 class _Trace(NamedTuple):
-    """A block of S steps, E evaluations of the synapses each."""
+    """The intermediate results of a block of S steps with E evaluations of the synapses each."""
 
-    v: Array  # (E + 1, S, H, n): where the synapses were evaluated, and the state after
-    sums: Array  # (E, S, H, 2, n): the part of num and den that the tanh's of the synapses are
+    v: Array  # (E + 1, S, H, n): the v of each evaluation, and the state after the step
+    sums: Array  # (E, S, H, 2, n): the tanh sums of the synapses in num and den
     active: Array  # (E, S, P, n): tanh(...)
 
 
 class _Point(NamedTuple):
-    """A block of S steps recomputed, E evaluations of the synapses each, and what the pull leaves there."""
+    """A block of S steps linearised, with E evaluations of the synapses each, and the gradients that `pull` writes."""
 
     trace: _Trace
     share: Array  # (S, H, n)
@@ -280,10 +280,10 @@ class _Scan:
         self.lstm = MixedMemory(arrays["lstm"], batch, scratch.part("lstm")) if spec.mixed_memory else None
         self.sums = Sums(scratch.part("sums"))
         self.block_rows = BLOCK_FLOATS // (spec.evaluations * max(1, spec.synapses.count)) + 1
-        self.trace_size = spec.evaluations * (3 * spec.units + self.synapses.grouping.size) + spec.units  # floats of a row's trace
+        self.trace_size = spec.evaluations * (3 * spec.units + self.synapses.grouping.size) + spec.units  # floats per row of the trace
         self.semi_implicit = spec.solver == "semi_implicit"
         leak = np.stack([self.gleak * self.vleak, self.gleak + self.gleak.dtype.type(spec.epsilon if self.semi_implicit else 0)], axis=1)
-        self.constant = leak + (self.synapses.constant + self.sensory.constant)[:, :, None]  # (H, 2, 1), of num and den
+        self.constant = leak + (self.synapses.constant + self.sensory.constant)[:, :, None]  # (H, 2, 1), for num and den
         self.advance, self.pull_unfold = STEPS[spec.solver]
 
     def block(self, first: int, last: int) -> _Block:
@@ -305,25 +305,25 @@ class _Scan:
         return _Block(rows, S * n, steps, part.get("x", part["u"]), u, total, share, r, active, drive, rest)
 
     def scales(self, delta: Array) -> tuple[Array, Array, Array]:
-        """_Block's total, share and r, from delta (S, 1, n): nothing divides by cm alone, and at delta = 0 share is 1 and v stays."""
+        """_Block's total, share and r, from delta (S, 1, n): no division by cm alone, and with delta = 0 share is 1, so v is unchanged."""
         total, share, r = (self.scratch(name, len(delta), self.spec.units, delta.shape[2]) for name in ("total", "share", "r"))
         np.add(self.cm, delta if self.semi_implicit else 0, out=total)
         return total, np.divide(self.cm, total, out=share), np.divide(delta, total, out=r)[:, :, None]
 
     def by_step(self, name: str, rows: Array, steps: int) -> Array:
-        """(S n, F) -> (S, F, n), in memory of that name."""
+        """(S n, F) -> (S, F, n), in the buffer of this name."""
         n, F = len(rows) // steps, rows.shape[1]
         return self.scratch.copy(f"{name} by step", rows.reshape(steps, n, F).swapaxes(1, 2))
 
     def kept_trace(self, memory: _Memory, block: _Block) -> _Trace | None:
-        """Where a block's trace is kept, always the same; None where nothing is, or where those of all blocks are too large."""
+        """The stored trace of a block, always in the same buffer; None if nothing is stored, or the traces of all blocks are too large."""
         if memory.kept is None or self.layout.total * self.trace_size * self.cm.itemsize > memory.most_bytes:
             return None
         traces = memory.kept("traces", self.layout.total * self.trace_size)
         return self.trace(traces[block.rows.start * self.trace_size : block.rows.stop * self.trace_size], len(block.steps))
 
     def trace(self, memory: Array, steps: int) -> _Trace:
-        """(N trace_size,) -> the trace of N rows, that of so many steps."""
+        """(N trace_size,) -> views of it as the trace of N rows of `steps` steps."""
         E, H = self.spec.evaluations, self.spec.units
         n = len(memory) // (self.trace_size * steps)
         v, sums, active = np.split(memory, np.cumsum([(E + 1) * steps * H * n, 2 * E * steps * H * n]))
@@ -333,14 +333,14 @@ class _Scan:
     def through_memory(
         self, projected: Array | None, rows: slice, v: Array, c: Array | None, cells: list[Array]
     ) -> tuple[Array, Array | None]:
-        """(v, c) before a step -> what the solver begins with, and c; `projected` is the inputs' part of the LSTM for the block."""
+        """(v, c) before a step -> the solver's initial v, and the next c; `projected` is the LSTM's projected input for the block."""
         if self.lstm is None or c is None or projected is None:
             return v, c
         gates = self.scratch("gates", *self.lstm.trace_shape(len(v)))
         return self.lstm.step(projected[:, rows], v, c[: len(v)], gates, out=cells[0][rows])
 
     def step(self, v: Array, block: _Block, k: int, trace: _Trace | None) -> Array:
-        """Step k of a block: v (n, H) -> (n, H). It leaves its part of the trace, if there is one."""
+        """Step k of a block: v (n, H) -> (n, H). It writes its part of the trace, if there is one."""
         E, H, n = self.spec.evaluations, self.spec.units, len(v)
         if trace is None:
             points, sums = self.scratch("points", E + 1, H, n), [self.scratch("sums", H, 2, n)] * E
@@ -352,12 +352,12 @@ class _Scan:
         return points[-1].T
 
     def unfold(self, points: list[Array], sums: list[Array], active: list[Array], share: Array, r: Array, rest: Array) -> None:
-        """A step's unfolds, or those of a block of steps at once.
+        """Run the unfolds of a step, or of a block of steps at once.
 
         Args:
-            points: E + 1 of (..., H, n): the state before, then room for where the synapses are evaluated next, and for the state after.
-            sums: E of (..., H, 2, n), room for the synapses' part of num and den.
-            active: E of (..., P, n), room for tanh(...).
+            points: E + 1 arrays (..., H, n): the state before, then buffers for v at each further evaluation and for the state after.
+            sums: E buffers (..., H, 2, n) for the synapses' part of num and den.
+            active: E buffers (..., P, n) for tanh(...).
             share: (..., H, n).
             r: (..., H, 1, n).
             rest: (..., H, 2, n).
@@ -377,7 +377,7 @@ class _Scan:
             self.advance(evaluate, share, v, out=after)
 
     def linearise(self, before: Array, block: _Block, trace: _Trace | None) -> _Point:
-        """A block of steps at once, from the states before them (N, H) and their trace, which is made where there is none."""
+        """Linearise a block of steps at once, from the states before them (N, H) and their trace, which is computed if it is None."""
         if trace is None:
             trace = self.trace(self.scratch("trace", block.N * self.trace_size), len(block.steps))
             S, n = trace.v.shape[1], trace.v.shape[3]
@@ -389,7 +389,7 @@ class _Scan:
         den += block.rest[..., 1, :]
         factors, d = (self.scratch(name, *shape) for name in ("factors", "d_sums"))
         factors[..., 0, :] = block.r[..., 0, :]
-        # minus what multiplies den in the equation that the evaluation serves
+        # minus the factor of den in the equation of this evaluation
         np.negative(trace.v[1:] if self.semi_implicit else trace.v[:-1], out=factors[..., 1, :])
         factors[..., 1, :] *= block.r[..., 0, :]
         return _Point(trace, block.share, den, factors, self.synapses.room("by_argument", *shape[:2], shape[4]), h, d)
@@ -410,8 +410,9 @@ class _Scan:
     def accumulate(self, block: _Block, point: _Point, memory: MemoryPoint | None) -> None:
         """Add a block's part of the parameters' gradients, and store those of the inputs and the elapsed times."""
         v, sums = point.trace.v[:-1], point.trace.sums
-        # h (num - den v) / total, for the semi-implicit solver over share + r den too: share times that is the gradient of delta, and -r
-        # times that of cm. The v before the evaluation leaves digits of both where a step is short or long; the v after does not
+        # h (num - den v) / total, for the semi-implicit solver also divided by share + r den: share times this is the gradient of delta,
+        # and -r times this that of cm. Both keep their digits for short and long steps, unlike with the v
+        # after the evaluation
         by_change = np.add(sums[..., 1, :], block.drive[..., 1, :], out=self.scratch("by_change", *v.shape))
         by_change *= v
         np.subtract(sums[..., 0, :], by_change, out=by_change)

@@ -1,12 +1,12 @@
-"""One unfold of each solver in the NumPy form, and the way back.
+"""One unfold of each solver in the NumPy form, and its gradient.
 
-They work on r = delta / cm, of which dv/dt = (num - den v) / cm makes a pure number; the semi-implicit one, which needs no division by cm,
-on r = delta / (cm + delta) and share = cm / (cm + delta). `evaluate` takes v (..., H, n) and gives r num and r den, (..., H, 2, n), the
-semi-implicit one's share + r den; what it gives may be overwritten.
+The solvers use r = delta / cm, which makes dv/dt = (num - den v) / cm dimensionless; the semi-implicit solver avoids dividing by cm, with
+r = delta / (cm + delta) and share = cm / (cm + delta). `evaluate` takes v (..., H, n) and returns r num and r den, (..., H, 2, n), or for
+the semi-implicit solver r num and share + r den; its result may be overwritten.
 
-The way back goes from the gradient of v after an unfold to that before it. `den` (E, H, n) is what `evaluate` gave beside r num. In h[e],
-(H, n), a solver leaves the gradient of r num at evaluation e; that of r den is -value h[e], value what den multiplies in the equation.
-pull(e) then gives the part of v's gradient that comes through the synapses, which may be overwritten too, as may the gradient `dv` itself.
+The backward functions map the gradient of v after an unfold to that before it. `den` (E, H, n) is the second result of `evaluate`. A solver
+writes the gradient of r num at evaluation e to h[e], (H, n); that of r den is -value h[e], where value is the factor of den in the
+equation. pull(e) then returns the part of v's gradient through the synapses. Its result and the gradient `dv` may be overwritten.
 """
 
 from collections.abc import Callable

@@ -1,24 +1,24 @@
-"""What is fixed about an LTC recurrence before any array is seen."""
+"""The static specification of an LTC recurrence."""
 
 from dataclasses import dataclass
 
 from .synapses import Synapses
 
 SOLVERS = {"semi_implicit": 1, "explicit": 1, "rk4": 4}
-"""Solver -> how often an unfold evaluates the synapses."""
+"""Solver -> evaluations of the synapses per unfold."""
 
 
 @dataclass(frozen=True)
 class LTCSpec:
-    """The static part of an LTC scan.
+    """The static specification of an LTC scan.
 
     Args:
-        synapses: among the units, H to H.
-        sensory: from the inputs to the units, I to H.
-        unfolds: into how many parts of equal length the solver divides a step.
+        synapses: synapses between units, H to H.
+        sensory: synapses from the inputs to the units, I to H.
+        unfolds: number of equal substeps of the solver per step.
         epsilon: added to the denominator (5) of the semi-implicit solver.
         solver: a key of SOLVERS.
-        mixed_memory: whether an LSTM step comes before each LTC step, which works on its h.
+        mixed_memory: whether an LSTM step precedes each LTC step, which starts from its h.
 
     Example:
         >>> from ember_mlx.scans.ltc.spec import LTCSpec
@@ -41,10 +41,10 @@ class LTCSpec:
 
     @property
     def least_cm(self) -> float:
-        """What the semi-implicit solver adds to cm, so that cm and the time may both be next to 0; its square is a float32 still."""
+        """The value that the semi-implicit solver adds to cm, so that cm and dt may both be near 0; its square is still a float32."""
         return 1e-15 if self.solver == "semi_implicit" else 0.0
 
     @property
     def evaluations(self) -> int:
-        """How often a step evaluates the synapses, E."""
+        """Evaluations of the synapses per step, E."""
         return self.unfolds * SOLVERS[self.solver]

@@ -1,4 +1,4 @@
-"""Which synapses a kind has, as lists grouped by target and by source."""
+"""The synapses of one kind, as lists ordered by target and by source."""
 
 from functools import cached_property
 from typing import Any
@@ -10,9 +10,9 @@ Indices = NDArray[np.int32]
 
 
 class Synapses:
-    """The synapses from K sources to H targets, numbered target by target, and within a target source by source.
+    """The synapses from K sources to H targets, ordered by target and then by source.
 
-    It never changes, so it is compared and hashed by what it holds.
+    The object is immutable; it is compared and hashed by its contents.
 
     Args:
         matrix: (K, H), indexed [source, target]; a synapse wherever it is not 0.
@@ -39,7 +39,7 @@ class Synapses:
         return self._hash
 
     def __deepcopy__(self, memo: Any) -> "Synapses":
-        return self  # it never changes
+        return self  # immutable
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_held"}
@@ -49,29 +49,29 @@ class Synapses:
 
     @property
     def count(self) -> int:
-        """S, how many there are."""
+        """S, the number of synapses."""
         return len(self.sources)
 
     @property
     def is_full(self) -> bool:
-        """Whether none is missing: an array with a value for each is then (H, K), flattened."""
+        """Whether no synapse is missing; an array with one value per synapse is then a flattened (H, K)."""
         return self.count == self.inputs * self.units
 
     @cached_property
     def by_source(self) -> Indices:
-        """(S,) the synapses' numbers, source by source."""
+        """(S,) the synapses' indices, ordered by source."""
         return _frozen(np.argsort(self.sources, kind="stable"))
 
     def target_starts(self) -> Indices:
-        """(H + 1,) where each target's synapses begin."""
+        """(H + 1,) the start of each target's synapses."""
         return _starts(self.targets, self.units)
 
     def source_starts(self) -> Indices:
-        """(K + 1,) where each source's begin in `by_source`."""
+        """(K + 1,) the start of each source's synapses in `by_source`."""
         return _starts(self.sources, self.inputs)
 
     def padded(self, by_target: bool) -> Indices:
-        """(H, most) the numbers of each target's synapses, or (K, most) of each source's; S where there is none."""
+        """(H, most) the indices of each target's synapses, or (K, most) of each source's, padded with S."""
         starts, order = (self.target_starts(), np.arange(self.count)) if by_target else (self.source_starts(), self.by_source)
         sizes = np.diff(starts)
         place = np.arange(sizes.max(initial=0))
@@ -80,14 +80,14 @@ class Synapses:
 
 
 def parameter_gradients(p: dict[str, Any], by_num: Any, by_den: Any, by_argument: Any, by_product: Any) -> dict[str, Any]:
-    """The gradients of w, sigma, mu and erev, NumPy's or MLX's, from sums over all rows and evaluations, (S,) each.
+    """The gradients of w, sigma, mu and erev, as NumPy or MLX arrays, from sums over all rows and evaluations, (S,) each.
 
     Args:
         p: w, sigma, mu, erev.
-        by_num: of d_num sigma(...).
-        by_den: of d_den sigma(...).
-        by_argument: of the gradient of sigma's argument.
-        by_product: of the same times v.
+        by_num: sum of d_num sigma(...).
+        by_den: sum of d_den sigma(...).
+        by_argument: sum of the gradient of sigma's argument.
+        by_product: sum of the gradient of sigma's argument times v.
     """
     return {
         "w": p["erev"] * by_num + by_den,

@@ -1,4 +1,4 @@
-"""How an LTC scan is laid out on a threadgroup: its synapses, its LSTM's products, its memory, as the kernels read them."""
+"""The layout of an LTC scan on a threadgroup: its packed synapses, its LSTM's products, and its threadgroup memory."""
 
 from typing import Any, NamedTuple
 
@@ -13,14 +13,14 @@ from .synapses import Indices, Synapses
 
 
 class Lists(NamedTuple):
-    """Synapses in the order in which the threads of a group read them, by target or by source: entry after entry of all threads.
+    """Synapses in the order in which the threads of a threadgroup read them, by target or by source: all threads' first entries, and so on.
 
     Args:
-        ids: for each entry of each thread the number of the synapse, or S for none.
+        ids: for each entry of each thread the index of the synapse, or S for none.
         partners: the unit at the synapse's other end.
-        order: the unit of each group of lanes in each block, or -1.
-        offsets: where each block's entries begin.
-        entries: of a thread, in all blocks.
+        order: the unit of each lane group in each block, or -1.
+        offsets: the start of each block's entries.
+        entries: entries per thread, in all blocks.
     """
 
     ids: mx.array
@@ -32,7 +32,7 @@ class Lists(NamedTuple):
 
 @held_by_first
 def lists_of(synapses: Synapses, by_target: bool, tile: Tile) -> Lists:
-    """The lists of a tile; units with many synapses come first, so that the lanes of a block have about the same work."""
+    """The lists for a tile; units are sorted by number of synapses, largest first, so that the lanes of a block have similar work."""
     H, S, groups, near = synapses.units, synapses.count, tile.threads // tile.split, near_of(synapses, tile.resident)
     table = synapses.padded(by_target)  # (H, most)
     sizes = (table < S).sum(1)
@@ -55,23 +55,23 @@ def lists_of(synapses: Synapses, by_target: bool, tile: Tile) -> Lists:
 
 
 def near_of(synapses: Synapses, resident: bool) -> int:
-    """Synapses that a lane takes at once."""
+    """Synapses that a lane processes at once."""
     return 4 if synapses.is_full or not resident else 2
 
 
 def _by_lane(table: np.ndarray, split: int, synapses: Synapses) -> np.ndarray:
-    """(groups, width * split) -> (width, groups, split): each lane's entries, every `split`-th; where none is missing every such four."""
+    """(groups, width * split) -> (width, groups, split): lanes take every `split`-th entry, or if none is missing every `split`-th four."""
     together = 4 if synapses.is_full else 1
     return table.reshape(len(table), -1, split, together).transpose(1, 3, 0, 2).reshape(-1, len(table), split)
 
 
 def ids_of(a: Indices) -> mx.array:
-    """Indices as the kernels and mx.take read them."""
+    """Indices as an array for the kernels and mx.take."""
     return mx.array(np.ascontiguousarray(a, np.int32))
 
 
 def at_ids(floats: mx.array, ids: mx.array) -> mx.array:
-    """The synapses (S, 4) of some numbers, (..., 4), 0 for the number S."""
+    """The synapses (S, 4) at these indices, (..., 4); zeros for index S."""
     return mx.take(mx.concatenate([floats, mx.zeros((1, 4))]), ids, axis=0)
 
 
@@ -81,7 +81,7 @@ class Variant(NamedTuple):
     Args:
         spec: the recurrence.
         tile: the layout.
-        register_floats: of a thread, at most, for the synapses that a resident layout keeps there; None: as many as there are.
+        register_floats: most registers per thread for the synapses of a resident layout; None: no limit.
     """
 
     spec: LTCSpec
@@ -90,7 +90,7 @@ class Variant(NamedTuple):
 
     @property
     def gates(self) -> ProductShape:
-        """The LSTM's gates, in the order of the groups of lanes."""
+        """The LSTM's gates, in the order of the lane groups."""
         return self._product(self.spec.units, 4, by_unit=True)
 
     @property
@@ -104,29 +104,29 @@ class Variant(NamedTuple):
 
     @property
     def floats(self) -> int:
-        """What a thread must keep in registers to keep all synapses, in the greedier direction."""
+        """Registers per thread for all synapses, in the direction that needs more."""
         return max(self.lists(backward).entries for backward in (True, False)) * self.synapse_floats
 
     @property
     def synapse_floats(self) -> int:
-        """Registers of a synapse."""
+        """Registers per synapse."""
         return 4 if self.spec.synapses.is_full else 5
 
     def held(self, backward: bool) -> int:
-        """Synapses of a thread that are in registers."""
+        """Synapses per thread that are kept in registers."""
         entries, near = self.lists(backward).entries, near_of(self.spec.synapses, self.tile.resident)
         return entries if self.register_floats is None else min(entries, self.register_floats // (self.synapse_floats * near) * near)
 
     @property
     def gate_floats(self) -> int:
-        """The same for the LSTM's weights."""
+        """Registers per thread for the LSTM's weights."""
         return max(self.gates.floats, self.gates_back.floats) if self.spec.mixed_memory else 0
 
     def work(self, backward: bool) -> Work:
-        """Of a threadgroup in a step of one direction."""
+        """The work of a threadgroup in a step of one direction."""
         tile, entries, gates = self.tile, self.lists(backward).entries, self.gates_back if backward else self.gates
         read = entries - self.held(backward) if tile.resident else entries
-        synapse = SYNAPSE + Work(4) if backward else SYNAPSE  # there its slope
+        synapse = SYNAPSE + Work(4) if backward else SYNAPSE  # plus its slope
         evaluation = synapse * (tile.threads * tile.rows * entries)
         evaluation += Work(streamed=4 * self.synapse_floats * tile.threads * read, phases=1)
         work = evaluation * self.spec.evaluations
@@ -138,11 +138,11 @@ class Variant(NamedTuple):
 
     @property
     def threadgroup_bytes(self) -> int:
-        """Threadgroup memory of a group."""
+        """Bytes of threadgroup memory."""
         return 16 * max(self.scratch(False), self.scratch(True))
 
     def scratch(self, backward: bool) -> int:
-        """float4s of threadgroup memory; metal/ltc.metal says what lies there."""
+        """float4s of threadgroup memory; see metal/ltc.metal for its contents."""
         H, rk4, memory = self.spec.units, self.spec.solver == "rk4", self.spec.mixed_memory
         row = 4 * self._product(H, 1).row4
         if backward:
@@ -170,7 +170,7 @@ class Variant(NamedTuple):
         return [at_ids(floats, lists.ids), lists.partners, lists.order, lists.offsets]
 
     def packed_gates(self, w_h: mx.array, backward: bool) -> mx.array:
-        """The LSTM's weights (4 H, H) as the lanes of one direction read them."""
+        """The LSTM's weights (4 H, H), packed for the lanes of one direction."""
         weight = w_h.T if backward else w_h
         outputs = 1 if backward else 4
         by_unit = weight.reshape(outputs, self.spec.units, -1)

@@ -1,7 +1,7 @@
-"""The LQNet and CTRQNet scan as fused kernels (metal/quantum.metal): what surrounds the two sequential scans, and their launches.
+"""The LQNet and CTRQNet scan as fused kernels (metal/quantum.metal): the launches of the scans, and the parallel computations around them.
 
-The arrays are those of the NumPy form (reference.py). What is parallel over T is made of MLX operations: before the forward scan the drive
-and the noise; before the backward scan the slopes, recomputed from the stored states; after it the weights' gradients.
+The arrays are those of the NumPy form (reference.py). MLX operations compute all that is parallel over T: before the forward scan the drive
+and the noise; before the backward scan the slopes, from the stored states; after it the weights' gradients.
 """
 
 from typing import Any, NamedTuple
@@ -33,11 +33,11 @@ from .problems import random_arrays
 from .spec import QuantumSpec
 
 Tree = dict[str, Any]
-BLOCK_STEPS = 256  # steps whose drive and slopes are in memory at a time, at most
-BLOCK_BYTES = 2**28  # of their slopes
-SLOPES = 11  # of a unit, see metal/quantum.metal
+BLOCK_STEPS = 256  # most steps per block, whose drive and slopes are in memory at a time
+BLOCK_BYTES = 2**28  # bytes of a block's slopes
+SLOPES = 11  # slopes per unit, see metal/quantum.metal
 SPLIT = 4
-ROW_BUFFERS = 6  # rows of threadgroup memory for each sequence, in both directions
+ROW_BUFFERS = 6  # rows of threadgroup memory per sequence, forward and backward
 BY_STEP = ("x", "dt", "t", "xi")
 FILES = ("pointwise.metal", "product.metal", "sequences.metal", "quantum.metal")
 SIZES = "Quantum<H, NOISE, THREADS, ROWS, SPLIT, RESIDENT>"
@@ -75,7 +75,7 @@ class Variant(NamedTuple):
 
     @property
     def threadgroup_bytes(self) -> int:
-        """Threadgroup memory of a group."""
+        """Bytes of threadgroup memory."""
         return 16 * self.scratch
 
     @property
@@ -85,10 +85,10 @@ class Variant(NamedTuple):
 
     @property
     def work(self) -> Work:
-        """Of a threadgroup in a step."""
+        """The work of a threadgroup in a step."""
         weights = 2 * self.tile.threads * self.square.floats
         streamed = 0 if self.tile.resident else 4 * weights
-        # both parts of psi go through one of the two products; a unit has the cos and sin of (2), the exp of (5) and two tanh
+        # one of the two products takes both parts of psi; each unit computes the cos and sin of (2), the exp of (5) and two tanh
         return Work(1.5 * self.tile.rows * weights, streamed=streamed, phases=2) + FUNCTION * (5 * self.tile.rows * self.H)
 
     @property
@@ -99,19 +99,19 @@ class Variant(NamedTuple):
 
 
 def choose_tile(family: Family, H: int, noise: bool, batch: int) -> Tile:
-    """Weights in registers if they fit there, else weights read at every step."""
+    """Weights in registers if they fit, otherwise read at every step."""
     alone = Variant(H, noise, Tile(family.threads, 1, SPLIT, True))
     resident = 2 * alone.square.floats <= family.register_floats
     return alone.tile._replace(resident=resident, rows=rows_for(family, batch, alone.threadgroup_bytes, resident))
 
 
 def layouts(family: Family, spec: QuantumSpec) -> list[Tile]:
-    """Every layout that `choose_tile` can give on a family of GPUs, for some size."""
+    """Every layout that `choose_tile` can return on a GPU family, for any size."""
     return layouts_for(family, (SPLIT,))
 
 
 def variant_of(kind: str, spec: QuantumSpec, arrays: Tree) -> Variant:
-    """The kernel variant that serves some arrays."""
+    """The kernel variant for these arrays."""
     (batch, H), has_noise = arrays["h_c0"].shape, "xi" in arrays
     checked = checked_variant.get()
     if checked is not None:
@@ -120,12 +120,12 @@ def variant_of(kind: str, spec: QuantumSpec, arrays: Tree) -> Variant:
 
 
 def variant_key(kind: str, spec: QuantumSpec, arrays: Tree) -> tuple[Variant, bool]:
-    """What a first use is remembered by."""
+    """The key under which the result of a first-use check is stored."""
     return variant_of(kind, spec, arrays), spec.harmonic
 
 
 def refusal(kind: str, spec: QuantumSpec, arrays: Tree) -> str | None:
-    """Why no kernel serves such arrays, or None."""
+    """The reason why no kernel supports these arrays, or None."""
     if arrays["dt"].dtype != mx.float32:
         return "kernels compute in float32"
     variant = variant_of(kind, spec, arrays)
@@ -136,7 +136,7 @@ def refusal(kind: str, spec: QuantumSpec, arrays: Tree) -> str | None:
 
 
 def small_problem(kind: str, spec: QuantumSpec, arrays: Tree) -> SmallProblem:
-    """As many units, or a part of them where there are many."""
+    """A problem with the same units, or a fraction of them if there are many."""
     variant = variant_of(kind, spec, arrays)
     H = few_units(variant.H, part_within((3 if variant.noise else 2) * variant.H**2))
     B = few_sequences(variant.tile.rows)
@@ -148,7 +148,7 @@ def quantum_fused_forward(kind: str, spec: QuantumSpec, arrays: Tree) -> list[mx
     """[h_c, h_s] (T, B, H) each, in one launch."""
     variant = variant_of(kind, spec, arrays)
     (T, B), H = arrays["dt"].shape, variant.H
-    # a harmonic drive has I sines for each unit and step
+    # a harmonic drive needs I sines per unit and step
     parts = [_steps(arrays, block) for block in _blocks(T, B, H)] if spec.harmonic else [arrays]
     inputs = [
         mx.concatenate([drive(spec, part) for part in parts]),  # (1)
@@ -166,7 +166,7 @@ def quantum_fused_forward(kind: str, spec: QuantumSpec, arrays: Tree) -> list[mx
 
 
 def quantum_fused_backward(kind: str, spec: QuantumSpec, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
-    """The gradients of every array but `lengths` and `xi`, as the NumPy form's backward gives them."""
+    """The gradients of every array but `lengths` and `xi`, as returned by the NumPy form's backward."""
     variant = variant_of(kind, spec, arrays)
     (T, B), H = arrays["dt"].shape, variant.H
     before = [mx.concatenate([mx.expand_dims(a, 0), kept[:-1]]) for a, kept in zip((arrays["h_c0"], arrays["h_s0"]), outputs, strict=True)]
@@ -184,7 +184,7 @@ def quantum_fused_backward(kind: str, spec: QuantumSpec, arrays: Tree, outputs: 
 
 
 class Point(NamedTuple):
-    """A block of steps at the stored states; (T, B, H) each, the pairs (T, B, 2, H)."""
+    """A block of steps linearised at the stored states; (T, B, H) each, pairs (T, B, 2, H)."""
 
     slopes: mx.array  # (T, B, 11, H), see metal/quantum.metal
     p: mx.array  # |psi|^2
@@ -193,7 +193,7 @@ class Point(NamedTuple):
     r: mx.array  # the pair after (3)
     nu: mx.array  # (T, B, 1)
     stay: mx.array  # 1 - kappa
-    change: mx.array  # the pair by which kappa moves psi
+    change: mx.array  # the pair: derivative of psi by kappa
     slope_q: mx.array  # the pair's slopes by r R + u
 
 
@@ -220,7 +220,7 @@ def linearise(spec: QuantumSpec, arrays: Tree, h_c: mx.array, h_s: mx.array) -> 
 
 
 def _gradients(spec: QuantumSpec, arrays: Tree, point: Point, dh: mx.array, dr: mx.array) -> Tree:
-    """All gradients of a block of steps from those of its states and of r, (T, B, 2, H) each."""
+    """All gradients of a block of steps, from those of its states and of r, (T, B, 2, H) each."""
     dt, tau = mx.expand_dims(arrays["dt"], 2), arrays["tau"]
     d_q = dh * point.slope_q
     d_theta = dr[:, :, 1] * point.rotated[:, :, 0] - dr[:, :, 0] * point.rotated[:, :, 1]
@@ -237,14 +237,14 @@ def _gradients(spec: QuantumSpec, arrays: Tree, point: Point, dh: mx.array, dr: 
 
 
 def _pulled(function: Any, arrays: Tree, cotangent: mx.array) -> Tree:
-    """The gradients of a function's arrays."""
+    """The gradients of a function's input arrays."""
     names, leaves = zip(*tree_flatten(arrays), strict=True)
     _, gradients = mx.vjp(lambda *a: function(dict(zip(names, a, strict=True))), list(leaves), [cotangent])
     return dict(zip(names, gradients, strict=True))
 
 
 def _joined(parts: list[Tree]) -> Tree:
-    """Gradients of consecutive blocks of steps together: those with a time axis in a row, the others added up."""
+    """Join the gradients of consecutive blocks of steps: arrays with a time axis are concatenated, the others added."""
     return {
         name: mx.concatenate([part[name] for part in parts]) if name in BY_STEP else sum(part[name] for part in parts) for name in parts[0]
     }

@@ -1,6 +1,6 @@
-"""The MLX-ops form of the LQNet and CTRQNet scan: slower than the others, and differentiable to any order inside any transformation.
+"""The MLX-ops form of the LQNet and CTRQNet scan: slower than the others, but differentiable to any order and inside any transformation.
 
-The arrays are those of the NumPy form (reference.py); MLX differentiates it.
+The arrays are those of the NumPy form (reference.py); gradients are MLX's.
 """
 
 import math
@@ -35,7 +35,7 @@ def quantum_ops(spec: QuantumSpec, arrays: Tree) -> list[mx.array]:
 
 
 def drive(spec: QuantumSpec, arrays: Tree) -> mx.array:
-    """What the inputs add inside tanh, for all steps: (T, B, H)."""
+    """The drive u of all steps, added inside tanh: (T, B, H)."""
     if not spec.harmonic:
         return project(arrays["x"], arrays["w_x"], arrays["b"])  # (1)
     t = arrays["t"][:, :, None, None]

@@ -1,4 +1,4 @@
-"""Small random LQNet and CTRQNet scans of every kind, for tests, benchmarks and the check of a kernel before its first use."""
+"""Small random LQNet and CTRQNet scans of every kind, for tests, benchmarks and the first-use check of kernels."""
 
 from typing import Any
 
@@ -20,16 +20,16 @@ VARIANTS: dict[str, dict[str, bool]] = {
 def quantum_problem(
     variant: str, T: int, B: int, H: int, *, lengths: bool = False, seed: int = 0, dtype: Any = np.float64
 ) -> tuple[QuantumSpec, Tree]:
-    """A spec and its arrays, with weights at which the recurrence does not amplify rounding errors.
+    """A spec and its arrays, with weights small enough that the recurrence does not amplify rounding errors.
 
     Args:
         variant: a key of VARIANTS.
-        T: steps.
-        B: sequences.
-        H: units.
-        lengths: whether the sequences have different lengths, T among them.
-        seed: of the random numbers.
-        dtype: of the arrays.
+        T: number of steps.
+        B: number of sequences.
+        H: number of units.
+        lengths: whether the sequences have different lengths, one of them T.
+        seed: seed of the random numbers.
+        dtype: dtype of the arrays.
     """
     kind = VARIANTS[variant]
     spec = QuantumSpec(nu_0=0.9, beta=0.3, harmonic=kind.get("harmonic", False))

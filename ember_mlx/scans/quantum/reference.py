@@ -1,4 +1,4 @@
-"""The NumPy form of the LQNet and CTRQNet scan: forward, and a backward written by hand. It computes in the dtype of its arrays.
+"""The NumPy form of the LQNet and CTRQNet scan: forward, and a handwritten backward. It computes in the dtype of its arrays.
 
 The state is psi = h_c + i h_s. Both take the arrays of one scan as a tree (T steps, B sequences, I inputs, H units):
 
@@ -7,13 +7,13 @@ The state is psi = h_c + i h_s. Both take the arrays of one scan as a tree (T st
     h_c0     (B, H)      real part of the state before the first step;  h_s0 (B, H) the imaginary part
     lengths  (B,)        optional, integers in 1..T
     w_x      (H, I), b (H,), the drive
-    t        (T, B)      with `harmonic` only: the time elapsed at each step;  f (H, I) frequencies, phi (H, I) phases
-    omega    (H, H)      of the rotation; symmetric where the flow shall be that of a Hamiltonian, which the scan does not ask for
-    w_h      (H, H)      of the relaxation, with tau (H,)
+    t        (T, B)      with `harmonic` only: the total elapsed time at each step;  f (H, I) frequencies, phi (H, I) phases
+    omega    (H, H)      rotation weights; symmetric for a Hamiltonian flow, which the scan does not require
+    w_h      (H, H)      relaxation weights, with tau (H,)
     xi       (T, B, 2 H) optional, standard normal numbers, H for the real part, then H for the imaginary one;  w_noise (H, H)
 
-Only what is sequential is in the loops over T. The backward keeps nothing but the states: it recomputes everything else from them,
-a block of steps at a time, then runs dh -> dr -> dtheta -> dh, then forms the weights' gradients as products over the block.
+The loops over T contain only the sequential part. The backward uses only the stored states: it recomputes everything else from them, a
+block of steps at a time, then runs dh -> dr -> dtheta -> dh, then computes the weights' gradients as products over the block.
 """
 
 import math
@@ -30,7 +30,7 @@ from .spec import QuantumSpec
 
 Tree = dict[str, Any]
 Pair = tuple[Array, Array]  # real and imaginary part
-WAVES = 2**15  # sines of the harmonic drive that are made at a time, unless those of one input are more: they stay in the cache
+WAVES = 2**15  # sines of the harmonic drive computed at a time, to stay in the cache; always at least those of one input
 BLOCK_ROWS = 800  # rows (step and sequence) recomputed at a time: enough for products on two threads, few enough to bound the memory
 
 
@@ -40,7 +40,7 @@ def quantum_forward(spec: QuantumSpec, arrays: Tree, kept: Scratch | None = None
     Args:
         spec: the static part.
         arrays: the tree above, float32 or float64.
-        kept: unused: the backward recomputes all it needs.
+        kept: unused, since the backward recomputes intermediate results.
 
     Returns:
         (h_c, h_s) of shape (T, B, H) each, zero past each length.
@@ -76,18 +76,18 @@ def quantum_forward(spec: QuantumSpec, arrays: Tree, kept: Scratch | None = None
 def quantum_backward(
     spec: QuantumSpec, arrays: Tree, outputs: tuple[Array, ...], cotangents: tuple[Array, ...], kept: Scratch | None = None
 ) -> Tree:
-    """Pull the outputs' gradients back through an LQNet or CTRQNet scan.
+    """The gradients of an LQNet or CTRQNet scan, from those of its outputs.
 
     Args:
         spec: the static part.
-        arrays: what `quantum_forward` took.
-        outputs: what it returned.
+        arrays: the arguments of `quantum_forward`.
+        outputs: its results.
         cotangents: the gradient of each output, same shapes.
         kept: unused.
 
     Returns:
-        The gradient of every array but `lengths` and `xi`, as a tree of the same structure. sqrt(dt), which the noise has, is given
-        the slope 0 at dt = 0.
+        The gradient of every array but `lengths` and `xi`, as a tree of the same structure. The noise's factor sqrt(dt) is given the
+        slope 0 at dt = 0.
     """
     scratch = Scratch(arrays["h_c0"].dtype)
     scan = _Scan(spec, arrays, scratch)
@@ -110,11 +110,11 @@ def quantum_backward(
 
 
 class QuantumStep:
-    """A scan of one step that is run again and again: each call reads x, dt, t and the state anew from the arrays that it was made with.
+    """A single step for repeated calls: each call reads x, dt, t and the state from the arrays passed to the constructor.
 
     Args:
         spec: the static part.
-        arrays: what `quantum_forward` takes, contiguous, with T = 1 and without lengths and noise.
+        arrays: arguments as for `quantum_forward`, contiguous, with T = 1 and without lengths and noise.
 
     Example:
         >>> import numpy as np
@@ -136,18 +136,18 @@ class QuantumStep:
 
 
 class _Block(NamedTuple):
-    """Some whole steps, n rows in all."""
+    """A block of whole steps, n rows in total."""
 
-    rows: slice  # in the packed order
+    rows: slice  # in packed order
     n: int
-    steps: list[slice]  # the rows of each, counted from the block's first
+    steps: list[slice]  # the rows of each step, relative to the block's first row
     x: Array  # (n, I)
     dt: Array  # (n, 1)
-    t: Array  # (n, 1): the time elapsed, with `harmonic`; else dt
-    xi: Array | None  # (2 n, H): a row's two parts one after the other
+    t: Array  # (n, 1): the total elapsed time with `harmonic`, else dt
+    xi: Array | None  # (2 n, H): the two parts of each row, interleaved
     root: Array | None  # (n, 1): sqrt(dt)
     spread: Array | None  # (n, 2, H): xi W_noise
-    noise: Array | None  # (n, 2, H): what is added to the two parts
+    noise: Array | None  # (n, 2, H): the noise added to the two parts
 
 
 class _LinearDrive:
@@ -172,7 +172,7 @@ class _LinearDrive:
 
 
 class _HarmonicDrive:
-    """u_j = sum_i x_i a_ij sin(2 pi f_ij t + phi_ij) + b_j, a few inputs at a time: the sines of all would take I times the memory."""
+    """u_j = sum_i x_i a_ij sin(2 pi f_ij t + phi_ij) + b_j, a few inputs at a time, since the sines of all take I times the memory."""
 
     def __init__(self, arrays: Tree, scratch: Scratch):
         self.a, self.f, self.phi = (np.ascontiguousarray(arrays[name].T) for name in ("w_x", "f", "phi"))  # (I, H)
@@ -223,7 +223,7 @@ class _HarmonicDrive:
 
 
 class _Stages(NamedTuple):
-    """One step, or a block of them, between its equations; (n, H) each, the pairs (2, n, H)."""
+    """The intermediate results of one step, or of a block of steps; (n, H) each, pairs (2, n, H)."""
 
     p: Array  # |psi|^2
     by_time: Array  # theta / dt
@@ -243,12 +243,12 @@ class _Step:
     def __init__(self, spec: QuantumSpec, arrays: Tree, scratch: Scratch):
         self.spec, self.scratch = spec, scratch
         self.omega, self.w_h, self.tau = arrays["omega"], arrays["w_h"], arrays["tau"]
-        # (in, out) in memory: a third faster for the few rows of a step
+        # stored as (in, out): a third faster for the few rows of a step
         self.omega_T, self.w_h_T = (scratch.copy(f"{name}_T", arrays[name].T) for name in ("omega", "w_h"))
         self.sums = Sums(scratch.part("sums"))
 
     def evaluate(self, h: Pair, u: Array, dt: Array, noise: Array | None, place: Scratch) -> _Stages:
-        """From the state (n, H) to the parts of the next one; `place` holds them until its next use."""
+        """From the state (n, H) to the intermediate results of the step, in the buffers of `place`, valid until these are reused."""
         h_c, h_s = h
         n, H = h_c.shape
         p, by_time, cos, sin, stay, kappa = (place(name, n, H) for name in ("p", "by_time", "cos", "sin", "stay", "kappa"))
@@ -265,7 +265,7 @@ class _Step:
         density = np.einsum("knh,knh->n", r, r)[:, None] / H
         nu = self.spec.nu_0 * np.exp(-self.spec.beta * density)  # (4)
         np.divide(-nu * dt, self.tau, out=stay)
-        np.negative(np.expm1(stay, out=kappa), out=kappa)  # (5); 1 - stay has no digits of a short time
+        np.negative(np.expm1(stay, out=kappa), out=kappa)  # (5); 1 - stay would lose the digits of a short time
         np.exp(stay, out=stay)
         a = place("a", 2, n, H)
         multiply(r.reshape(2 * n, H), self.w_h_T, out=a.reshape(2 * n, H))
@@ -274,18 +274,18 @@ class _Step:
         return _Stages(p, by_time, cos, sin, rotated, r, nu.astype(u.dtype, copy=False), stay, kappa, a)
 
     def run(self, h: Pair, u: Array, dt: Array, noise: Array | None) -> Array:
-        """The next state, (2, n, H); the next call overwrites it, when it has read the state."""
+        """The next state, (2, n, H); the next call overwrites it after reading its own input state."""
         s = self.evaluate(h, u, dt, noise, self.scratch.part("step"))
         np.multiply(s.r, s.stay, out=s.r)
         np.multiply(s.a, s.kappa, out=s.a)
         return np.add(s.a, s.r, out=s.a)
 
     def linearise(self, h: Pair, u: Array, block: _Block) -> "_Point":
-        """For a block of steps at once: everything that the pull needs and that does not depend on it, beside `dh`, still empty."""
+        """For a block of steps at once: everything that `pull` needs and that does not depend on the gradients, and an unset `dh`."""
         s = self.evaluate(h, u, block.dt, block.noise, self.scratch.part("block"))
         pairs = {name: self.scratch(name, *s.r.shape) for name in ("slope_q", "slope_nu", "change", "dh", "d_q", "dr")}
         np.subtract(s.a, s.r, out=pairs["change"])
-        # of kappa by nu, times those of nu by the mean of |r|^2 and of this by r / r
+        # the slope of kappa by nu, times that of nu by the mean of |r|^2, times that of the mean by r, divided by r
         factor = block.dt * s.nu * (-2 * self.spec.beta / s.p.shape[1])
         np.multiply(pairs["change"], s.stay * (factor / self.tau), out=pairs["slope_nu"])
         np.multiply(s.a, s.a, out=pairs["slope_q"])
@@ -317,14 +317,14 @@ class _Step:
         n, H = s.p.shape
         self.sums.add("omega", multiply((point.d_theta * dt).T, s.p))
         self.sums.add("w_h", multiply(point.d_q.reshape(2 * n, H).T, s.r.reshape(2 * n, H)))
-        d_exponent = (point.dh * point.change).sum(0) * s.stay  # of nu dt / tau
+        d_exponent = (point.dh * point.change).sum(0) * s.stay  # gradient of nu dt / tau
         by_dt = d_exponent * (s.nu / self.tau)
         self.sums.add("tau", -(by_dt * dt).sum(0) / self.tau)
         return (point.d_theta * s.by_time + by_dt).sum(1, keepdims=True)
 
 
 def _rotated(h: Pair, cos: Array, sin: Array, out: Array, place: Scratch) -> Array:
-    """psi times exp(i theta), (2, n, H) in `out`."""
+    """psi times exp(i theta), (2, n, H), written to `out`."""
     h_c, h_s = h
     other = place("other", *cos.shape)
     np.multiply(h_c, cos, out=out[0])
@@ -335,15 +335,15 @@ def _rotated(h: Pair, cos: Array, sin: Array, out: Array, place: Scratch) -> Arr
 
 
 class _Point(NamedTuple):
-    """The step at the states of a block of N steps; (2, N, H) each where nothing else is said."""
+    """The step linearised at the states of a block of N steps; (2, N, H) each unless noted."""
 
     h: Pair  # before the step
     stages: _Stages
     dt: Array  # (N, 1)
     twice_dt: Array  # (N, 1)
-    slope_q: Array  # of the next state, by r R + u
-    slope_nu: Array  # of the next state, by kappa, times that of kappa by r / r
-    change: Array  # of the next state, by kappa
+    slope_q: Array  # slope of the next state by r R + u
+    slope_nu: Array  # slope of the next state by kappa, times that of kappa by r, divided by r
+    change: Array  # slope of the next state by kappa
     dh: Array  # gradient of the next state
     d_q: Array  # gradient of r R + u
     dr: Array  # gradient of r
