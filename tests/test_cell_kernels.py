@@ -1,5 +1,7 @@
 """Kernels whose text is made from a cell's step: against the ops form in float64, in every layout, at sizes that the sweeps do not have."""
 
+from typing import ClassVar
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -22,11 +24,17 @@ from ember_mlx.scans.registry import RECURRENCES
 from ember_mlx.step.cell import Cell, Parameter
 
 from .comparisons import assert_close, to_mlx
-from .metal_host import lint, metal_kernel
+from .metal_host import metal_kernel
+from .metal_host.lint import lint
 from .test_kernels import kernels_on, on_host, verified
 from .tolerances import FORWARD, GRADIENT, POINTWISE
 
-TILES = {"streamed": Tile(64, 1, 8, False), "resident": Tile(128, 2, 4, True), "by-step": Tile(64, 0, 8, False), "wide": Tile(256, 3, 8, True)}
+TILES = {
+    "streamed": Tile(64, 1, 8, False),
+    "resident": Tile(128, 2, 4, True),
+    "by-step": Tile(64, 0, 8, False),
+    "wide": Tile(256, 3, 8, True),
+}
 SIZES = {"T1-B2-H1": (1, 2, 1), "T7-B5-H32": (7, 5, 32), "T7-B1-H100": (7, 1, 100), "T1-B4-H31": (1, 4, 31)}
 
 
@@ -35,8 +43,8 @@ class Functions(Cell):
 
     states = ("a", "b")
     x_products = 3
-    h_products = {"V": 2}
-    parameters = {"p": (0.1, 0.4), "q": Parameter(0.3, shared=True)}
+    h_products: ClassVar = {"V": 2}
+    parameters: ClassVar = {"p": (0.1, 0.4), "q": Parameter(0.3, shared=True)}
 
     def step(self, x, a, b, dt, V, p, q):
         u, v = V(step.sin(a) * p)
@@ -49,7 +57,7 @@ class Wide(Cell):
     """A weight of six blocks, called twice; some of its gates take an x, others none."""
 
     x_products = 3
-    h_products = {"V": 6}
+    h_products: ClassVar = {"V": 6}
 
     def step(self, x, h, V):
         a, b, c, d, e, f = V(h)
@@ -62,7 +70,7 @@ class Flat(Cell):
     """Linear: its derivative has no coefficient but numbers; a state has no gradient, and one product's result none either."""
 
     states = ("h", "n")
-    h_products = {"V": 1, "U": 1}
+    h_products: ClassVar = {"V": 1, "U": 1}
 
     def step(self, x, h, n, V, U):
         return 0.5 * h + V(h) - x, n + step.where(U(n) > 0, 1, -1)
@@ -231,7 +239,7 @@ def test_a_kernels_name_is_one_for_its_text_alone(name):
         assert kernel is made(definition)
         assert len(kernel.inputs) + len(kernel.outputs) <= fused.MOST_BUFFERS
         assert max(map(len, kernel.text.splitlines())) <= 160
-        assert not lint.lint("", read_source(*kernel.files) + kernel.text)
+        assert not lint("", read_source(*kernel.files) + kernel.text)
     kernels = [forward_kernel(problem(other, 1, 1, 4)[0]) for other in [*VARIANTS, *OTHERS]]
     assert all((kernel.name == other.name) == (kernel.text == other.text) for kernel in kernels for other in kernels)
 
@@ -251,12 +259,13 @@ def test_what_no_kernel_serves_is_refused_by_name():
             return 1e60 * x * 1e-60 + h
 
     class Many(Cell):
-        h_products = {f"W{k}": 1 for k in range(24)}
+        h_products: ClassVar = {"V": 1}
 
-        def step(self, x, h, **W):
-            return x + h
+        def step(self, x, h, V):
+            for _ in range(24):
+                h = h + V(step.tanh(x + h))
+            return h
 
-    Many.step = eval(f"lambda self, x, h, {', '.join(Many.h_products)}: x + {' + '.join(f'{name}(h)' for name in Many.h_products)}")
     assert refused(Huge()) == "the step has the number 1e+60, which float32 does not have"
     assert refused(Many()) == "1 states and 24 products in a step are more than a kernel has arguments for"
     assert refused(Alone()) is None
@@ -264,7 +273,7 @@ def test_what_no_kernel_serves_is_refused_by_name():
     half = arrays | {"initial": {"h": arrays["initial"]["h"].astype(mx.float16)}}
     assert fused.refusal("metal", definition, half) == "kernels compute in float32"
     large = arrays | {"x": mx.broadcast_to(arrays["x"], (1, 2**20, 2**10, 3))}
-    assert "more than an int counts" in fused.refusal("metal", definition, large)
+    assert "too large for int indices" in fused.refusal("metal", definition, large)
 
 
 @pytest.mark.parametrize("family", [family.name for family in FAMILIES])
@@ -285,7 +294,9 @@ def test_every_choice_of_the_table_is_among_the_layouts_that_are_checked(family,
 
 def host_values(expression, a):
     source = f"uint i = thread_position_in_grid.x; y[i] = {expression};"
-    kernel = metal_kernel("one", ["x"], ["y"], source.replace("(a)", "(x[i])"), header=read_source("pointwise.metal", "cell_pointwise.metal"))
+    kernel = metal_kernel(
+        "one", ["x"], ["y"], source.replace("(a)", "(x[i])"), header=read_source("pointwise.metal", "cell_pointwise.metal")
+    )
     call = {"inputs": [mx.array(a)], "grid": (len(a), 1, 1), "threadgroup": (32, 1, 1), "output_shapes": [(len(a),)]}
     return np.array(kernel(**call, output_dtypes=[mx.float32])[0]).astype(np.float64)
 

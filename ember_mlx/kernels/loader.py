@@ -29,18 +29,11 @@ class KernelText(NamedTuple):
         arguments: the function's template arguments.
         files: the .metal files that it needs, in order.
         inputs: names of its input arrays.
-<<<<<<< HEAD
-        outputs: names of its output arrays, float32 all.
-        axes: how arrays lie over what a launch can be cut by, as `axes` gives it; those that are not named have neither.
-        carried: pairs of an input and an output: what a launch for the next steps gets of one for some steps, of an output with steps the
-            last of them.
-        text: what follows the files: text that was made for this kernel, whose name is then one for this text alone.
-=======
         outputs: names of its output arrays, all float32.
         axes: the arrays' axes along which a launch can be split, as returned by `axes`; arrays not named have none.
         carried: pairs (input, output): in a launch for the next steps the input is this output of the launch before, or the last step of it
             if it has a time axis.
->>>>>>> step
+        text: generated text that follows the files; the kernel's name must then be unique to this text.
     """
 
     name: str

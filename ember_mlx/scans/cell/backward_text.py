@@ -8,8 +8,8 @@ from ...step.definition import Definition
 from ...step.derivative import Form, Variable
 from ...step.metal import linear
 from .forward_text import ARGUMENTS, FILES, TEMPLATE, WRITES
-from .lines import BARRIER, declare, for_units, for_values, function, indented, kernel_text, read_ahead, read_now
 from .kernel_plan import Plan, plan_of
+from .lines import BARRIER, declare, for_units, for_values, function, indented, kernel_text, read_ahead, read_now
 
 MOST_AHEAD = 24  # values of a lane that wait in registers for the next step
 
@@ -90,7 +90,8 @@ class Backward:
             return []
         numbers = {name: n for n, name in enumerate(counts)}
         lines = [
-            f"typedef Product<{count} * H, H, SPLIT, 1, THREADS, RESIDENT> Product{numbers[name]};  // {name}" for name, count in counts.items()
+            f"typedef Product<{count} * H, H, SPLIT, 1, THREADS, RESIDENT> Product{numbers[name]};  // {name}"
+            for name, count in counts.items()
         ]
         rows = [f"ROW{c} = 4 * int(Product{numbers[self.definition.calls[c].name]}::ROW4)" for c in self.calls]
         lines += [f"enum {{ {', '.join(rows)} }};  // floats of a row of each call's gradients"] * bool(rows)
@@ -105,7 +106,7 @@ class Backward:
         return lines
 
     def _size(self, calls: list[int]) -> str:
-        return " + ".join(f"int(ROW{c})" for c in calls)
+        return " + ".join(f"ROW{c}" for c in calls)
 
     def _readings(self) -> list[tuple[str, str]]:
         """What a step reads: the array, and its value at `place`."""
@@ -153,7 +154,7 @@ class Backward:
             before = [self.calls[k] for k in range(self.calls.index(c))]
             offset = f"ROWS * ({self._size(before)})" if before else "0"
             if self.buffers == 2:
-                offset = f"(t % 2 * int(ROW{c}) + 2 * ({self._size(before) or 0})) * ROWS"
+                offset = f"(t % 2 * ROW{c} + 2 * ({self._size(before) or 0})) * ROWS"
             lines.append(f"threadgroup float* b{c} = gradients + {offset};")
         values = [*self.linear.sums(level), *self._written(level)]
         return [*lines, *for_values(values), BARRIER]

@@ -6,8 +6,8 @@ import mlx.core as mx
 
 from ...kernels.loader import SMALLEST
 from ...step.definition import Definition
-from .ops import project_inputs
 from .kernel_plan import plan_of
+from .ops import project_inputs
 from .pointwise_text import back_kernel, next_kernel
 from .stages import Rows, given_of, run_stages, transposed
 

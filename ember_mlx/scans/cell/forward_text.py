@@ -8,8 +8,8 @@ from ...kernels.loader import KernelText, axes
 from ...step.definition import Definition
 from ...step.graph import LEAVES, Node, needed_for
 from ...step.metal import statements
-from .lines import BARRIER, declare, for_units, for_values, function, indented, kernel_text, read_ahead, read_now
 from .kernel_plan import Plan, plan_of
+from .lines import BARRIER, declare, for_units, for_values, function, indented, kernel_text, read_ahead, read_now
 
 FILES = ("pointwise.metal", "cell_pointwise.metal", "product.metal", "sequences.metal", "cell.metal")
 TEMPLATE = "int H, int THREADS, int ROWS, int SPLIT, bool RESIDENT"
@@ -55,11 +55,11 @@ class Forward:
         for c, call in enumerate(self.definition.calls):
             for p in self.plan.parts_of(call):
                 part = self.plan.parts[p]
-                for k in range(part.count):
+                for k in range(part.blocks):
                     b = part.first + k
                     owned = self.owned.get((c, b))
                     node = owned.node if owned else call.results[b]
-                    self.names[node.index] = f"q{c}_{p}[{part.count} * i + {k}]" if part.count > 1 else f"q{c}_{p}[i]"
+                    self.names[node.index] = f"q{c}_{p}[{part.blocks} * i + {k}]" if part.blocks > 1 else f"q{c}_{p}[i]"
 
     @cached_property
     def owned(self) -> dict[tuple[int, int], Owned]:
@@ -76,7 +76,7 @@ class Forward:
                 (act, *more) = users.get(total.index, [None])
                 if x is None or act is None or more or act.op not in ("tanh", "sigmoid"):
                     continue
-                if any(self.plan.parts[p].count > 1 and b in _blocks(self.plan, p) for p in self.plan.parts_of(call)):
+                if any(self.plan.parts[p].blocks > 1 and b in _blocks(self.plan, p) for p in self.plan.parts_of(call)):
                     found[c, b] = Owned(act, x)
         return found
 
@@ -182,7 +182,7 @@ class Forward:
         lines += [f"threadgroup float* arguments = (threadgroup float*)scratch;  // {count} times (ROWS, C::ROW)"]
         lines += [f"fill(arguments, {count} * ROWS * C::ROW, thread_index, THREADS, 0.0f);"]
         lines += [
-            f"typedef Product<H, {part.count} * H, SPLIT, {part.count}, THREADS, RESIDENT> Product{p};  // {part.name}"
+            f"typedef Product<H, {part.blocks} * H, SPLIT, {part.blocks}, THREADS, RESIDENT> Product{p};  // {part.name}"
             for p, part in enumerate(parts)
         ]
         sizes = [f"int(Product{p}::FLOAT4S)" for p in range(len(parts))]
@@ -275,7 +275,7 @@ class Forward:
             call = self.definition.calls[c]
             argument = f"(threadgroup const float4*)a{self.plan.argument_of(call)}"
             for p in self.plan.parts_of(call):
-                count = self.plan.parts[p].count
+                count = self.plan.parts[p].blocks
                 first = f"q{c}_{p} + {f'{count} * ' if count > 1 else ''}block * ROWS"
                 names.append((f"q{c}_{p}", f"{count} * C::COUNT" if count > 1 else "C::COUNT"))
                 sums.append(f"partial_sums<ROWS>(product{p}, {argument}, block, {first});")
@@ -285,7 +285,7 @@ class Forward:
 
     def _gathered(self, c: int, p: int) -> list[str]:
         """From the lanes that own a result each to the one that has them all."""
-        count = self.plan.parts[p].count
+        count = self.plan.parts[p].blocks
         if count == 1:
             return []
         lines = ["int i = block * ROWS + r;", f"float value = q{c}_{p}[{count} * i];"]
@@ -318,7 +318,7 @@ class Forward:
 def _blocks(plan: Plan, p: int) -> range:
     """The blocks of a weight that a part has."""
     part = plan.parts[p]
-    return range(part.first, part.first + part.count)
+    return range(part.first, part.first + part.blocks)
 
 
 @lru_cache(maxsize=64)

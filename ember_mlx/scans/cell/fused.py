@@ -30,8 +30,8 @@ from ...step.metal import is_float32
 from .backward_text import backward_kernel
 from .by_step import back_by_step, forward_by_step
 from .forward_text import forward_kernel
-from .ops import project_inputs
 from .kernel_plan import plan_of
+from .ops import project_inputs
 from .pointwise_text import computed_arguments
 from .problems import random_arrays
 from .stages import coefficients, given_of
@@ -237,7 +237,7 @@ def _packed(variant: Variant, arrays: Tree, backward: bool) -> mx.array:
     if backward:
         weights = [arrays["weights"][name].swapaxes(1, 2) for name in variant.spec.h_products]
     else:
-        weights = [arrays["weights"][part.name][:, part.first * H : (part.first + part.count) * H] for part in plan.parts]
+        weights = [arrays["weights"][part.name][:, part.first * H : (part.first + part.blocks) * H] for part in plan.parts]
     D = weights[0].shape[0]
     return mx.concatenate([pack(weight[k], shape) for k in range(D) for weight, shape in zip(weights, shapes, strict=True)])
 

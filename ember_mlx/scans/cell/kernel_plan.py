@@ -18,12 +18,12 @@ class Part(NamedTuple):
     Args:
         name: of the weight.
         first: of its blocks.
-        count: how many.
+        blocks: how many.
     """
 
     name: str
     first: int
-    count: int
+    blocks: int
 
 
 @dataclass(frozen=True)

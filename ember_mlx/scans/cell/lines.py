@@ -56,7 +56,7 @@ def read_now(readings: Sequence[tuple[str, str]], timed: bool = False, also: Seq
 
 def declare(names: Sequence[str], size: str, kind: str = "float") -> list[str]:
     """Arrays of one size."""
-    return [f"{kind} {', '.join(f'{name}[{size}]' for name in names)};"] if names else []
+    return [f"{kind} {', '.join(f'{name}[{size}]' for name in names[k : k + 6])};" for k in range(0, len(names), 6)]
 
 
 def function(template: str, comment: Sequence[str], arrays: Sequence[tuple[str, str, str]], body: Sequence[str]) -> str:

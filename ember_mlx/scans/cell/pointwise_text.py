@@ -12,8 +12,8 @@ from ...step.derivative import Variable
 from ...step.graph import Node, needed_for
 from ...step.metal import statements
 from .backward_text import Linear
-from .lines import function, indented, kernel_text
 from .kernel_plan import Plan, plan_of
+from .lines import function, kernel_text
 
 FILES = ("pointwise.metal", "cell_pointwise.metal")
 ARGUMENTS = "H, THREADS"
@@ -101,7 +101,14 @@ def coefficients_kernel(definition: Definition) -> KernelText:
     count = len(values)
     outputs: Arrays = [("coefficients", "float", f"(N, {count}, H)")]
     writes = [f"coefficients[(row * {count} + {n}) * H + u] = {value};" for n, value in enumerate(values)]
-    return _kernel("cell_{}_coefficients", "What the derivative takes of the step.", arrays, outputs, [*lines, *writes], _along_rows([*arrays, *outputs]))
+    return _kernel(
+        "cell_{}_coefficients",
+        "What the derivative takes of the step.",
+        arrays,
+        outputs,
+        [*lines, *writes],
+        _along_rows([*arrays, *outputs]),
+    )
 
 
 @lru_cache(maxsize=64)
@@ -116,7 +123,7 @@ def next_kernel(definition: Definition) -> KernelText:
 
 @lru_cache(maxsize=128)
 def back_kernel(definition: Definition, level: int) -> KernelText:
-    """One step backward: on a level the gradients of its calls' results (N, count, H); on the last one all blocks, and the states before."""
+    """One step backward: the gradients of a level's calls' results (N, count, H); on the last level all blocks, and the states."""
     plan = plan_of(definition)
     last, count, states = level == plan.depth_back, len(plan.coefficients), range(len(definition.states))
     calls = [c for c in definition.pull.results if plan.levels["call", c] <= level]

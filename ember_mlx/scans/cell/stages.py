@@ -1,6 +1,5 @@
 """A cell's step by pointwise kernels between matrix products: of all steps at once before the backward scan, or of one step."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -44,9 +43,7 @@ class Rows(NamedTuple):
             return launch_step(self.kind, text, template, [*inputs, numbers], self.D * self.R * self.H, whole)
         D, H = self.D, self.H
         work = work_of(targets)
-        return launch_parallel(
-            self.kind, text, template, inputs, self.R, lambda R: D * R * H, lambda R: dims(D * R, R, 1, 0), whole, work
-        )
+        return launch_parallel(self.kind, text, template, inputs, self.R, lambda R: D * R * H, lambda R: dims(D * R, R, 1, 0), whole, work)
 
 
 class Stages(NamedTuple):
@@ -101,11 +98,16 @@ def transposed(arrays: Tree) -> dict[str, mx.array]:
     return {name: w.swapaxes(1, 2) for name, w in arrays["weights"].items()}
 
 
-def coefficients(kind: str, definition: Definition, arrays: Tree, x_proj: mx.array, states: list[mx.array]) -> tuple[mx.array | None, Stages]:
+def coefficients(
+    kind: str, definition: Definition, arrays: Tree, x_proj: mx.array, states: list[mx.array]
+) -> tuple[mx.array | None, Stages]:
     """The derivative's coefficients (D, T, B, count, H) of a block of steps, from the states before them; None where there are none."""
     D, T, B, H = states[0].shape
     rows, plan = Rows(kind, D, T * B, H), plan_of(definition)
-    flat: Callable[[mx.array], mx.array] = lambda a: a.reshape(D, T * B, *a.shape[3:])
+
+    def flat(a: mx.array) -> mx.array:
+        return a.reshape(D, T * B, *a.shape[3:])
+
     given = {name: a if name == "parameters" else flat(a) for name, a in given_of(definition, arrays, x_proj).items()}
     given |= {f"before{k}": flat(a) for k, a in enumerate(states)}
     stages = run_stages(definition, rows, given, transposed(arrays))

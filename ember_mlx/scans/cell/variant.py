@@ -34,7 +34,7 @@ class Forward(Layout):
     @property
     def shapes(self) -> list[ProductShape]:
         """Of the products, in the order of their weights."""
-        return [self.shape(self.H, part.count) for part in self.plan.parts]
+        return [self.shape(self.H, part.blocks) for part in self.plan.parts]
 
     @property
     def weights(self) -> int:
