@@ -94,7 +94,7 @@ class Backward:
             for name, count in counts.items()
         ]
         rows = [f"ROW{c} = 4 * int(Product{numbers[self.definition.calls[c].name]}::ROW4)" for c in self.calls]
-        lines += [f"enum {{ {', '.join(rows)} }};  // floats of a row of each call's gradients"] * bool(rows)
+        lines += ["// floats of a row of each call's gradients", f"enum {{ {', '.join(rows)} }};"] if rows else []
         lines += ["threadgroup float* gradients = (threadgroup float*)scratch;"]
         if self.calls:
             lines.append(f"fill(gradients, {self.buffers} * ROWS * ({self._size(self.calls)}), thread_index, THREADS, 0.0f);")
