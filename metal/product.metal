@@ -85,8 +85,8 @@ struct Weights<true, COUNT, V> {
   typedef Resident<COUNT, V> type;
 };
 
-// sums (ROWS * OUTPUTS) += one float4 of each row times the same float4 of each result's weights
-template <int SPLIT, int SHARE, int OUTPUTS, int ROWS, typename W>
+// sums (ROWS * OUTPUTS * WIDE) += one float4 of each row times the same float4 of each result's weights; WIDE sums, 1 or 2, divide a result
+template <int SPLIT, int SHARE, int OUTPUTS, int ROWS, int WIDE, typename W>
 inline void accumulate(threadgroup const float4* in, thread const W& weights, int block, int k, int part, thread float* sums) {
   float4 v[ROWS];
 #pragma unroll
@@ -96,10 +96,11 @@ inline void accumulate(threadgroup const float4* in, thread const W& weights, in
     float4 w = weight_at(weights, (block * OUTPUTS + c) * (SHARE / 4) + k);
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-      sums[r * OUTPUTS + c] += v[r].x * w.x;
-      sums[r * OUTPUTS + c] += v[r].y * w.y;
-      sums[r * OUTPUTS + c] += v[r].z * w.z;
-      sums[r * OUTPUTS + c] += v[r].w * w.w;
+      int even = (r * OUTPUTS + c) * WIDE, odd = even + WIDE - 1;
+      sums[even] += v[r].x * w.x;
+      sums[odd] += v[r].y * w.y;
+      sums[even] += v[r].z * w.z;
+      sums[odd] += v[r].w * w.w;
     }
   }
 }
@@ -188,21 +189,33 @@ inline int result_of(thread const P& product, int block) {
   return unit_of(product, block) * P::OUTPUTS + product.owned;
 }
 
-// A lane's partial sums for one block, (ROWS, OUTPUTS).
-template <int ROWS, typename P>
-inline void partial_sums(thread const P& product, threadgroup const float4* in, int block, thread float* sums) {
+// The same for all of a lane's share.
+template <int ROWS, int WIDE, typename P>
+inline void add_share(thread const P& product, threadgroup const float4* in, int block, thread float* sums) {
 #pragma unroll
-  for (int i = 0; i < ROWS * P::OUTPUTS; i++) sums[i] = 0.0f;
+  for (int i = 0; i < ROWS * P::OUTPUTS * WIDE; i++) sums[i] = 0.0f;
   if (P::RESIDENT) {
 #pragma unroll
     for (int k = 0; k < P::SHARE / 4; k++) {
-      accumulate<P::SPLIT, P::SHARE, P::OUTPUTS, ROWS>(in, product.weights, block, k, product.part, sums);
+      accumulate<P::SPLIT, P::SHARE, P::OUTPUTS, ROWS, WIDE>(in, product.weights, block, k, product.part, sums);
     }
   } else {
 #pragma unroll 2
     for (int k = 0; k < P::SHARE / 4; k++) {
-      accumulate<P::SPLIT, P::SHARE, P::OUTPUTS, ROWS>(in, product.weights, block, k, product.part, sums);
+      accumulate<P::SPLIT, P::SHARE, P::OUTPUTS, ROWS, WIDE>(in, product.weights, block, k, product.part, sums);
     }
+  }
+}
+
+// A lane's partial sums for one block, (ROWS, OUTPUTS). One sum alone would wait for itself at every multiply-add, so it is made of two.
+template <int ROWS, typename P>
+inline void partial_sums(thread const P& product, threadgroup const float4* in, int block, thread float* sums) {
+  if (ROWS * P::OUTPUTS == 1) {
+    float two[2];
+    add_share<ROWS, 2>(product, in, block, two);
+    sums[0] = two[0] + two[1];
+  } else {
+    add_share<ROWS, 1>(product, in, block, sums);
   }
 }
 

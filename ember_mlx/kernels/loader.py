@@ -33,6 +33,7 @@ class KernelText(NamedTuple):
         axes: the arrays' axes along which a launch can be split, as returned by `axes`; arrays not named have none.
         carried: pairs (input, output): in a launch for the next steps the input is this output of the launch before, or the last step of it
             if it has a time axis.
+        text: generated text that follows the files; the kernel's name must then be unique to this text.
     """
 
     name: str
@@ -42,6 +43,7 @@ class KernelText(NamedTuple):
     outputs: tuple[str, ...]
     axes: tuple[tuple[str, str], ...] = ()
     carried: tuple[tuple[str, str], ...] = ()
+    text: str = ""
 
     def axis(self, name: str, kind: str, ndim: int) -> int | None:
         """The index of the axis of a kind in an array of `ndim` axes; None if it has no such axis, or is a placeholder."""
@@ -115,5 +117,5 @@ def _compiled(kind: str, text: KernelText, maker: Maker | None, together: bool) 
         body += f"int first_start = {group} / SET_GROUPS * {len(names)};\n"
         names, group = [f"{array} + starts[first_start + {k}]" for k, array in enumerate(names)], f"{group} % SET_GROUPS"
     body += f"{text.name}<{text.arguments}>({', '.join(names)}, {group}, {thread}, scratch);"
-    header = read_source(*(["dialect_cuda.h"] if kind == "cuda" else []), *text.files)
+    header = read_source(*(["dialect_cuda.h"] if kind == "cuda" else []), *text.files) + text.text
     return maker(name=name, input_names=inputs, output_names=list(text.outputs), source=body, header=header)

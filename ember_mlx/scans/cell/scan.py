@@ -2,6 +2,7 @@
 
 from ...step.definition import Definition
 from ..dispatch import FusedForms, Recurrence
+from .fused import cell_fused_backward, cell_fused_forward, layouts, refusal, small_problem, variant_key
 from .ops import cell_ops
 from .problems import VARIANTS, cell_problem
 from .reference import cell_backward, cell_forward
@@ -13,11 +14,5 @@ def depth(definition: Definition, arrays: dict[str, object]) -> int:
     return steps * max(1, definition.depth)
 
 
-FUSED = FusedForms(
-    forward=lambda kind, spec, arrays: [],
-    backward=lambda kind, spec, arrays, outputs, cotangents: {},
-    refusal=lambda kind, spec, arrays: "cells have no kernels",
-    key=lambda kind, spec, arrays: None,
-    small_problem=lambda kind, spec, arrays: None,  # type: ignore[arg-type, return-value]
-)
+FUSED = FusedForms(cell_fused_forward, cell_fused_backward, refusal, variant_key, small_problem, layouts=layouts)
 RECURRENT = Recurrence("Recurrent", cell_forward, cell_backward, cell_ops, tuple(VARIANTS), cell_problem, FUSED, depth)
