@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_flag, check_integer, check_number
+from ..checks import check_flag, check_integer
 from ..errors import bad_argument
 
 RESERVED = ("Wx", "bias")  # the parameters that every layer of a cell has
@@ -34,14 +34,14 @@ class Parameter:
 
     def __post_init__(self) -> None:
         check_flag("Parameter", "shared", self.shared)
-        if isinstance(self.initial, tuple):
-            if len(self.initial) != 2:
-                raise bad_argument("Parameter", "initial", "be a number, (low, high) or a function of H", self.initial)
-            low, high = (check_number("Parameter", "initial", bound) for bound in self.initial)
-            if not low <= high:
-                raise bad_argument("Parameter", "initial", "be (low, high) with low <= high", self.initial)
-        elif not callable(self.initial):
-            check_number("Parameter", "initial", self.initial)
+        form = "be a number, a pair (low, high), or a function of H"
+        if callable(self.initial):
+            return
+        bounds = self.initial if isinstance(self.initial, tuple) else (self.initial,)
+        if len(bounds) not in (1, 2) or any(isinstance(a, bool) or not isinstance(a, (int, float, np.number)) for a in bounds):
+            raise bad_argument("Parameter", "initial", form, repr(self.initial), TypeError)
+        if not np.isfinite(bounds).all() or bounds[0] > bounds[-1]:
+            raise bad_argument("Parameter", "initial", "be finite, a pair with low <= high", repr(self.initial))
 
     def drawn(self, owner: str, name: str, units: int, uniform: Callable[[float, float, int], Any]) -> NDArray[np.float32]:
         """The initial values (H,), or (1,) where shared; `uniform` (low, high, count) draws.
@@ -154,6 +154,8 @@ def check_counts(owner: str, cell: Cell) -> None:
     """Raise an error for a cell whose attributes are not what they must be."""
     if not isinstance(cell.states, (tuple, list)) or not cell.states or not all(isinstance(name, str) for name in cell.states):
         raise bad_argument(owner, "states", "be a tuple of names, at least one", repr(cell.states), TypeError)
+    if type(cell).step is Cell.step:
+        raise bad_argument(owner, "step", "be defined", "none")
     check_integer(owner, "x_products", cell.x_products)
     for name in ("h_products", "parameters"):
         if not isinstance(getattr(cell, name), Mapping):
