@@ -11,13 +11,13 @@ from itertools import pairwise
 import mlx.core as mx
 import numpy as np
 import pytest
-from ember_mlx.scans.gated.problems import random_arrays as gated_arrays
-from ember_mlx.scans.gated.spec import GatedSpec
 from mlx.utils import tree_map
 
 from ember_mlx.kernels import first_use
 from ember_mlx.kernels.launches import launches_planned
 from ember_mlx.kernels.loader import kernels_made_by
+from ember_mlx.scans.cell.gated import GRU_CELL, LSTM_CELL, PROJECTED_LSTM
+from ember_mlx.scans.cell.problems import random_arrays as cell_arrays
 from ember_mlx.scans.cfc.problems import random_arrays as cfc_arrays
 from ember_mlx.scans.cfc.spec import CfCSpec
 from ember_mlx.scans.ltc.problems import random_arrays as ltc_arrays
@@ -77,9 +77,9 @@ def layered(sizes, B, **options):
     return "cfc", spec, cfc_arrays(spec, 2, B, 0, 0, lengths=True, dropout=False, dtype=np.float32)
 
 
-def gated(cell, H, B, D=1, P=None):
-    spec = GatedSpec(cell)
-    return "lstm" if cell == "lstm" else "gru", spec, gated_arrays(spec, D, 2, B, H, P, lengths=True, dtype=np.float32)
+def gated(cell, H, B, D=1):
+    spec = {"gru": GRU_CELL, "lstm": LSTM_CELL, "projected": PROJECTED_LSTM}[cell].definition
+    return "gru" if cell == "gru" else "lstm", spec, cell_arrays(spec, D, 2, B, H, lengths=True, dtype=np.float32)
 
 
 def quantum(H, B):
@@ -99,7 +99,7 @@ LARGE = {
     "cfc-1024-three-layers-mixed-memory-B32": partial(cfc, 1024, 32, 1024, 3, mixed_memory=True),
     "cfc-512-layered-B32": partial(layered, (256, 156, 100), 32),
     "gru-1024-B32": partial(gated, "gru", 1024, 32),
-    "lstm-1024-bidirectional-projected-B32": partial(gated, "lstm", 1024, 32, 2, 512),
+    "lstm-1024-bidirectional-projected-B32": partial(gated, "projected", 1024, 32, 2),
     "quantum-512-B2048": partial(quantum, 512, 2048),
 }
 
@@ -255,7 +255,7 @@ def test_a_part_of_the_units_passes_where_kernels_work(make, monkeypatch):
     """As of a layer too large to be checked whole."""
     monkeypatch.setattr(first_use, "part_within", lambda weights, most=0: 0.6)
     name, spec, arrays = make()
-    for module in ("ltc", "gated", "cfc"):
+    for module in ("ltc", "cell", "cfc"):
         monkeypatch.setattr(f"ember_mlx.scans.{module}.fused.part_within", lambda weights, most=0: 0.6)
     arrays = tree_map(mx.array, arrays)
     assert complaint(name, spec, arrays, metal_kernel) is None

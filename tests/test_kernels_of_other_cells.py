@@ -6,14 +6,14 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
-from ember_mlx.scans.gated import fused as gated_fused
-from ember_mlx.scans.gated.spec import GatedSpec
-from ember_mlx.scans.gated.variant import Backward, Forward
 
 import ember_mlx
 from ember_mlx import LTC, NCPMap, RandomMap, StrideAwareCfC, StrideAwareLTC
 from ember_mlx.kernels.loader import kernels_made_by
 from ember_mlx.kernels.tiles import FAMILIES, THREADGROUP_BYTES, Tile, family_of
+from ember_mlx.scans.cell import fused as cell_fused
+from ember_mlx.scans.cell.gated import GRU_CELL, LSTM_CELL, PROJECTED_LSTM, TANH_RNN
+from ember_mlx.scans.cell.problems import random_arrays
 from ember_mlx.scans.ltc import fused as ltc_fused
 from ember_mlx.scans.ltc.problems import random_arrays as ltc_arrays
 from ember_mlx.scans.ltc.spec import LTCSpec
@@ -178,16 +178,16 @@ GATED_LAYOUTS = [
 )
 def test_the_tables_own_layout_for_gates(monkeypatch, device, name, variant, family, H, resident):
     """Weights in registers, read at every step, or (None) every step by itself; forward and backward."""
-    monkeypatch.setattr(gated_fused, "current_family", lambda: family_of(family))
+    monkeypatch.setattr(cell_fused, "current_family", lambda: family_of(family))
     recurrence = RECURRENCES[name]
     spec, arrays = recurrence.problem(variant, 3, 2, H, lengths=True)
-    chosen = gated_fused.variant_of("metal", spec, to_mlx(arrays))
+    chosen = cell_fused.variant_of("metal", spec, to_mlx(arrays))
     assert tuple(tile.resident if tile.rows else None for tile in (chosen.forward, chosen.backward)) == resident
     with kernels_on(device, maker=metal_kernel) as kind:
         compare(kind, recurrence, spec, arrays)
 
 
-PROJECTED_LAYOUTS = gated_fused.layouts(family_of("sm_90"), GatedSpec("lstm"))
+PROJECTED_LAYOUTS = cell_fused.layouts(family_of("sm_90"), PROJECTED_LSTM.definition)
 
 
 @devices
@@ -208,21 +208,23 @@ def test_slopes_of_many_units_do_not_wait_in_registers(device, name, variant):
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_gated_layouts_fit_into_the_threadgroups_memory(family):
-    for cell in ("tanh", "lstm", "gru"):
-        for H, P in ((31, 0), (64, 7), (256, 0), (256, 200), (700, 0), (2000, 0)):
+def test_gated_layouts_fit_into_the_threadgroups_memory(family, monkeypatch):
+    monkeypatch.setattr(cell_fused, "current_family", lambda: family)
+    for cell in (TANH_RNN, LSTM_CELL, PROJECTED_LSTM, GRU_CELL):
+        for H in (31, 64, 256, 700, 2000):
             for B in (1, 60, 5000):
-                for scan in (Forward, Backward):
-                    tile = gated_fused.choose_tile(family, scan, GatedSpec(cell), H, P, B)
-                    assert 16 * scan(GatedSpec(cell), H, P, tile).scratch <= THREADGROUP_BYTES
+                spec, arrays = cell.definition, to_mlx(random_arrays(cell.definition, 1, 1, B, H, lengths=False))
+                variant = cell_fused.variant_of("metal", spec, arrays)
+                for scan in map(variant.scan, (False, True)):
+                    assert 16 * scan.scratch <= THREADGROUP_BYTES or not scan.tile.rows
 
 
 def test_gated_arrays_that_an_int_cannot_index_are_refused():
     spec, arrays = RECURRENCES["lstm"].problem("lstm", 1, 1, 64)
     arrays = to_mlx(arrays)
-    assert gated_fused.refusal("metal", spec, arrays) is None
+    assert cell_fused.refusal("metal", spec, arrays) is None
     long = arrays | {"x": mx.broadcast_to(arrays["x"], (1, 2**16 - 1, 2**7, 3))}
-    assert gated_fused.refusal("metal", spec, long) == "an array of 2147483648 elements is too large for int indices"
+    assert cell_fused.refusal("metal", spec, long) == "an array of 2147483648 elements is too large for int indices"
 
 
 def test_quantum_arrays_that_an_int_cannot_index_are_refused():
@@ -234,11 +236,10 @@ def test_quantum_arrays_that_an_int_cannot_index_are_refused():
 
 
 def test_blocks_of_steps_of_gates_bound_the_memory():
-    tile = Tile(256, 1, 8, True)
-    small = gated_fused.Variant(GatedSpec("lstm"), 64, 0, tile, tile)
-    assert gated_fused.block_steps(small, 32) == gated_fused.BLOCK_STEPS
-    assert 1 < gated_fused.block_steps(small._replace(H=1024), 512) < 20
-    assert gated_fused.block_steps(small._replace(H=10**6), 512) == 1
+    lstm = LSTM_CELL.definition
+    assert cell_fused.block_steps(lstm, 64, 32) == cell_fused.BLOCK_STEPS
+    assert 1 < cell_fused.block_steps(lstm, 1024, 512) < 20
+    assert cell_fused.block_steps(lstm, 10**6, 512) == 1
 
 
 @pytest.mark.parametrize("name", OTHERS)

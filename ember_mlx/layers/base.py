@@ -33,7 +33,7 @@ def layer_from_config(owner: str, config: dict[str, Any]) -> "RecurrentLayer":
     classes = {cls.__name__: cls for cls in _subclasses(RecurrentLayer)}
     check_config(owner, config, ("class", "config"), ("class", "config"))
     if config["class"] not in classes:
-        known = ", ".join(sorted(name for name in classes if not name.startswith("_")))
+        known = ", ".join(sorted(name for name, cls in classes.items() if not name.startswith("_") and "is_base" not in vars(cls)))
         raise bad_argument(owner, "config", f"name a defined layer, one of {known}", repr(config["class"]))
     return classes[config["class"]].from_config(config["config"])
 

@@ -17,6 +17,7 @@ class CellLayer(StackedLayer):
     values by their names, all uniform in +-1/sqrt(H), and its parameters by theirs.
     """
 
+    is_base = True
     cell: Cell
     proj_size: int | None = None
 

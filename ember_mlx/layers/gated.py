@@ -23,6 +23,8 @@ RNN_CELLS = {"tanh": TANH_RNN, "relu": RELU_RNN}
 class GatedLayer(CellLayer):
     """The base of RNN, LSTM and GRU, whose parameters have the names of mlx.nn: Wx (G H, inputs), Wh (G H, H), bias (G H)."""
 
+    is_base = True
+
 
 @described(state="[h]")
 class RNN(GatedLayer):

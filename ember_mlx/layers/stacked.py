@@ -90,6 +90,7 @@ class StackedLayer(RecurrentLayer):
         checkpoint_steps: as in RecurrentLayer.
     """
 
+    is_base = True
     recurrence: Recurrence
     timed: bool = False
     settings: ClassVar[dict[str, Check]] = RecurrentLayer.settings | {"dropout": check_probability}
