@@ -1,6 +1,7 @@
 """A recurrent cell: what its author writes down."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -8,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_flag, check_integer, check_number
+from ..checks import check_flag, check_integer
 from ..errors import bad_argument
 
 RESERVED = ("Wx", "bias")  # the parameters that every layer of a cell has
@@ -22,6 +23,7 @@ class Parameter:
     Args:
         initial: a number; a pair (low, high) to draw from uniformly; or a function of H that gives an array (H,).
         shared: whether it is one number for all units, not one for each.
+        is_bias: whether it is a bias: uniform in +-1/sqrt(H) at first, and 0 in a layer without bias; `initial` is not used then.
 
     Example:
         >>> from ember_mlx import Parameter
@@ -31,17 +33,19 @@ class Parameter:
 
     initial: Initial = 0.0
     shared: bool = False
+    is_bias: bool = False
 
     def __post_init__(self) -> None:
         check_flag("Parameter", "shared", self.shared)
-        if isinstance(self.initial, tuple):
-            if len(self.initial) != 2:
-                raise bad_argument("Parameter", "initial", "be a number, (low, high) or a function of H", self.initial)
-            low, high = (check_number("Parameter", "initial", bound) for bound in self.initial)
-            if not low <= high:
-                raise bad_argument("Parameter", "initial", "be (low, high) with low <= high", self.initial)
-        elif not callable(self.initial):
-            check_number("Parameter", "initial", self.initial)
+        check_flag("Parameter", "is_bias", self.is_bias)
+        form = "be a number, a pair (low, high), or a function of H"
+        if callable(self.initial):
+            return
+        bounds = self.initial if isinstance(self.initial, tuple) else (self.initial,)
+        if len(bounds) not in (1, 2) or any(isinstance(a, bool) or not isinstance(a, (int, float, np.number)) for a in bounds):
+            raise bad_argument("Parameter", "initial", form, repr(self.initial), TypeError)
+        if not np.isfinite(bounds).all() or bounds[0] > bounds[-1]:
+            raise bad_argument("Parameter", "initial", "be finite, a pair with low <= high", repr(self.initial))
 
     def drawn(self, owner: str, name: str, units: int, uniform: Callable[[float, float, int], Any]) -> NDArray[np.float32]:
         """The initial values (H,), or (1,) where shared; `uniform` (low, high, count) draws.
@@ -50,6 +54,8 @@ class Parameter:
             ValueError: the function gave an array of another shape, or values that are not finite.
         """
         count = 1 if self.shared else units
+        if self.is_bias:
+            return np.asarray(uniform(-1 / math.sqrt(units), 1 / math.sqrt(units), count), np.float32)
         if isinstance(self.initial, tuple):
             return np.asarray(uniform(*self.initial, count), np.float32)
         if not callable(self.initial):
@@ -154,6 +160,8 @@ def check_counts(owner: str, cell: Cell) -> None:
     """Raise an error for a cell whose attributes are not what they must be."""
     if not isinstance(cell.states, (tuple, list)) or not cell.states or not all(isinstance(name, str) for name in cell.states):
         raise bad_argument(owner, "states", "be a tuple of names, at least one", repr(cell.states), TypeError)
+    if type(cell).step is Cell.step:
+        raise bad_argument(owner, "step", "be defined", "none")
     check_integer(owner, "x_products", cell.x_products)
     for name in ("h_products", "parameters"):
         if not isinstance(getattr(cell, name), Mapping):

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import bad_argument
 from .cell import Cell, check_counts
 from .derivative import Pull, derive
-from .graph import Graph, Node, StepError, needed_for
+from .graph import Graph, Node, StepError, kind_of, needed_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +96,12 @@ class Definition:
         """All nodes that the next states depend on, arguments of products included, in the order of computation."""
         return needed_for([*self.after, *(call.argument for call in self.calls)])
 
+    @cached_property
+    def weights(self) -> dict[str, tuple[int, str, str]]:
+        """Each product's weight: how many blocks, the size of its results and that of its argument."""
+        arguments = {call.name: call.argument.size or "H" for call in self.calls}
+        return {name: (count, self.sizes[name], arguments[name]) for name, count in self.h_products.items()}
+
     @property
     def depth(self) -> int:
         """How many products follow one another in a step."""
@@ -135,7 +141,8 @@ def define(cell: Cell) -> Definition:
     try:
         definition.after = tuple(map(definition.graph.as_node, results))
     except StepError as error:
-        raise bad_argument(owner, "step", f"return values of the step: {error}", repr(result)) from error
+        others = [kind_of(each) for each in results if not isinstance(each, (Node, int, float))]
+        raise bad_argument(owner, "step", "return values of the step", ", ".join(others) or f"what is none: {error}") from error
     _check_results(owner, cell, definition)
     definition.length = len(definition.graph.nodes)
     return definition
@@ -229,5 +236,11 @@ def _located(owner: str, cell: Cell, error: Exception) -> Exception:
         return bad_argument(owner, "step", "be a function of the values that it names", f"{type(error).__name__}: {error}")
     line = frames[-1].line or linecache.getline(file, frames[-1].lineno or 0).strip()
     kind = TypeError if isinstance(error, TypeError) else ValueError
-    message = f"{error}" if isinstance(error, StepError) else f"{type(error).__name__}: {error}"
-    return kind(f"[{owner}] step, line {frames[-1].lineno}, `{line}`: {message}.")
+    return kind(f"[{owner}] step, line {frames[-1].lineno}, `{line}`: {_explained(error)}.")
+
+
+def _explained(error: Exception) -> str:
+    """An error of the step in words; Python, NumPy and MLX call its values by the name of their class."""
+    if "Node" in str(error) and not isinstance(error, StepError):
+        return "a value takes only + - * / and ** by a small integer, comparisons, and the functions of ember_mlx.step"
+    return f"{error}" if isinstance(error, StepError) else f"{type(error).__name__}: {error}".rstrip(".")

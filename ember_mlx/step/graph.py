@@ -28,6 +28,12 @@ class StepError(ValueError):
     """A step that cannot be expressed; its message becomes part of an error that names the cell and the line."""
 
 
+def kind_of(value: object) -> str:
+    """What a value is, as a person would write it."""
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
 class Node:
     """A value of a step: an input, a constant, a result of a product, or a function of other nodes.
 
@@ -204,8 +210,7 @@ class Graph:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             number: Any = value
             if not (hasattr(value, "dtype") and getattr(value, "shape", None) == () and hasattr(value, "item")):
-                kind = type(value)
-                raise StepError(f"an operand must be a value of the step or a number, got {kind.__module__}.{kind.__qualname__}")
+                raise StepError(f"an operand must be a value of the step or a number, got {kind_of(value)}")
             value = number.item()
         return self.constant(value)
 
@@ -228,9 +233,9 @@ class Graph:
     def _simple(self, op: str, args: tuple[Node, ...]) -> Node | None:
         """What an expression is equal to without that function, or None."""
         numbers = [a.data if a.op == "constant" else None for a in args]
+        if op == "divide" and numbers[1] == 0:
+            raise StepError("division by the number 0")
         if op in _ON_NUMBERS and all(n is not None for n in numbers):
-            if op == "divide" and numbers[1] == 0:
-                raise StepError("division by the number 0")
             return self.constant(_ON_NUMBERS[op](*numbers))
         if op == "add":
             if numbers[0] == 0:
