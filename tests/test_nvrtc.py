@@ -13,7 +13,7 @@ from .nvrtc import APPLE, Compiled, Resources, Work, compile_call, complaint, ml
 
 REASON = unsupported_reason()
 compiles = pytest.mark.skipif(REASON is not None, reason=str(REASON))
-SMALL_SET = {"cfc": "default", "ltc": "full", "rnn": "tanh", "lstm": "lstm", "gru": "gru", "quantum": "ctrqnet_noise"}
+SMALL_SET = {"cfc": "default", "ltc": "full", "rnn": "tanh", "lstm": "lstm", "gru": "gru", "quantum": "ctrqnet_noise", "recurrent": "gru_d"}
 CALL = KernelCall(
     "scaled",
     (Input("x", mx.bfloat16, 2), Input("k", mx.int32, 1)),
@@ -170,7 +170,7 @@ def test_at_least_one_process_is_needed(capsys):
 def test_an_unknown_recurrence_names_those_there_are(capsys):
     with pytest.raises(SystemExit):
         nvrtc.main(["lsm"])
-    assert "there is no recurrence lsm; there are cfc, ltc, rnn, lstm, gru, quantum" in capsys.readouterr().err
+    assert "there is no recurrence lsm; there are cfc, ltc, rnn, lstm, gru, quantum, recurrent" in capsys.readouterr().err
 
 
 def test_missing_wheels_are_a_reason(monkeypatch, tmp_path, capsys):

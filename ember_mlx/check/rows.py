@@ -7,7 +7,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from .. import GRU, LSTM, LTC, RNN, CfC, CTRQNet, LQNet, NCPMap, RandomMap, StrideAwareCfC
+from .. import GRU, LSTM, LTC, RNN, CfC, CTRQNet, LQNet, NCPMap, RandomMap, Recurrent, StrideAwareCfC, cells
 from ..kernels.tiles import Tile
 
 INPUTS = 10
@@ -102,6 +102,8 @@ def _other() -> Iterator[tuple[str, Row]]:
         projected = lambda n=units: LSTM(INPUTS if n == 64 else n, n, proj_size=n // 2)  # noqa: E731
         inputs = INPUTS if units == 64 else units
         yield from _sized(f"LSTM {units}, proj_size {units // 2}", projected, units, ("torch LSTM, projected",), inputs=inputs)
+    for made in (cells.LEM, cells.GRUD, cells.MinGRU):
+        yield from _sized(f"{made.__name__} 64", lambda made=made: Recurrent(made, INPUTS, 64), 64)  # type: ignore[misc]
 
 
 OTHER: dict[str, Row] = dict(_other())

@@ -424,7 +424,7 @@ class _Scan:
         by_x = np.stack([none if at is None else products[:, at] for at in self._x_slots], axis=1)
         result: Tree = {"x": d_x, "w_x": by_x[..., -1 - I : -1].reshape(self.arrays["w_x"].shape)}
         result["b"] = by_x[..., -1].reshape(self.arrays["b"].shape)
-        result["weights"] = {name: np.zeros_like(a) for name, a in self.arrays["weights"].items()}
+        result["weights"] = {name: np.zeros_like(a) for name, a in self.arrays.get("weights", {}).items()}
         for c, call in enumerate(definition.calls):
             own_blocks = blocks.of_calls[c][1] if self._is_one_product else slice(None)
             own = totals.get(f"call {c}", totals["products"]).swapaxes(2, 3)[:, own_blocks]

@@ -95,7 +95,7 @@ def _named(results: dict[int, mx.array]) -> dict[str, mx.array]:
 
 def transposed(arrays: Tree) -> dict[str, mx.array]:
     """The weights as products with rows take them."""
-    return {name: w.swapaxes(1, 2) for name, w in arrays["weights"].items()}
+    return {name: w.swapaxes(1, 2) for name, w in arrays.get("weights", {}).items()}
 
 
 def coefficients(
