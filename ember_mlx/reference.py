@@ -1,10 +1,9 @@
 """The NumPy forms of the recurrences, and the neuron maps: everything that works without MLX."""
 
 from .predictors.predictor import Predictor, Stepper, load
+from .scans.cell.reference import CellStep, cell_backward, cell_forward
 from .scans.cfc.reference import CfCStep, cfc_backward, cfc_forward
 from .scans.cfc.spec import CfCSpec
-from .scans.gated.reference import GatedStep, gated_backward, gated_forward
-from .scans.gated.spec import GatedSpec
 from .scans.ltc.reference import LTCStep, ltc_backward, ltc_forward
 from .scans.ltc.spec import LTCSpec
 from .scans.ltc.synapses import Synapses
@@ -14,13 +13,12 @@ from .wiring import AutoNCPMap, EnhancedNCPMap, EnhancedNeuronMap, FullyConnecte
 
 __all__ = [
     "AutoNCPMap",
+    "CellStep",
     "CfCSpec",
     "CfCStep",
     "EnhancedNCPMap",
     "EnhancedNeuronMap",
     "FullyConnectedMap",
-    "GatedSpec",
-    "GatedStep",
     "LTCSpec",
     "LTCStep",
     "NCPMap",
@@ -31,10 +29,10 @@ __all__ = [
     "RandomMap",
     "Stepper",
     "Synapses",
+    "cell_backward",
+    "cell_forward",
     "cfc_backward",
     "cfc_forward",
-    "gated_backward",
-    "gated_forward",
     "load",
     "ltc_backward",
     "ltc_forward",

@@ -5,6 +5,8 @@ from typing import ClassVar
 import mlx.core as mx
 import numpy as np
 import pytest
+from ember_mlx.scans.gated import cells
+from ember_mlx.scans.gated.cells import CELLS as GATED
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ember_mlx import step
@@ -18,8 +20,6 @@ from ember_mlx.scans.cell.ops import cell_ops
 from ember_mlx.scans.cell.problems import VARIANTS, cell_problem, random_arrays
 from ember_mlx.scans.cell.variant import Backward as BackwardLayout
 from ember_mlx.scans.cell.variant import Forward as ForwardLayout
-from ember_mlx.scans.gated import cells
-from ember_mlx.scans.gated.cells import CELLS as GATED
 from ember_mlx.scans.registry import RECURRENCES
 from ember_mlx.step.cell import Cell, Parameter
 

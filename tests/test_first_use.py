@@ -11,6 +11,8 @@ from itertools import pairwise
 import mlx.core as mx
 import numpy as np
 import pytest
+from ember_mlx.scans.gated.problems import random_arrays as gated_arrays
+from ember_mlx.scans.gated.spec import GatedSpec
 from mlx.utils import tree_map
 
 from ember_mlx.kernels import first_use
@@ -18,8 +20,6 @@ from ember_mlx.kernels.launches import launches_planned
 from ember_mlx.kernels.loader import kernels_made_by
 from ember_mlx.scans.cfc.problems import random_arrays as cfc_arrays
 from ember_mlx.scans.cfc.spec import CfCSpec
-from ember_mlx.scans.gated.problems import random_arrays as gated_arrays
-from ember_mlx.scans.gated.spec import GatedSpec
 from ember_mlx.scans.ltc.problems import random_arrays as ltc_arrays
 from ember_mlx.scans.ltc.spec import LTCSpec
 from ember_mlx.scans.ltc.synapses import Synapses

@@ -6,14 +6,14 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
+from ember_mlx.scans.gated import fused as gated_fused
+from ember_mlx.scans.gated.spec import GatedSpec
+from ember_mlx.scans.gated.variant import Backward, Forward
 
 import ember_mlx
 from ember_mlx import LTC, NCPMap, RandomMap, StrideAwareCfC, StrideAwareLTC
 from ember_mlx.kernels.loader import kernels_made_by
 from ember_mlx.kernels.tiles import FAMILIES, THREADGROUP_BYTES, Tile, family_of
-from ember_mlx.scans.gated import fused as gated_fused
-from ember_mlx.scans.gated.spec import GatedSpec
-from ember_mlx.scans.gated.variant import Backward, Forward
 from ember_mlx.scans.ltc import fused as ltc_fused
 from ember_mlx.scans.ltc.problems import random_arrays as ltc_arrays
 from ember_mlx.scans.ltc.spec import LTCSpec

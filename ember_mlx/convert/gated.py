@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ..errors import bad_argument
 from ..layers import GRU, LSTM, RNN
 from ..layers.arguments import type_name
-from ..layers.gated import GatedDirection, GatedLayer
+from ..layers.cell_layer import CellDirection
+from ..layers.gated import GatedLayer
 from .weights import DTYPES, array_of, numpy_of
 
 Array = NDArray[Any]
@@ -175,7 +176,7 @@ def _from_torch(values: Tree, units: int) -> Tree:
     return values | {"bias": values["bias"] + np.concatenate([bias_h[: 2 * units], np.zeros_like(bhn)]), "bhn": bhn}
 
 
-def _to_torch(direction: GatedDirection, units: int) -> Tree:
+def _to_torch(direction: CellDirection, units: int) -> Tree:
     """Our biases as torch's two."""
     values = {name: numpy_of(a) for name, a in direction.parameters().items()}
     if "bias" in values:
@@ -185,7 +186,7 @@ def _to_torch(direction: GatedDirection, units: int) -> Tree:
     return values
 
 
-def _put(direction: GatedDirection, values: Tree, dtype: mx.Dtype) -> None:
+def _put(direction: CellDirection, values: Tree, dtype: mx.Dtype) -> None:
     """Replace the parameters of one layer and direction."""
     for name, value in values.items():
         direction[name] = mx.array(value, dtype)

@@ -1,86 +1,27 @@
-"""The gated layers RNN, LSTM and GRU."""
+"""The gated layers RNN, LSTM and GRU: layers of the cells in scans/cell/gated.py."""
 
-from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 from ..checks import check_choice, check_integer
 from ..errors import bad_argument
-from ..scans.gated.scan import GRU as GRU_SCAN
-from ..scans.gated.scan import LSTM as LSTM_SCAN
-from ..scans.gated.scan import RNN as RNN_SCAN
-from ..scans.gated.spec import GatedSpec
-from .arguments import StateLayout
-from .initial import uniform
-from .stacked import Direction, StackedLayer, StackedOptions, Tree, described
+from ..scans.cell.gated import GRU_CELL, LSTM_CELL, PROJECTED_LSTM, RELU_RNN, TANH_RNN
+from ..scans.cell.scan import GRU as GRU_SCAN
+from ..scans.cell.scan import LSTM as LSTM_SCAN
+from ..scans.cell.scan import RNN as RNN_SCAN
+from ..step.cell import Cell
+from .cell_layer import CellLayer
+from .stacked import StackedOptions, described
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-RNN_ACTIVATIONS = ("tanh", "relu")
+RNN_CELLS = {"tanh": TANH_RNN, "relu": RELU_RNN}
 
 
-class GatedLayer(StackedLayer):
-    """What RNN, LSTM and GRU share.
-
-    A subclass names its cell beside its recurrence and its states. Parameters have the names of mlx.nn: ``layers[k][direction]`` with
-    Wx (G H, inputs), Wh (G H, H), bias (G H).
-    """
-
-    cell: str
-    proj_size: int | None = None
-
-    @property
-    def spec(self) -> Hashable:
-        """The cell."""
-        return GatedSpec(self.cell)
-
-    @property
-    def blocks(self) -> int:
-        """Its gates."""
-        return GatedSpec(self.cell).gates
-
-    def make_direction(self, inputs: int) -> "GatedDirection":
-        """The parameters of one layer in one direction, which has so many inputs."""
-        return GatedDirection(self.cell, inputs, self.hidden_size, self.bias, self.proj_size)
-
-    @property
-    def direction_size(self) -> int:
-        """Features of h in one direction."""
-        return self.proj_size or self.hidden_size
-
-    @property
-    def state_layouts(self) -> tuple[StateLayout, ...]:
-        """h, and c of an LSTM."""
-        h, *others = super().state_layouts
-        return (h._replace(features=self.proj_size, letter="proj_size") if self.proj_size else h, *others)
-
-
-class GatedDirection(Direction):
-    """The parameters of one layer in one direction, uniform in +-1/sqrt(H): Wx, Wh, bias; bhn of a GRU; Wr, a projection of an LSTM's h."""
-
-    def __init__(self, cell: str, inputs: int, units: int, bias: bool, proj_size: int | None):
-        super().__init__()
-        rows = GatedSpec(cell).gates * units
-        self.Wx, self.Wh = uniform((rows, inputs), units), uniform((rows, proj_size or units), units)
-        if bias:
-            self.bias = uniform((rows,), units)
-        if bias and cell == "gru":
-            self.bhn = uniform((units,), units)
-        if proj_size is not None:
-            self.Wr = uniform((proj_size, units), units)
-        self._rows, self._bhn_units = rows, units if cell == "gru" else 0
-
-    def scan_tree(self, dtype: mx.Dtype) -> Tree:
-        """The arrays of the scan."""
-        names = {"Wx": "w_x", "Wh": "w_h", "bias": "b", "bhn": "b_hn", "Wr": "w_hr"}
-        tree = {name: self[ours].astype(dtype) for ours, name in names.items() if ours in self}
-        if "b" not in tree:
-            tree["b"] = mx.zeros((self._rows,), dtype)
-        if self._bhn_units and "b_hn" not in tree:
-            tree["b_hn"] = mx.zeros((self._bhn_units,), dtype)
-        return tree
+class GatedLayer(CellLayer):
+    """The base of RNN, LSTM and GRU, whose parameters have the names of mlx.nn: Wx (G H, inputs), Wh (G H, H), bias (G H)."""
 
 
 @described(state="[h]")
@@ -123,13 +64,13 @@ class RNN(GatedLayer):
         activation: str = "tanh",
         **options: "Unpack[StackedOptions]",
     ):
-        self.activation = check_choice(type(self).__name__, "activation", activation, RNN_ACTIVATIONS)
+        self.activation = check_choice(type(self).__name__, "activation", activation, RNN_CELLS)
         super().__init__(input_size, hidden_size, num_layers, **options)
 
     @property
-    def cell(self) -> str:  # type: ignore[override]
-        """tanh or relu."""
-        return self.activation
+    def cell(self) -> Cell:  # type: ignore[override]
+        """An RNN with tanh or relu."""
+        return RNN_CELLS[self.activation]
 
     def _extra_repr(self) -> str:
         return super()._extra_repr() + (f", activation={self.activation}" if self.activation != "tanh" else "")
@@ -172,8 +113,6 @@ class LSTM(GatedLayer):
     """
 
     recurrence = LSTM_SCAN
-    cell = "lstm"
-    state_names = ("h", "c")
 
     def __init__(
         self,
@@ -189,6 +128,11 @@ class LSTM(GatedLayer):
         if proj_size is not None and proj_size >= check_integer(owner, "hidden_size", hidden_size):
             raise bad_argument(owner, "proj_size", f"be less than hidden_size = {hidden_size}", proj_size)
         super().__init__(input_size, hidden_size, num_layers, **options)
+
+    @property
+    def cell(self) -> Cell:  # type: ignore[override]
+        """An LSTM, its h projected or not."""
+        return PROJECTED_LSTM if self.proj_size else LSTM_CELL
 
     def state_to_caller(self, state: list[mx.array]) -> Any:
         """(h, c)."""
@@ -230,4 +174,4 @@ class GRU(GatedLayer):
     """
 
     recurrence = GRU_SCAN
-    cell = "gru"
+    cell = GRU_CELL

@@ -1,9 +1,7 @@
 """A layer of any cell."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-
-import mlx.core as mx
 
 from ..errors import bad_argument
 from ..scans.cell.scan import RECURRENT
@@ -11,8 +9,8 @@ from ..step.cell import Cell
 from ..step.saved import cell_from_config, cell_to_config
 from .arguments import type_name
 from .base import RecurrentLayer
-from .initial import uniform
-from .stacked import Direction, StackedLayer, StackedOptions, Tree, described
+from .cell_layer import CellLayer
+from .stacked import StackedOptions, described
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     times="elapsed time before each step, (B, T) or (B, T, 1), its axes in the order of x's, or a number; 1 if None. Where the cell's\n"
     "        step has no dt, it must be None.",
 )
-class Recurrent(StackedLayer):
+class Recurrent(CellLayer):
     """A layer of a cell: of one that you write (`Cell`), or of one of `ember_mlx.cells`.
 
     Parameters are ``layers[k][direction]`` with Wx (x_products * H, inputs) and bias (x_products * H), each product with a hidden value
@@ -60,7 +58,6 @@ class Recurrent(StackedLayer):
     """
 
     recurrence = RECURRENT
-    cell: Cell
 
     def __init__(
         self,
@@ -72,35 +69,6 @@ class Recurrent(StackedLayer):
     ):
         self.cell = read_cell(type(self).__name__, cell)
         super().__init__(input_size, hidden_size, num_layers, **options)
-
-    @property
-    def state_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """As the cell names them."""
-        return tuple(self.cell.states)
-
-    @property
-    def timed(self) -> bool:  # type: ignore[override]
-        """Whether the cell's step has dt."""
-        return bool(self.cell.definition.is_timed)
-
-    @property
-    def spec(self) -> Hashable:
-        """The cell's definition."""
-        definition: Hashable = self.cell.definition
-        return definition
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of H rows in the largest weight."""
-        return max([self.cell.x_products, *self.cell.h_products.values()])
-
-    def make_direction(self, inputs: int) -> "CellDirection":
-        """The parameters of one layer in one direction, which has so many inputs."""
-        return CellDirection(self.cell, inputs, self.hidden_size, self.bias)
-
-    def initial_tree(self, state: Sequence[mx.array]) -> Tree:
-        """The states before a scan, as the scan takes them."""
-        return {"initial": dict(zip(self.state_names, state, strict=True))}
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments as values that JSON can hold, the cell by its class and settings."""
@@ -119,33 +87,6 @@ class Recurrent(StackedLayer):
 
     def _extra_repr(self) -> str:
         return f"{self.cell!r}, {super()._extra_repr()}"
-
-
-class CellDirection(Direction):
-    """The parameters of one layer in one direction; see Recurrent."""
-
-    def __init__(self, cell: Cell, inputs: int, units: int, bias: bool):
-        super().__init__()
-        owner, rows = type(cell).__name__, cell.x_products * units
-        self.Wx = uniform((rows, inputs), units)
-        if bias:
-            self.bias = uniform((rows,), units)
-        for name, count in cell.h_products.items():
-            self[name] = uniform((count * units, units), units)
-        for name, parameter in cell.all_parameters.items():
-            self[name] = mx.array(parameter.drawn(owner, name, units, _drawn))
-        self._weights, self._others = [*cell.h_products], [*cell.all_parameters]
-
-    def scan_tree(self, dtype: mx.Dtype) -> Tree:
-        """The arrays of the scan."""
-        w_x = self.Wx.astype(dtype)
-        tree: Tree = {"w_x": w_x, "b": self.bias.astype(dtype) if "bias" in self else mx.zeros((len(w_x),), dtype)}
-        tree["weights"] = {name: self[name].astype(dtype) for name in self._weights}
-        return tree | {"parameters": {name: self[name].astype(dtype) for name in self._others}}
-
-
-def _drawn(low: float, high: float, count: int) -> mx.array:
-    return mx.random.uniform(low, high, (count,))
 
 
 def read_cell(owner: str, cell: Any) -> Cell:

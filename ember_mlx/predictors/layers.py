@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from ..scans.cell.gated import GRU_CELL, LSTM_CELL, PROJECTED_LSTM, RELU_RNN, TANH_RNN
 from ..scans.cell.reference import CellStep
 from ..scans.cfc.reference import CfCStep
 from ..scans.cfc.spec import CfCSpec
-from ..scans.gated.reference import GatedStep
-from ..scans.gated.spec import GatedSpec
 from ..scans.ltc.reference import LTCStep
 from ..scans.ltc.spec import LTCSpec
 from ..scans.ltc.synapses import Synapses
@@ -209,107 +208,48 @@ class _RunningStacked(Running):
         return self.layers[-1].output()
 
 
-class Gated(Stacked):
-    """layers/gated.py, in NumPy."""
-
-    def __init__(self, config: Tree, weights: Tree, dtype: np.dtype[Any]):
-        super().__init__(config, weights, dtype)
-        self.spec = GatedSpec(self.cell)
+class _OfCell(Stacked):
+    """layers/cell_layer.py, in NumPy."""
 
     @property
-    def cell(self) -> str:
-        """As the scan calls it."""
-        return type(self).__name__.lower()
+    def cell(self) -> Cell:
+        """The layer's cell."""
+        raise NotImplementedError
+
+    @property
+    def definition(self) -> Definition:
+        """Of the cell's step."""
+        definition: Definition = self.cell.definition
+        return definition
 
     def sizes(self) -> list[int]:
-        return [self.features]
+        return [self.units if self.definition.sizes[name] == "H" else self.features for name in self.definition.states]
 
     def direction(self, k: int, name: str, state: list[Array]) -> Running:
-        return RunningDirection(self.spec, gated_tree(self.spec, self.weights["layers"][str(k)][name]), state)
+        return RunningCell(self.definition, self.weights["layers"][str(k)][name], state)
 
 
-def gated_tree(spec: GatedSpec, weights: Tree) -> Tree:
-    """The weights of one direction, as the scan takes them."""
-    names = {"Wx": "w_x", "Wh": "w_h", "bias": "b", "bhn": "b_hn", "Wr": "w_hr"}
-    tree = {ours: weights[name][None] for name, ours in names.items() if name in weights}
-    rows = tree["w_x"].shape[1]
-    tree.setdefault("b", np.zeros((1, rows), tree["w_x"].dtype))
-    return tree | ({"b_hn": np.zeros((1, rows // 3), tree["w_x"].dtype)} if spec.cell == "gru" and "b_hn" not in tree else {})
-
-
-class RunningDirection(Running):
-    """One layer in one direction.
+class RunningCell(Running):
+    """One layer of a cell in one direction.
 
     Args:
-        spec: the scan's.
-        tree: the scan's weights.
-        state: [h] or [h, c], (B, H) each.
+        definition: of the cell.
+        weights: by the names of the layer's parameters; missing biases are 0.
+        state: its states, (B, F) each.
     """
-
-    def __init__(self, spec: GatedSpec, tree: Tree, state: list[Array]):
-        super().__init__(state)
-        self.x = np.zeros((1, 1, len(state[0]), tree["w_x"].shape[2]), state[0].dtype)
-        self.step = GatedStep(spec, tree | {"x": self.x} | {f"{name}0": a[None] for name, a in zip("hc", state, strict=False)})
-
-    def advance(self, x: Array, dt: Array) -> None:
-        self.x[0, 0] = x
-        fill(self.state, [a[0] for a in self.step()])
-
-    def output(self) -> Array:
-        h: Array = self.state[0]
-        return h
-
-
-class RNN(Gated):
-    """Of tanh or relu."""
-
-    @property
-    def cell(self) -> str:
-        activation: str = self.config["activation"]
-        return activation
-
-
-class GRU(Gated):
-    """As torch has it."""
-
-
-class LSTM(Gated):
-    """As torch has it, with a projection where there is one."""
-
-    def sizes(self) -> list[int]:
-        return [self.features, self.units]
-
-    def zero(self, batch: int) -> Any:
-        return tuple(super().zero(batch))
-
-
-class Recurrent(Stacked):
-    """layers/recurrent.py, in NumPy; the cell is described, or there."""
-
-    def __init__(self, config: Tree, weights: Tree, dtype: np.dtype[Any]):
-        super().__init__(config, weights, dtype)
-        cell = config["cell"]
-        self.definition = (cell if isinstance(cell, Cell) else cell_from_config("load", cell, ())).definition
-        self.timed = self.definition.is_timed
-
-    def sizes(self) -> list[int]:
-        return [self.units] * len(self.definition.states)
-
-    def direction(self, k: int, name: str, state: list[Array]) -> Running:
-        return _RunningCell(self.definition, self.weights["layers"][str(k)][name], state)
-
-
-class _RunningCell(Running):
-    """One layer of a cell in one direction."""
 
     def __init__(self, definition: Definition, weights: Tree, state: list[Array]):
         super().__init__(state)
         w_x, batch = weights["Wx"], len(state[0])
+        units = len(w_x) // len(definition.x)
         self.x, self.dt = np.zeros((1, 1, batch, w_x.shape[1]), w_x.dtype), np.zeros((1, 1, batch), w_x.dtype)
-        tree: Tree = {"x": self.x, "w_x": w_x[None], "b": weights.get("bias", np.zeros(len(w_x), w_x.dtype))[None]}
-        tree |= {"dt": self.dt} if definition.is_timed else {}
+
+        def of(name: str, size: int) -> Array:
+            return weights.get(name, np.zeros(size, w_x.dtype))[None]
+
+        tree: Tree = {"x": self.x, "w_x": w_x[None], "b": of("bias", len(w_x))} | ({"dt": self.dt} if definition.is_timed else {})
         tree["weights"] = {name: weights[name][None] for name in definition.h_products}
-        tree["parameters"] = {name: weights[name][None] for name in definition.parameters}
+        tree["parameters"] = {name: of(name, 1 if name in definition.shared else units) for name in definition.parameters}
         tree["initial"] = {name: a[None] for name, a in zip(definition.states, state, strict=True)}
         self.step = CellStep(definition, tree)
 
@@ -320,6 +260,45 @@ class _RunningCell(Running):
     def output(self) -> Array:
         y: Array = self.state[0]
         return y
+
+
+class RNN(_OfCell):
+    """Of tanh or relu."""
+
+    @property
+    def cell(self) -> Cell:
+        return {"tanh": TANH_RNN, "relu": RELU_RNN}[self.config["activation"]]
+
+
+class GRU(_OfCell):
+    """As torch has it."""
+
+    cell = GRU_CELL
+
+
+class LSTM(_OfCell):
+    """As torch has it, with a projection where there is one."""
+
+    @property
+    def cell(self) -> Cell:
+        return LSTM_CELL if self.config.get("proj_size") is None else PROJECTED_LSTM
+
+    def zero(self, batch: int) -> Any:
+        return tuple(super().zero(batch))
+
+
+class Recurrent(_OfCell):
+    """layers/recurrent.py, in NumPy; the cell is described, or there."""
+
+    def __init__(self, config: Tree, weights: Tree, dtype: np.dtype[Any]):
+        super().__init__(config, weights, dtype)
+        cell = config["cell"]
+        self._cell = cell if isinstance(cell, Cell) else cell_from_config("load", cell, ())
+        self.timed = self.definition.is_timed
+
+    @property
+    def cell(self) -> Cell:
+        return self._cell
 
 
 class LQNet(_OnMap):

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..scans.gated.spec import GatedSpec
+from ..scans.cell.gated import GRU_CELL, LSTM_CELL
 from ..scans.pointwise import ACTIVATIONS, sigmoid
-from .layers import RunningDirection, gated_tree
+from .layers import RunningCell
 from .running import Array, Layer, Running, Tree, turned
 
 Function = Callable[[Array], Array]
@@ -49,16 +49,16 @@ class OfMLX(Layer):
 
     def __init__(self, cell: str, weights: Tree, dtype: np.dtype[Any]):
         super().__init__({}, weights, dtype)
-        self.spec = GatedSpec(cell)
+        self.definition = (GRU_CELL if cell == "gru" else LSTM_CELL).definition
         biases = {"b": "bias"} if cell == "gru" else {}
-        self.tree = gated_tree(self.spec, {biases.get(name, name): a for name, a in weights.items()})
-        self.input_size = self.tree["w_x"].shape[2]
+        self.weights = {biases.get(name, name): a for name, a in weights.items()}
+        self.input_size = weights["Wx"].shape[1]
 
     def zero(self, batch: int) -> Any:
-        return [np.zeros((batch, self.tree["w_h"].shape[2]), self.dtype) for _ in range(2 if self.spec.cell == "lstm" else 1)]
+        return [np.zeros((batch, self.weights["Wh"].shape[1]), self.dtype) for _ in self.definition.states]
 
     def begin(self, batch: int) -> Running:
-        return RunningDirection(self.spec, self.tree, self.zero(batch))
+        return RunningCell(self.definition, self.weights, self.zero(batch))
 
 
 class Pointwise(Layer):

@@ -1,8 +1,7 @@
 """The list of all recurrences, for tests and benchmarks."""
 
-from .cell.scan import RECURRENT
+from .cell.scan import GRU, LSTM, RECURRENT, RNN
 from .cfc.scan import CFC
-from .gated.scan import GRU, LSTM, RNN
 from .ltc.scan import LTC
 from .quantum.scan import QUANTUM
 

@@ -1,6 +1,7 @@
 """A recurrent cell: what its author writes down."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ class Parameter:
     Args:
         initial: a number; a pair (low, high) to draw from uniformly; or a function of H that gives an array (H,).
         shared: whether it is one number for all units, not one for each.
+        is_bias: whether it is a bias: uniform in +-1/sqrt(H) at first, and 0 in a layer without bias; `initial` is not used then.
 
     Example:
         >>> from ember_mlx import Parameter
@@ -31,9 +33,11 @@ class Parameter:
 
     initial: Initial = 0.0
     shared: bool = False
+    is_bias: bool = False
 
     def __post_init__(self) -> None:
         check_flag("Parameter", "shared", self.shared)
+        check_flag("Parameter", "is_bias", self.is_bias)
         form = "be a number, a pair (low, high), or a function of H"
         if callable(self.initial):
             return
@@ -50,6 +54,8 @@ class Parameter:
             ValueError: the function gave an array of another shape, or values that are not finite.
         """
         count = 1 if self.shared else units
+        if self.is_bias:
+            return np.asarray(uniform(-1 / math.sqrt(units), 1 / math.sqrt(units), count), np.float32)
         if isinstance(self.initial, tuple):
             return np.asarray(uniform(*self.initial, count), np.float32)
         if not callable(self.initial):

@@ -96,6 +96,12 @@ class Definition:
         """All nodes that the next states depend on, arguments of products included, in the order of computation."""
         return needed_for([*self.after, *(call.argument for call in self.calls)])
 
+    @cached_property
+    def weights(self) -> dict[str, tuple[int, str, str]]:
+        """Each product's weight: how many blocks, the size of its results and that of its argument."""
+        arguments = {call.name: call.argument.size or "H" for call in self.calls}
+        return {name: (count, self.sizes[name], arguments[name]) for name, count in self.h_products.items()}
+
     @property
     def depth(self) -> int:
         """How many products follow one another in a step."""

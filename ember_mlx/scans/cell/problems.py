@@ -7,24 +7,35 @@ import numpy as np
 from ... import cells
 from ...step.cell import Cell
 from ...step.definition import Definition
+from .gated import GRU_CELL, LSTM_CELL, PROJECTED_LSTM, RELU_RNN, TANH_RNN
 
 Tree = dict[str, Any]
 I = 3  # inputs
 
-VARIANTS: dict[str, tuple[Cell, int]] = {
-    "min_gru": (cells.MinGRU(), 1),
-    "min_lstm": (cells.MinLSTM(), 1),
-    "ind_rnn": (cells.IndRNN(), 1),
-    "sru_bidirectional": (cells.SRU(), 2),
-    "co_rnn": (cells.CoRNN(), 1),
-    "lem": (cells.LEM(), 1),
-    "lem_bidirectional": (cells.LEM(), 2),
-    "ct_rnn": (cells.CTRNN(), 1),
-    "ode_lstm": (cells.ODELSTM(), 1),
-    "gru_d": (cells.GRUD(), 1),
-    "gru_d_bidirectional": (cells.GRUD(), 2),
+VARIANTS: dict[str, dict[str, tuple[Cell, int]]] = {
+    "RNN": {"tanh": (TANH_RNN, 1), "relu": (RELU_RNN, 1), "tanh_bidirectional": (TANH_RNN, 2)},
+    "LSTM": {
+        "lstm": (LSTM_CELL, 1),
+        "lstm_bidirectional": (LSTM_CELL, 2),
+        "lstm_projected": (PROJECTED_LSTM, 1),
+        "lstm_projected_bidirectional": (PROJECTED_LSTM, 2),
+    },
+    "GRU": {"gru": (GRU_CELL, 1), "gru_bidirectional": (GRU_CELL, 2)},
+    "Recurrent": {
+        "min_gru": (cells.MinGRU(), 1),
+        "min_lstm": (cells.MinLSTM(), 1),
+        "ind_rnn": (cells.IndRNN(), 1),
+        "sru_bidirectional": (cells.SRU(), 2),
+        "co_rnn": (cells.CoRNN(), 1),
+        "lem": (cells.LEM(), 1),
+        "lem_bidirectional": (cells.LEM(), 2),
+        "ct_rnn": (cells.CTRNN(), 1),
+        "ode_lstm": (cells.ODELSTM(), 1),
+        "gru_d": (cells.GRUD(), 1),
+        "gru_d_bidirectional": (cells.GRUD(), 2),
+    },
 }
-"""Name -> the cell and in how many directions it runs."""
+"""Recurrence -> its variants: the cell, and in how many directions it runs."""
 
 
 def cell_problem(
@@ -33,7 +44,7 @@ def cell_problem(
     """A definition and its arrays, with weights at which the recurrence does not amplify rounding errors.
 
     Args:
-        variant: a key of VARIANTS.
+        variant: a key of one of VARIANTS' entries.
         T: steps.
         B: sequences.
         H: units.
@@ -41,7 +52,7 @@ def cell_problem(
         seed: of the random numbers.
         dtype: of the arrays.
     """
-    cell, directions = VARIANTS[variant]
+    cell, directions = next(kinds[variant] for kinds in VARIANTS.values() if variant in kinds)
     return cell.definition, random_arrays(cell.definition, directions, T, B, H, lengths=lengths, seed=seed, dtype=dtype)
 
 
@@ -50,8 +61,10 @@ def random_arrays(definition: Definition, D: int, T: int, B: int, H: int, *, len
     rng = np.random.Generator(np.random.PCG64(seed))
     rows = len(definition.x) * H
     arrays: Tree = {"x": rng.standard_normal((D, T, B, I)), "w_x": _weight(rng, D, rows, I), "b": 0.1 * rng.standard_normal((D, rows))}
-    arrays["initial"] = {name: 0.5 * rng.standard_normal((D, B, H)) for name in definition.states}
-    arrays["weights"] = {name: _weight(rng, D, count * H, H) for name, count in definition.h_products.items()}
+    size = {"H": H, "P": H // 2 + 1}
+    arrays["initial"] = {name: 0.5 * rng.standard_normal((D, B, size[definition.sizes[name]])) for name in definition.states}
+    shapes = {name: (count * size[out], size[given]) for name, (count, out, given) in definition.weights.items()}
+    arrays["weights"] = {name: _weight(rng, D, *shape) for name, shape in shapes.items()}
     sizes = {name: 1 if name in definition.shared else H for name in definition.parameters}
     arrays["parameters"] = {name: rng.uniform(0.1, 0.4, (D, size)) for name, size in sizes.items()}
     if definition.is_timed:

@@ -15,4 +15,10 @@ def depth(definition: Definition, arrays: dict[str, object]) -> int:
 
 
 FUSED = FusedForms(cell_fused_forward, cell_fused_backward, refusal, variant_key, small_problem, layouts=layouts)
-RECURRENT = Recurrence("Recurrent", cell_forward, cell_backward, cell_ops, tuple(VARIANTS), cell_problem, FUSED, depth)
+
+
+def _recurrence(name: str) -> Recurrence:
+    return Recurrence(name, cell_forward, cell_backward, cell_ops, tuple(VARIANTS[name]), cell_problem, FUSED, depth)
+
+
+RNN, LSTM, GRU, RECURRENT = map(_recurrence, VARIANTS)

@@ -1,1 +1,0 @@
-"""The gated recurrences: RNN, LSTM and GRU, one scan with three cells."""
