@@ -188,7 +188,7 @@ def test_forms_of_time(x, dt):
     assert float(mx.abs(layer(x, time_deltas=0.5) - layer(x)).max()) > 1e-3
     with pytest.raises(ValueError, match=r"^\[Recurrent\] time_deltas must be finite and not negative, got -1\.0"):
         layer(x, time_deltas=-1.0)
-    with pytest.raises(ValueError, match=r"^\[Recurrent\] time_deltas must be None, since this layer does not use elapsed time, got float\.$"):
+    with pytest.raises(ValueError, match=r"^\[Recurrent\] time_deltas must be None, since .*, got float\.$"):
         KINDS["untimed"]()(x, time_deltas=1.0)
 
 
@@ -377,7 +377,7 @@ def test_copies():
 def test_texts():
     layer = Recurrent(cells.CTRNN(unfolds=2), I, H, 2)
     assert str(layer).startswith("Recurrent(CTRNN(unfolds=2), 3, 5, num_layers=2\n")
-    assert "CellDirection(Wx=(5, 3), bias=(5,), R=(5, 5), rate=(5,))" in str(layer)
+    assert "CellDirection(Wx=(5, 3), R=(5, 5), bias=(5,), rate=(5,))" in str(layer)
     assert "Recurrent(CTRNN(unfolds=2), 3, 5, num_layers=2)" in layer._repr_html_()
 
 
