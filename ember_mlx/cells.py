@@ -9,7 +9,7 @@ Example:
 """
 
 from .checks import check_integer, check_not_negative, check_positive
-from .step import Value, exp, maximum, relu, sigmoid, tanh
+from .step import Value, exp, expm1, maximum, relu, sigmoid, softplus, tanh
 from .step.cell import Cell, Parameter
 
 __all__ = ["CTRNN", "GRUD", "LEM", "ODELSTM", "SRU", "CoRNN", "IndRNN", "MinGRU", "MinLSTM"]
@@ -37,8 +37,8 @@ class MinLSTM(Cell):
     x_products = 3
 
     def step(self, x: Value, h: Value) -> Value:
-        f, i = sigmoid(x[0]), sigmoid(x[1])
-        return (f * h + i * x[2]) / (f + i)
+        f = sigmoid(softplus(-x[1]) - softplus(-x[0]))  # sigma(x0) / (sigma(x0) + sigma(x1)), where these are zero in float32 too
+        return x[2] + f * (h - x[2])
 
 
 class IndRNN(Cell):
@@ -125,7 +125,7 @@ class CTRNN(Cell):
         self.unfolds = check_integer("CTRNN", "unfolds", unfolds)
 
     def step(self, x: Value, h: Value, dt: Value, R: Value, rate: Value) -> Value:
-        part = 1 - exp(-dt / self.unfolds * exp(rate))
+        part = -expm1(-dt / self.unfolds * exp(rate))
         for _ in range(self.unfolds):
             h = h + part * (tanh(x + R(h)) - h)
         return h

@@ -172,6 +172,9 @@ class _Check:
         self.definition: Definition = cell.definition
         self.expected = run_steps(cell, arrays)
         self._finite(self.expected, "the step in float64")
+        for name, a, b in zip(self.definition.states, self.expected, run_steps(cell, arrays), strict=True):
+            if not np.array_equal(a, b):
+                raise AssertionError(f"[{self.definition.name}] state {name}: the step gives other numbers when it is called again")
         rng = np.random.default_rng(seed + 1)
         self.cotangents = [rng.standard_normal(a.shape) for a in self.expected]
         self.slopes = {name: self._slope(name, a) for name, a in _flat(arrays).items()}

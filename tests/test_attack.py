@@ -17,7 +17,7 @@ from .attack.sequences import CELLS
 from .attack.trial import attack, draw_of
 
 FOLDER = Path(__file__).parent / "attack"
-LOOPS = ("equations", "sequences", "gated", "cfc", "ltc", "quantum")
+LOOPS = ("equations", "sequences", "gated", "recurrent", "cfc", "ltc", "quantum")
 EXAMPLES = 25  # of each cell
 WITH_TIME = ("CfC", "LTC", "LQNet")
 MOST_TRIED = 60

@@ -268,7 +268,7 @@ def _check_time_values(owner: str, time_deltas: mx.array, lengths: mx.array | No
     if not can_evaluate([time_deltas]):
         return
     values = np.array(time_deltas.astype(mx.float64 if time_deltas.dtype == mx.float64 else mx.float32))
-    wrong = ~((values >= 0) & (values <= most))
+    wrong = ~((values >= 0) & (values <= np.float64(most)))  # a bound for float64 overflows in float32
     if lengths is not None and values.ndim > 0 and can_evaluate([lengths]):
         t, ends = np.arange(values.shape[1 if batch_first else 0]), np.asarray(lengths)
         valid = t[None, :] < ends[:, None] if batch_first else t[:, None] < ends[None, :]

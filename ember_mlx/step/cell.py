@@ -117,7 +117,7 @@ class Cell:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if "_definition" in self.__dict__:
-            raise bad_argument(type(self).__name__, name, "stay as it is: the step was read with it; make a new cell", repr(value))
+            raise bad_argument(type(self).__name__, name, "not change, since the step was read with it; make a new cell", repr(value))
         super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:

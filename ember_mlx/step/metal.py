@@ -59,7 +59,7 @@ def statements(
         >>> from ember_mlx.step.graph import Graph
         >>> from ember_mlx.step.metal import statements
         >>> graph = Graph()
-        >>> a = graph.input("a", per_unit=True, per_row=True)
+        >>> a = graph.input("a")
         >>> statements([(a + 1) * a], {a.index: "a[i]"})
         ([], ['(a[i] + 1.0f) * a[i]'])
     """
@@ -126,7 +126,7 @@ def linear(form: Form, coefficients: Mapping[int, str], variables: Mapping[Varia
         >>> from ember_mlx.step.graph import Graph
         >>> from ember_mlx.step.metal import linear
         >>> graph = Graph()
-        >>> c = graph.input("c", per_unit=True, per_row=True)
+        >>> c = graph.input("c")
         >>> linear({("state", 0): c, ("call", 0): graph.constant(1)}, {c.index: "k0[i]"}, {("state", 0): "g0[i]", ("call", 0): "r0[i]"})
         'k0[i] * g0[i] + r0[i]'
     """

@@ -36,7 +36,7 @@ def gru(p, x, h):
     return (1 - z) * n + z * h
 
 
-def one_direction(name, given, p, x, state):
+def one_direction(name, given, p, x, dt, state):
     """(T, N, I) -> outputs [(N, O)] and the state [(N, F)]."""
     outputs = []
     for x_t in x:
@@ -50,6 +50,11 @@ def one_direction(name, given, p, x, state):
 
 def run(name, given, neurons, p, x, dt, state, xi=None):
     """A state is (N, layers * directions, F)."""
+    return in_layers(one_direction, name, given, p, x, dt, state)
+
+
+def in_layers(one_direction, name, given, p, x, dt, state):
+    """Layers one above the other, each in one direction or in both."""
     directions = ["forward", "backward"] if given["bidirectional"] else ["forward"]
     final = []
     for k in range(given["num_layers"]):
@@ -57,7 +62,8 @@ def run(name, given, neurons, p, x, dt, state, xi=None):
         for direction in directions:
             own = [a[:, k * len(directions) + len(both)] for a in state]
             back = direction == "backward"
-            outputs, end = one_direction(name, given, part(p, f"layers.{k}.{direction}."), x[::-1] if back else x, own)
+            way = (x[::-1], dt[::-1]) if back else (x, dt)
+            outputs, end = one_direction(name, given, part(p, f"layers.{k}.{direction}."), *way, own)
             last.append(outputs[-1])
             both.append(outputs[::-1] if back else outputs)
             final.append(end)

@@ -8,7 +8,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 import ember_mlx
 
-from . import cfc, gated, ltc, quantum
+from . import cfc, gated, ltc, quantum, recurrent
 from .equations import NeuronData
 from .sequences import CELLS
 
@@ -37,8 +37,9 @@ def draw_config(draw, cell=None):
     name = cell or draw(list(CELLS))
     config = {"cell": name, "input_size": draw([1, 2, 3, 5]), "map": draw_map(draw) if name in MAPPED else None}
     full = config["map"] is not None and (config["map"]["kind"] == "int" or config["map"].get("self_connections", False))
-    module = {"CfC": cfc, "LTC": ltc}.get(name, quantum if name in MAPPED else gated)
-    config["options"] = module.options(draw, name, full) if name in MAPPED else gated.options(draw, name)
+    module = {"CfC": cfc, "LTC": ltc, "Recurrent": recurrent}.get(name, quantum if name in MAPPED else gated)
+    config["options"] = module.options(draw, name, full) if name in MAPPED else module.options(draw, name)
+    is_timed = config["options"]["cell"] in recurrent.TIMED if name == "Recurrent" else module.TIMED
     config["both"] = draw([False, False, False, name in MAPPED or not config["options"]["bidirectional"]])
     may_stride = not config["both"] and not config["options"].get("bidirectional")
     config["strides"] = draw([None, None, [1, 2], [3], [2, 5, 1], [40]]) if may_stride else None
@@ -48,10 +49,12 @@ def draw_config(draw, cell=None):
     config["lengths"] = [draw(range(1, config["T"] + 1)) for _ in range(config["B"])] if ragged else None
     config["lengths_as"] = draw(["list", "numpy", "mlx"])
     config |= {"times": draw(TIMES), "times_form": draw(["steps", "steps", "scalar", "number"]), "times_last_axis": draw([False, True])}
-    if not (module.TIMED and (draw([True] * 5 + [False]))):
+    if not (is_timed and (draw([True] * 5 + [False]))):
         config["times"] = None
     elif config["options"].get("solver") in ("explicit", "rk4"):
         config["times"] = "short"  # past some cm / den these solvers diverge
+    elif config["options"].get("cell") in ("LEM", "ODELSTM"):
+        config["times"] = draw(["usual", "short", "none"])  # so do steps of Euler's
     # float64 is held to float32's digits: MLX's own exp, sigmoid, sin and logaddexp have no more in it
     config |= {"dtype": draw(["float32"] * 4 + ["bfloat16", "float16", "float64"]), "x_dtype": draw(["same", "same", "float32"])}
     config |= {"state": draw(["none", "all", "all", "some"]), "x_size": draw([1, 1, 1e-3, 20]), "swapped": draw([False, False, True])}
@@ -93,6 +96,9 @@ def make_layer(config):
             layer = getattr(ember_mlx, f"StrideAware{name}")(neuron_map, strides, size, **given, **back)
         else:
             layer = getattr(ember_mlx, name)(neuron_map, input_size=size, **given, **inner)
+    elif name == "Recurrent":
+        own = {option: value for option, value in given.items() if option not in ("cell", "settings")}
+        layer = ember_mlx.Recurrent(getattr(ember_mlx.cells, given["cell"])(**given["settings"]), size, **own, **inner)
     else:
         layer = getattr(ember_mlx, name)(size, **given, **inner)
     neurons = neuron_data(layer.layers[0] if strides and name in ("CfC", "LTC") else layer) if name in MAPPED else None

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from . import cfc, gated, ltc, quantum
+from . import cfc, gated, ltc, quantum, recurrent
 from .equations import part
 
-CELLS = {"RNN": gated, "LSTM": gated, "GRU": gated, "CfC": cfc, "LTC": ltc, "LQNet": quantum, "CTRQNet": quantum}
+CELLS = {"RNN": gated, "LSTM": gated, "GRU": gated, "Recurrent": recurrent, "CfC": cfc, "LTC": ltc, "LQNet": quantum, "CTRQNet": quantum}
 
 
 def call(config, neurons, leaves, xi=None):
