@@ -14,12 +14,12 @@ from ember_mlx.scans.cell import fused
 from ember_mlx.scans.cell.backward_text import backward_kernel
 from ember_mlx.scans.cell.forward_text import Forward, forward_kernel
 from ember_mlx.scans.cell.gated import GRU_CELL, LSTM_CELL, RELU_RNN, TANH_RNN
+from ember_mlx.scans.cell.kernel_layout import Backward as BackwardLayout
+from ember_mlx.scans.cell.kernel_layout import Forward as ForwardLayout
 from ember_mlx.scans.cell.kernel_plan import plan_of
 from ember_mlx.scans.cell.ops import cell_ops
-from ember_mlx.scans.cell.problems import VARIANTS as ALL_VARIANTS
-from ember_mlx.scans.cell.problems import cell_problem, random_arrays
-from ember_mlx.scans.cell.variant import Backward as BackwardLayout
-from ember_mlx.scans.cell.variant import Forward as ForwardLayout
+from ember_mlx.scans.cell.random_cases import VARIANTS as ALL_VARIANTS
+from ember_mlx.scans.cell.random_cases import cell_problem, random_arrays
 from ember_mlx.step.cell import Cell, Parameter
 
 from .comparisons import assert_close, to_mlx
