@@ -83,9 +83,26 @@ class Alone(Cell):
         return x - 0.5 * h
 
 
-OWN = {"functions": Functions(), "wide": Wide(), "flat": Flat(), "alone": Alone()}
-PLAIN = {name: cell for name, cell in GATED.items() if name != "projected"}
-OTHERS = OWN | PLAIN
+class Sized(Cell):
+    """States of two sizes, and functions of both; products from each size to the other, and to itself."""
+
+    states = ("p", "h", "q")
+    x_products = 2
+    h_products: ClassVar = {"V": 4, "U": 2, "S": 1}
+    parameters: ClassVar = {"k": (0.1, 0.4)}
+    sizes: ClassVar = {"p": "P", "q": "P", "U": "P", "S": "P"}
+
+    def step(self, x, p, h, q, V, U, S, dt, k):
+        a, b, c, d = V(p)
+        m = step.sigmoid(x[0] + a) * h * step.exp(-dt) + step.tanh(x[1] + b) * step.sigmoid(c + k) - 0.1 * d
+        u, v = U(m)
+        g = step.where(q > 0.1, step.tanh(u + S(p * p)), p * q)
+        a, b, c, d = V(g)
+        return g - 0.5 * q, step.tanh(m + a * b - c * d), 0.7 * q + step.sigmoid(v) * p
+
+
+OWN = {"functions": Functions(), "wide": Wide(), "flat": Flat(), "alone": Alone(), "sized": Sized()}
+OTHERS = OWN | GATED
 
 
 def problem(name, T, B, H, lengths=False, D=1):
@@ -120,8 +137,8 @@ def by_ops(spec, arrays, dy):
 def compare(kind, spec, arrays):
     """A definition's kernels against the ops form in float64."""
     D, T, B, _ = arrays["x"].shape
-    H, rng = arrays["initial"][spec.states[0]].shape[2], np.random.default_rng(1)
-    dy = [rng.standard_normal((D, T, B, H)) for _ in spec.states]
+    rng = np.random.default_rng(1)
+    dy = [rng.standard_normal((D, T, B, arrays["initial"][name].shape[2])) for name in spec.states]
     expected, gradients = by_ops(spec, arrays, dy)
     given = to_mlx(arrays)
     assert fused.refusal(kind, spec, given) is None
@@ -190,10 +207,9 @@ def test_what_lies_past_a_sequence_has_no_effect(name):
 
 
 @on_host
-@pytest.mark.parametrize("variant", ["tanh", "relu", "lstm", "lstm_bidirectional", "gru"])
+@pytest.mark.parametrize("variant", [variant for name in ("rnn", "lstm", "gru") for variant in RECURRENCES[name].variants])
 def test_a_gated_cell_has_the_results_of_its_own_kernels(variant):
-    name = {"tanh": "rnn", "relu": "rnn", "lstm_bidirectional": "lstm"}.get(variant, variant)
-    gated = RECURRENCES[name]
+    gated = next(RECURRENCES[name] for name in ("rnn", "lstm", "gru") if variant in RECURRENCES[name].variants)
     spec, arrays = gated.problem(variant, 7, 3, 13, lengths=True)
     with kernels_on("host", Tile(64, 2, 8, True), metal_kernel) as kind:
         outputs = gated.fused.forward(kind, spec, to_mlx(arrays))
