@@ -1,5 +1,6 @@
 """Kernels whose text is made from a cell's step: against the ops form in float64, in every layout, at sizes that the sweeps do not have."""
 
+from contextlib import ExitStack
 from typing import ClassVar
 
 import mlx.core as mx
@@ -8,24 +9,28 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ember_mlx import step
+from ember_mlx.kernels.first_use import check, works
 from ember_mlx.kernels.loader import read_source
-from ember_mlx.kernels.tiles import FAMILIES, Tile, family_of
+from ember_mlx.kernels.tiles import FAMILIES, Tile, checked_variant, family_of
 from ember_mlx.scans.cell import fused
 from ember_mlx.scans.cell.backward_text import backward_kernel
 from ember_mlx.scans.cell.forward_text import Forward, forward_kernel
-from ember_mlx.scans.cell.gated import GRU_CELL, LSTM_CELL, RELU_RNN, TANH_RNN
+from ember_mlx.scans.cell.gated import GRU_CELL, LSTM_CELL, PROJECTED_LSTM, RELU_RNN, TANH_RNN
 from ember_mlx.scans.cell.kernel_layout import Backward as BackwardLayout
 from ember_mlx.scans.cell.kernel_layout import Forward as ForwardLayout
 from ember_mlx.scans.cell.kernel_plan import plan_of
 from ember_mlx.scans.cell.ops import cell_ops
 from ember_mlx.scans.cell.random_cases import VARIANTS as ALL_VARIANTS
 from ember_mlx.scans.cell.random_cases import cell_problem, random_arrays
+from ember_mlx.scans.cell.reference import cell_backward, cell_forward
+from ember_mlx.scans.registry import RECURRENCES
 from ember_mlx.step.cell import Cell, Parameter
 
 from .comparisons import assert_close, to_mlx
 from .metal_host import metal_kernel
 from .metal_host.lint import lint
 from .test_kernels import kernels_on, on_host, verified
+from .test_launches import SMALLEST_MS, assert_same_bits, both_ways, planned_both_ways
 from .tolerances import FORWARD, GRADIENT, POINTWISE
 
 VARIANTS = ALL_VARIANTS["Recurrent"]
@@ -83,8 +88,26 @@ class Alone(Cell):
         return x - 0.5 * h
 
 
-OWN = {"functions": Functions(), "wide": Wide(), "flat": Flat(), "alone": Alone()}
-PLAIN = {"tanh": TANH_RNN, "relu": RELU_RNN, "lstm": LSTM_CELL, "gru": GRU_CELL}
+class Sized(Cell):
+    """States of two sizes, and functions of both; products from each size to the other, and to itself."""
+
+    states = ("p", "h", "q")
+    x_products = 2
+    h_products: ClassVar = {"V": 4, "U": 2, "S": 1}
+    parameters: ClassVar = {"k": (0.1, 0.4)}
+    sizes: ClassVar = {"p": "P", "q": "P", "U": "P", "S": "P"}
+
+    def step(self, x, p, h, q, V, U, S, dt, k):
+        a, b, c, d = V(p)
+        m = step.sigmoid(x[0] + a) * h * step.exp(-dt) + step.tanh(x[1] + b) * step.sigmoid(c + k) - 0.1 * d
+        u, v = U(m)
+        g = step.where(q > 0.1, step.tanh(u + S(p * p)), p * q)
+        a, b, c, d = V(g)
+        return g - 0.5 * q, step.tanh(m + a * b - c * d), 0.7 * q + step.sigmoid(v) * p
+
+
+OWN = {"functions": Functions(), "wide": Wide(), "flat": Flat(), "alone": Alone(), "sized": Sized()}
+PLAIN = {"tanh": TANH_RNN, "relu": RELU_RNN, "lstm": LSTM_CELL, "projected": PROJECTED_LSTM, "gru": GRU_CELL}
 OTHERS = OWN | PLAIN
 
 
@@ -120,8 +143,8 @@ def by_ops(spec, arrays, dy):
 def compare(kind, spec, arrays):
     """A definition's kernels against the ops form in float64."""
     D, T, B, _ = arrays["x"].shape
-    H, rng = arrays["initial"][spec.states[0]].shape[2], np.random.default_rng(1)
-    dy = [rng.standard_normal((D, T, B, H)) for _ in spec.states]
+    rng = np.random.default_rng(1)
+    dy = [rng.standard_normal((D, T, B, arrays["initial"][name].shape[2])) for name in spec.states]
     expected, gradients = by_ops(spec, arrays, dy)
     given = to_mlx(arrays)
     assert fused.refusal(kind, spec, given) is None
@@ -164,15 +187,70 @@ def test_text_keeps_the_rules_of_the_subset(name, tile):
 
 
 @on_host
-def test_backward_in_blocks_of_steps_is_the_whole(monkeypatch):
-    with kernels_on("host", TILES["resident"], metal_kernel) as kind:
-        for block in (3, 4, 7):
-            monkeypatch.setattr(fused, "block_steps", lambda definition, H, sequences, block=block: block)
-            compare(kind, *problem("lem", 7, 5, 6, lengths=True))
+@pytest.mark.parametrize("lengths", [False, True], ids=["full", "lengths"])
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize(("H", "P"), [(1, 1), (31, 16), (13, 40), (100, 51)])
+def test_a_projected_lstm_agrees_with_the_numpy_form_in_float64(tile, D, H, P, lengths):
+    """Fewer features than units, and more of them; neither fills a tile."""
+    spec = PROJECTED_LSTM.definition
+    arrays = random_arrays(spec, D, 4, 5, H, lengths=lengths, P=P)
+    expected = cell_forward(spec, arrays)
+    dy = [np.random.default_rng(1).standard_normal(a.shape) for a in expected]
+    gradients = dict(tree_flatten(cell_backward(spec, arrays, expected, dy)))
+    with kernels_on("host", TILES[tile], metal_kernel) as kind:
+        given = to_mlx(arrays)
+        got = fused.cell_fused_forward(kind, spec, given)
+        pulled = fused.cell_fused_backward(kind, spec, given, got, [mx.array(a.astype(np.float32)) for a in dy])
+    for a, b in zip(got, expected, strict=True):
+        assert_close(a, b, FORWARD["float32"])
+    pulled = dict(tree_flatten(pulled))
+    assert {path: a.shape for path, a in pulled.items()} == {path: a.shape for path, a in gradients.items()}
+    for path, gradient in gradients.items():
+        assert_close(pulled[path], gradient, GRADIENT["float32"], path)
 
 
 @on_host
-@pytest.mark.parametrize("name", [*OWN, "lem", "ind_rnn"])
+@pytest.mark.parametrize("tile", ["streamed", "resident", "by-step"])
+@pytest.mark.parametrize("name", ["projected", "sized", "functions"])
+def test_launches_in_pieces_give_the_same_bits(name, tile):
+    """Of one step of one group of sequences, and of some steps of all."""
+    spec, arrays = problem(name, 5, 5, 13, lengths=True, D=2)
+    recurrence, given = RECURRENCES["recurrent"], to_mlx(arrays)
+    with kernels_on("host", TILES[tile], metal_kernel):
+        expected = both_ways(recurrence, spec, given, 0)
+        longest = max(one.ms for part in planned_both_ways(recurrence, spec, given, 0) for one in part)
+        for ms in (longest / 2, SMALLEST_MS):
+            assert_same_bits(both_ways(recurrence, spec, given, ms), expected)
+
+
+@on_host
+@pytest.mark.parametrize("name", ["lem", "projected", "sized"])
+def test_backward_in_blocks_of_steps_is_the_whole(monkeypatch, name):
+    with kernels_on("host", TILES["resident"], metal_kernel) as kind:
+        for block in (3, 4, 7):
+            monkeypatch.setattr(fused, "block_steps", lambda definition, H, sequences, block=block: block)
+            compare(kind, *problem(name, 7, 5, 6, lengths=True))
+
+
+@on_host
+def test_the_check_before_the_first_use_knows_both_sizes():
+    """A large layer is checked with fewer units and features."""
+    spec, arrays = problem("projected", 1, 2, 9)
+    large = arrays | random_arrays(spec, 1, 1, 2, 600, lengths=False, P=500)
+    with kernels_on("host", Tile(64, 2, 8, False), metal_kernel) as kind, ExitStack() as stack:
+        smalls = [fused.small_problem(kind, spec, to_mlx(given)) for given in (arrays, large)]
+        for small in smalls:
+            stack.callback(checked_variant.reset, checked_variant.set(small.variant))
+            assert works(check(kind, RECURRENCES["recurrent"], small.spec, small.arrays))
+    shapes = [small.arrays["weights"]["Wr"].shape for small in smalls]
+    assert shapes[0] == (1, 5, 9)
+    assert shapes[1][2] < 600
+    assert shapes[1][1] / shapes[1][2] == pytest.approx(500 / 600, rel=0.01)
+
+
+@on_host
+@pytest.mark.parametrize("name", [*OWN, "lem", "ind_rnn", "projected"])
 def test_what_lies_past_a_sequence_has_no_effect(name):
     """Not even infinite inputs there."""
     spec, arrays = problem(name, 5, 3, 7)
@@ -247,6 +325,27 @@ def test_what_no_kernel_serves_is_refused_by_name():
 
     assert refused(Huge()) == "the step has the number 1e+60, which float32 does not have"
     assert refused(Many()) == "1 states and 24 products in a step are more than a kernel has arguments for"
+
+    class Third(Cell):
+        states = ("h", "p", "q")
+        h_products: ClassVar = {"V": 1, "W": 1}
+        sizes: ClassVar = {"p": "P", "V": "P", "q": "Q", "W": "Q"}
+
+        def step(self, x, h, p, q, V, W):
+            return x - h, V(h) - p, W(h) - q
+
+    class Timed(Cell):
+        states = ("h", "p")
+        h_products: ClassVar = {"V": 1}
+        sizes: ClassVar = {"p": "P", "V": "P"}
+
+        def step(self, x, h, p, V, dt):
+            return x - h, V(h) - dt * p
+
+    assert refused(Third()) == "kernels take values of H units and of one size more, not of P, Q"
+    assert refused(Timed()) == (
+        "kernels take elapsed times, shared parameters and functions of numbers with values of H units alone, not of P"
+    )
     assert refused(Alone()) is None
     definition, arrays = Alone().definition, to_mlx(random_arrays(Alone().definition, 1, 1, 1, 4, lengths=False))
     half = arrays | {"initial": {"h": arrays["initial"]["h"].astype(mx.float16)}}
@@ -256,16 +355,17 @@ def test_what_no_kernel_serves_is_refused_by_name():
 
 
 @pytest.mark.parametrize("family", [family.name for family in FAMILIES])
-@pytest.mark.parametrize("name", ["lem", "min_gru", "gru_d", "functions", "wide"])
+@pytest.mark.parametrize("name", ["lem", "min_gru", "gru_d", "functions", "wide", "projected", "sized"])
 def test_every_choice_of_the_table_is_among_the_layouts_that_are_checked(family, name):
     definition = problem(name, 1, 1, 4)[0]
     layouts = fused.layouts(family_of(family), definition)
     for H in (1, 3, 64, 200, 300, 700, 3000):
         for sequences in (1, 17, 300):
             for layout in (ForwardLayout, BackwardLayout):
-                tile = fused.choose_tile(family_of(family), layout, definition, H, sequences)
+                P = H // 2 + 1 if name in ("projected", "sized") else 0
+                tile = fused.choose_tile(family_of(family), layout, definition, H, sequences, P)
                 assert tile in layouts
-                assert 16 * layout(plan_of(definition), H, tile).scratch <= 32768
+                assert 16 * layout(plan_of(definition), H, tile, P).scratch <= 32768
 
 
 # Functions

@@ -3,9 +3,19 @@
 What the table puts into registers stays there, and no branch that lanes of a warp take differently has come to lie around shuffles.
 """
 
-import pytest
+from unittest.mock import patch
 
-from .kernel_calls import Scan, calls_of
+import mlx.core as mx
+import pytest
+from ember_mlx.scans.gated.cells import CELLS
+
+from ember_mlx.kernels.loader import kernels_made_by
+from ember_mlx.kernels.tiles import family_of
+from ember_mlx.scans.cell import fused
+from ember_mlx.scans.cell.random_cases import random_arrays
+
+from .comparisons import to_mlx
+from .kernel_calls import KernelCall, Scan, calls_of, noting
 from .nvrtc import compile_call, complaint, label, unsupported_reason
 
 REASON = unsupported_reason()
@@ -60,3 +70,17 @@ def test_the_tables_layouts_compile_without_spills(case):
     assert set(parts) <= {call.name.rsplit("_")[-1] for call in calls}
     for call in calls:
         assert complaint(label(scan, call), compile_call(call), SPILLED.get(case, 0)) is None
+
+
+@pytest.mark.parametrize(("D", "B", "H"), [(1, 200, 112), (2, 2, 256), (1, 2, 700)])
+def test_a_projected_lstm_as_a_cell_compiles_without_spills(D, B, H):
+    """To half as many features; with 700 units each step has launches of its own."""
+    definition, calls = CELLS["projected"].definition, list[KernelCall]()
+    arrays = to_mlx(random_arrays(definition, D, 2, B, H, lengths=True, P=H // 2))
+    with kernels_made_by("cuda", noting(calls)), patch.object(fused, "current_family", lambda: family_of("sm_90")):
+        outputs = fused.cell_fused_forward("cuda", definition, arrays)
+        fused.cell_fused_backward("cuda", definition, arrays, outputs, [mx.ones_like(a) for a in outputs])
+    parts = {"next", "back", "previous"} if H == 700 else {"forward", "backward"}
+    assert {call.name.split("_")[-1] for call in calls} == parts | {"arguments", "coefficients"}
+    for call in dict.fromkeys(calls):
+        assert complaint(call.name, compile_call(call)) is None

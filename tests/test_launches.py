@@ -27,8 +27,8 @@ from ember_mlx.scans.registry import RECURRENCES
 
 from .comparisons import to_mlx
 from .metal_host import metal_kernel
+from .test_kernel_layouts import STRIDED
 from .test_kernels import CASES, PRESENT, compare, counting, kernels_on, on_host
-from .test_kernels_of_other_cells import STRIDED
 
 SMALLEST_MS = 1e-9  # a step of a group of sequences takes longer
 M1 = "applegpu_g13"

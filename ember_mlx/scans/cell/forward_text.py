@@ -1,5 +1,6 @@
 """The forward scan of a cell as kernel text."""
 
+from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -8,14 +9,39 @@ from ...kernels.loader import KernelText, axes
 from ...step.definition import Definition
 from ...step.graph import LEAVES, Node, needed_for
 from ...step.metal import statements
-from .kernel_plan import Plan, plan_of
-from .lines import BARRIER, declare, for_units, for_values, function, indented, kernel_text, read_ahead, read_now
+from .kernel_plan import UNITS, Plan, Size, plan_of, size_of
+from .lines import (
+    BARRIER,
+    Reading,
+    declare,
+    declare_values,
+    for_units,
+    for_values,
+    function,
+    indented,
+    kernel_text,
+    read_ahead,
+    read_now,
+    writes,
+)
 
 FILES = ("pointwise.metal", "cell_pointwise.metal", "product.metal", "sequences.metal", "cell.metal")
-TEMPLATE = "int H, int THREADS, int ROWS, int SPLIT, bool RESIDENT"
-ARGUMENTS = "H, THREADS, ROWS, SPLIT, RESIDENT"
 MOST_AHEAD = 16  # values of a lane that wait in registers for the next step
-WRITES = "part == 0 && u < H && r < rows.count"
+
+
+def template_of(plan: Plan) -> str:
+    """The parameters of a scan's function."""
+    return f"{', '.join(f'int {size.letter}' for size in plan.sizes)}, int THREADS, int ROWS, int SPLIT, bool RESIDENT"
+
+
+def arguments_of(plan: Plan) -> str:
+    """What stands for them where it is called."""
+    return f"{', '.join(size.letter for size in plan.sizes)}, THREADS, ROWS, SPLIT, RESIDENT"
+
+
+def tiles_of(plan: Plan) -> list[str]:
+    """How values of each size lie on the threadgroup."""
+    return [f"typedef CellTile<{size.letter}, THREADS, ROWS, SPLIT> {size.tile};" for size in plan.sizes]
 
 
 class Owned(NamedTuple):
@@ -147,23 +173,28 @@ class Forward:
             found.append(("parameters", "const float", f"(D, {len(definition.parameters)}, H)"))
         if definition.calls:
             found.append(("weights", "const float", "D times packed, one product after the other"))
-        found += [(f"initial{k}", "const float", "(D, B, H)") for k in range(len(definition.states))]
+        found += [(f"initial{k}", "const float", f"(D, B, {size.letter})") for k, size in enumerate(self.states)]
         return [*found, ("lengths", "const int", "(B)"), ("dims", "const int", "T, B")]
 
     @property
     def outputs(self) -> list[tuple[str, str, str]]:
         """The states after each step."""
-        return [(f"after{k}", "float", "(D, T, B, H)") for k in range(len(self.definition.states))]
+        return [(f"after{k}", "float", f"(D, T, B, {size.letter})") for k, size in enumerate(self.states)]
+
+    @cached_property
+    def states(self) -> list[Size]:
+        """The sizes of the states."""
+        return [size_of(node) for node in self.definition.before]
 
     def text(self) -> str:
         """The kernel's function."""
         body = [*self._opening(), *self._products(), *self._constants(), *self._first(), *self._steps(), *self._closing()]
-        return function(TEMPLATE, ["The forward scan."], [*self.arrays, *self.outputs], body)
+        return function(template_of(self.plan), ["The forward scan."], [*self.arrays, *self.outputs], body)
 
     def _opening(self) -> list[str]:
         ahead = len(self.xs) + len(self.owners) + self.definition.is_timed
         return [
-            "typedef CellTile<H, THREADS, ROWS, SPLIT> C;",
+            *tiles_of(self.plan),
             f"enum {{ AHEAD = RESIDENT && {ahead} * C::COUNT <= {MOST_AHEAD} }};",
             "CellRows<ROWS> rows = rows_of_group<ROWS>(lengths, dims, group_index);",
             "int group = thread_index / SPLIT, part = thread_index % SPLIT;",
@@ -174,19 +205,26 @@ class Forward:
         """How many of each argument: with one product a step, it is written beside what others still read."""
         return 2 if self.definition.depth == 1 else 1
 
+    def _rows(self, count: int) -> Counter[str]:
+        """Rows of the first arguments by the tile of their size."""
+        return Counter([size_of(node).tile for node in self.plan.arguments[:count] for _ in range(self.buffers)])
+
+    def _floats(self, count: int) -> str:
+        """How many floats they take."""
+        return " + ".join(f"{n} * ROWS * {tile}::ROW" for tile, n in self._rows(count).items()) or "0"
+
     def _products(self) -> list[str]:
         lines, parts = [], self.plan.parts
         if not parts:
             return []
-        count = len(self.plan.arguments) * self.buffers
-        lines += [f"threadgroup float* arguments = (threadgroup float*)scratch;  // {count} times (ROWS, C::ROW)"]
-        lines += [f"fill(arguments, {count} * ROWS * C::ROW, thread_index, THREADS, 0.0f);"]
-        lines += [
-            f"typedef Product<H, {part.blocks} * H, SPLIT, {part.blocks}, THREADS, RESIDENT> Product{p};  // {part.name}"
-            for p, part in enumerate(parts)
-        ]
-        sizes = [f"int(Product{p}::FLOAT4S)" for p in range(len(parts))]
-        lines += [f"device const float* packed = weights + rows.direction * 4 * ({' + '.join(sizes)}) * THREADS;"]
+        holds = ", ".join(f"{n} times (ROWS, {tile}::ROW)" for tile, n in self._rows(len(self.plan.arguments)).items())
+        lines += [f"threadgroup float* arguments = (threadgroup float*)scratch;  // {holds}"]
+        lines += [f"fill(arguments, {self._floats(len(self.plan.arguments))}, thread_index, THREADS, 0.0f);"]
+        for p, part in enumerate(parts):
+            sizes = f"{part.inputs.letter}, {part.blocks} * {part.results.letter}"
+            lines.append(f"typedef Product<{sizes}, SPLIT, {part.blocks}, THREADS, RESIDENT> Product{p};  // {part.name}")
+        floats = [f"int(Product{p}::FLOAT4S)" for p in range(len(parts))]
+        lines += [f"device const float* packed = weights + rows.direction * 4 * ({' + '.join(floats)}) * THREADS;"]
         for p in range(len(parts)):
             lines += [f"Product{p} product{p};", f"load_product(product{p}, packed, thread_index);"]
             lines += [f"packed += 4 * int(Product{p}::FLOAT4S) * THREADS;"] * (p + 1 < len(parts))
@@ -221,25 +259,27 @@ class Forward:
         made, _ = statements(self.constant, self.names, {n.index: f"v{n.index}[block]" for n in self.constant})
         return [*lines, *(for_units([*read, *made]) if names else [])]
 
-    def _readings(self) -> list[tuple[str, str]]:
-        """What a step reads: the array, and its value at `place`."""
+    def _readings(self) -> list[Reading]:
+        """What a step reads."""
         count = len(self.definition.x)
-        found = [(f"x{k}", f"x_proj[(place * {count} + {k}) * H + read]") for k in self.xs]
-        return found + [(f"x{c}_{p}", f"x_proj[(place * {count} + own{c}_{p}) * H + read]") for c, p in self.owners]
+        found = [Reading(f"x{k}", f"x_proj[(place * {count} + {k}) * H + read]") for k in self.xs]
+        return found + [Reading(f"x{c}_{p}", f"x_proj[(place * {count} + own{c}_{p}) * H + read]") for c, p in self.owners]
 
     def _first(self) -> list[str]:
         """The states, and what the first step reads."""
-        states = [f"s{k}" for k in range(len(self.definition.states))]
-        read = [f"s{k}[i] = initial{k}[place_of_state(rows, r) * H + read];" for k in range(len(states))]
-        lines = [*declare([*states, *(f"{name}_read" for name, _ in self._readings())], "C::COUNT"), *for_values(read)]
+        names = [*((f"s{k}", size) for k, size in enumerate(self.states)), *((f"{name}_read", size) for name, _, size in self._readings())]
+        lines = declare_values(names)
+        for size in self.plan.sizes:
+            read = (f"s{k}[i] = initial{k}[place_of_state(rows, r) * {size.letter} + read];" for k in self.plan.states(size))
+            lines += for_values(list(read), size)
         lines += declare(["dt_read"], "ROWS") if self.definition.is_timed else []
         return [*lines, *read_ahead(self._readings(), "0", self.definition.is_timed), *[BARRIER] * bool(self.plan.parts)]
 
     def _steps(self) -> list[str]:
         body = read_now(self._readings(), self.definition.is_timed)
         kept = [(self.definition.graph.nodes[index], name.split("[")[0]) for index, name in self.kept.items()]
-        body += declare([name for node, name in kept if not node.is_condition], "C::COUNT")
-        body += declare([name for node, name in kept if node.is_condition], "C::COUNT", "bool")
+        body += declare_values([(name, size_of(node)) for node, name in kept if not node.is_condition])
+        body += declare_values([(name, size_of(node)) for node, name in kept if node.is_condition], "bool")
         ahead = read_ahead(self._readings(), "t + 1", self.definition.is_timed)
         for number, targets in enumerate(self.targets[:-1]):
             body += [*self._arguments(number, targets), *([] if number else ahead), *self._stage(number)]
@@ -257,31 +297,37 @@ class Forward:
         return statements(targets, available, {k: v for k, v in self.kept.items() if k not in available})
 
     def _buffer(self, number: int) -> str:
+        if len(self.plan.sizes) > 1:
+            own = f" + t % 2 * ROWS * {size_of(self.plan.arguments[number]).tile}::ROW" if self.buffers == 2 else ""
+            return f"{self._floats(number)}{own}"
         place = f"{self.buffers} * {number} + t % 2" if self.buffers == 2 and number else "t % 2" if self.buffers == 2 else str(number)
         return f"({place}) * ROWS * C::ROW" if " " in place else f"{place} * ROWS * C::ROW"
 
     def _arguments(self, stage: int, targets: list[Node]) -> list[str]:
         numbers = self.plan.stage_arguments(stage)
-        lines, values = self._computed(stage, targets)
-        pointers = [f"threadgroup float* a{k} = arguments + {self._buffer(k)};" for k in numbers]
-        writes = [f"a{k}[r * C::ROW + u] = {value};" for k, value in zip(numbers, values, strict=True)]
-        guarded = [f"if ({WRITES}) {{", *indented(writes), "}"] if len(writes) > 1 else [f"if ({WRITES}) {writes[0]}"]
-        return [*pointers, *for_values([*lines, *guarded]), BARRIER]
+        made = [f"threadgroup float* a{k} = arguments + {self._buffer(k)};" for k in numbers]
+        for size in self.plan.sizes:
+            own = [(k, node) for k, node in zip(numbers, targets, strict=True) if size_of(node) == size]
+            lines, values = self._computed(stage, [node for _, node in own])
+            stores = [f"a{k}[r * {size.tile}::ROW + u] = {value};" for (k, _), value in zip(own, values, strict=True)]
+            made += for_values([*lines, *guarded(stores, size)], size)
+        return [*made, BARRIER]
 
     def _stage(self, stage: int) -> list[str]:
         """The products of a stage: first all partial sums, whose lanes then wait for each other's shuffles together."""
-        sums, joined, names = [], [], []
+        sums, joined, declared = ({size: list[str]() for size in self.plan.sizes} for _ in range(3))
         for c in self.plan.stage_calls(stage):
             call = self.definition.calls[c]
             argument = f"(threadgroup const float4*)a{self.plan.argument_of(call)}"
             for p in self.plan.parts_of(call):
-                count = self.plan.parts[p].blocks
-                first = f"q{c}_{p} + {f'{count} * ' if count > 1 else ''}block * ROWS"
-                names.append((f"q{c}_{p}", f"{count} * C::COUNT" if count > 1 else "C::COUNT"))
-                sums.append(f"partial_sums<ROWS>(product{p}, {argument}, block, {first});")
-                joined += [f"join_lanes<ROWS>(product{p}, {first});", *self._gathered(c, p)]
-        declared = [line for name, size in names for line in declare([name], size)]
-        return [*declared, *for_units(sums), *for_units(joined)]
+                count, size = self.plan.parts[p].blocks, self.plan.parts[p].results
+                times = f"{count} * " if count > 1 else ""
+                first = f"q{c}_{p} + {times}block * ROWS"
+                declared[size] += declare([f"q{c}_{p}"], f"{times}{size.tile}::COUNT")
+                sums[size].append(f"partial_sums<ROWS>(product{p}, {argument}, block, {first});")
+                joined[size] += [f"join_lanes<ROWS>(product{p}, {first});", *self._gathered(c, p)]
+        loops = [line for part in (sums, joined) for size, lines in part.items() for line in for_units(lines, size)]
+        return [*(line for lines in declared.values() for line in lines), *loops]
 
     def _gathered(self, c: int, p: int) -> list[str]:
         """From the lanes that own a result each to the one that has them all."""
@@ -303,16 +349,27 @@ class Forward:
 
     def _last(self) -> list[str]:
         """The states after a step; those of a sequence that has ended stay."""
-        count = len(self.definition.states)
-        lines, values = self._computed(len(self.targets) - 1, self.targets[-1])
-        lines += [f"float next{k} = {value};" for k, value in enumerate(values)]
-        lines += ["bool valid = has_step(rows, t, r);", *(f"s{k}[i] = valid ? next{k} : s{k}[i];" for k in range(count))]
-        writes = [f"after{k}[place_at(rows, t, r) * H + u] = valid ? next{k} : 0.0f;" for k in range(count)]
-        return for_values([*lines, f"if ({WRITES}) {{", *indented(writes), "}"])
+        made = []
+        for size in self.plan.sizes:
+            numbers = self.plan.states(size)
+            if not numbers:
+                continue
+            lines, values = self._computed(len(self.targets) - 1, [self.definition.after[k] for k in numbers])
+            lines += [f"float next{k} = {value};" for k, value in zip(numbers, values, strict=True)]
+            lines += ["bool valid = has_step(rows, t, r);", *(f"s{k}[i] = valid ? next{k} : s{k}[i];" for k in numbers)]
+            stores = [f"after{k}[place_at(rows, t, r) * {size.letter} + u] = valid ? next{k} : 0.0f;" for k in numbers]
+            made += for_values([*lines, f"if ({writes(size)}) {{", *indented(stores), "}"], size)
+        return made
 
     def _closing(self) -> list[str]:
-        states = range(len(self.definition.states))
-        return [f"clear_steps<THREADS>(after{k}, rows.steps, H, rows, thread_index);" for k in states]
+        return [f"clear_steps<THREADS>(after{k}, rows.steps, {size.letter}, rows, thread_index);" for k, size in enumerate(self.states)]
+
+
+def guarded(stores: list[str], size: Size = UNITS) -> list[str]:
+    """What only the lanes that write do."""
+    if len(stores) > 1:
+        return [f"if ({writes(size)}) {{", *indented(stores), "}"]
+    return [f"if ({writes(size)}) {line}" for line in stores]
 
 
 def _blocks(plan: Plan, p: int) -> range:
@@ -324,9 +381,10 @@ def _blocks(plan: Plan, p: int) -> range:
 @lru_cache(maxsize=64)
 def forward_kernel(definition: Definition) -> KernelText:
     """The forward scan's kernel."""
-    made = Forward(plan_of(definition))
+    plan = plan_of(definition)
+    made = Forward(plan)
     inputs, outputs = ([name for name, _, _ in arrays] for arrays in (made.arrays, made.outputs))
     states = [f"initial{k}" for k in range(len(outputs))]
     along = axes(dtbh=" ".join(["x_proj", *outputs]), dtb="times", dbh=" ".join(states), b="lengths")
     carried = tuple(zip(states, outputs, strict=True))
-    return kernel_text("cell_{}_forward", ARGUMENTS, FILES, made.text(), inputs, outputs, along, carried)
+    return kernel_text("cell_{}_forward", arguments_of(plan), FILES, made.text(), inputs, outputs, along, carried)

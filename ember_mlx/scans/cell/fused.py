@@ -28,12 +28,12 @@ from ...kernels.weight_layout import pack
 from ...step.definition import Definition
 from ...step.metal import is_float32
 from .backward_text import backward_kernel
-from .by_step import back_by_step, forward_by_step
+from .by_step import Gradients, back_by_step, forward_by_step
 from .forward_text import forward_kernel
-from .kernel_layout import Backward, Forward, Variant
-from .kernel_plan import plan_of
+from .kernel_layout import Backward, Forward, Variant, numbers_of
+from .kernel_plan import UNITS, Size, plan_of, size_of
 from .ops import project_inputs
-from .pointwise_text import computed_arguments
+from .pointwise_text import back_kernel, computed_arguments
 from .random_cases import random_arrays
 from .stages import coefficients, given_of
 
@@ -44,15 +44,15 @@ SPLITS = (8, 4)  # lanes of a unit
 MOST_BUFFERS = 31  # that Metal gives a kernel
 
 
-def choose_tile(family: Family, layout: type[Forward] | type[Backward], definition: Definition, H: int, sequences: int) -> Tile:
+def choose_tile(family: Family, layout: type[Forward] | type[Backward], definition: Definition, H: int, sequences: int, P: int = 0) -> Tile:
     """Weights in registers if they fit there, else read at every step; 0 rows where one launch for all steps does not pay."""
     plan = plan_of(definition)
     if not plan.parts:
-        return Tile(next(n for n in _threads(family) if n >= min(H, family.threads)), 1, 1, True)
+        return Tile(next(n for n in _threads(family) if n >= min(max(H, P), family.threads)), 1, 1, True)
     preferred = split_for(SPLITS, family.threads, H)
     tiles = [Tile(family.threads, 1, split, True) for split in (preferred, *SPLITS)]
-    tiles = [tile for tile in tiles if layout(plan, H, tile).weights <= family.register_floats]
-    one = layout(plan, H, tiles[0] if tiles else Tile(family.threads, 1, SPLITS[-1], False))
+    tiles = [tile for tile in tiles if layout(plan, H, tile, P).weights <= family.register_floats]
+    one = layout(plan, H, tiles[0] if tiles else Tile(family.threads, 1, SPLITS[-1], False), P)
     rows = rows_for(family, sequences, 16 * one.scratch, one.tile.resident)
     streamed = 0 if one.tile.resident else 4 * family.threads * one.multiplied
     if steps_apart(family, sequences, rows, streamed, _launches(definition, layout is Backward)):
@@ -69,8 +69,10 @@ def _launches(definition: Definition, backward: bool) -> int:
     """That a step of its own takes."""
     plan = plan_of(definition)
     if backward:
-        return len(definition.pull.results) + plan.depth_back + 1
-    return len(definition.calls) + sum(bool(computed_arguments(definition, stage)) for stage in range(definition.depth)) + 1
+        kernels = [back_kernel(definition, level, size) for level in range(plan.depth_back + 1) for size in plan.sizes]
+        return len(definition.pull.results) + sum(kernel is not None for kernel in kernels)
+    arguments = [computed_arguments(definition, stage, size) for stage in range(definition.depth) for size in plan.sizes]
+    return len(definition.calls) + sum(map(bool, arguments)) + sum(bool(plan.states(size)) for size in plan.sizes)
 
 
 def layouts(family: Family, definition: Definition) -> list[Tile]:
@@ -82,13 +84,15 @@ def layouts(family: Family, definition: Definition) -> list[Tile]:
 
 def variant_of(kind: str, definition: Definition, arrays: Tree) -> Variant:
     """The kernel variant that serves some arrays."""
-    (D, B, H), forced, checked = arrays["initial"][definition.states[0]].shape, forced_tile.get(), checked_variant.get()
+    (D, _, B, _), forced, checked = arrays["x"].shape, forced_tile.get(), checked_variant.get()
+    H, P = (*numbers_of(definition, arrays).values(), 0)[:2]
     if checked is not None:
-        return checked._replace(H=H)
+        return checked._replace(H=H, P=P)
     if forced is not None:
-        return Variant(definition, H, forced, forced)
+        return Variant(definition, H, forced, forced, P)
     family = current_family()
-    return Variant(definition, H, *(choose_tile(family, layout, definition, H, D * B) for layout in (Forward, Backward)))
+    forward, backward = (choose_tile(family, layout, definition, H, D * B, P) for layout in (Forward, Backward))
+    return Variant(definition, H, forward, backward, P)
 
 
 def variant_key(kind: str, definition: Definition, arrays: Tree) -> Variant:
@@ -101,18 +105,20 @@ def refusal(kind: str, definition: Definition, arrays: Tree) -> str | None:
     if any(a.dtype != mx.float32 for a in arrays["initial"].values()):
         return "kernels compute in float32"
     sizes = sorted({size for size in definition.sizes.values() if size != "H"})
-    if sizes:
-        return f"kernels take states and products of H units alone, not of {', '.join(sizes)}"
-    states, calls = len(definition.states), len(definition.calls)
-    if 6 + 3 * states + calls > MOST_BUFFERS:
+    if len(sizes) > 1:
+        return f"kernels take values of H units and of one size more, not of {', '.join(sizes)}"
+    states, calls, plan = len(definition.states), len(definition.calls), plan_of(definition)
+    if 6 + 2 * len(sizes) + 3 * states + calls > MOST_BUFFERS:
         return f"{states} states and {calls} products in a step are more than a kernel has arguments for"
-    plan = plan_of(definition)
+    others = [n for n in definition.forward_nodes if size_of(n) != UNITS]
+    if any(a.size is None and a.op != "constant" for n in others for a in n.args):
+        return f"kernels take elapsed times, shared parameters and functions of numbers with values of H units alone, not of {sizes[0]}"
     nodes = [*definition.forward_nodes, *plan.coefficients]
     beyond = [n.data for n in nodes if n.op == "constant" and not is_float32(n.data)]
     if beyond:
         return f"the step has the number {beyond[0]:g}, which float32 does not have"
-    (D, T, B, _), H = arrays["x"].shape, arrays["initial"][definition.states[0]].shape[2]
-    columns = max(len(definition.x), len(plan.coefficients), len(plan.blocks), *(len(call.results) for call in definition.calls), 1)
+    (D, T, B, _), H = arrays["x"].shape, max(numbers_of(definition, arrays).values())
+    columns = max(len(definition.x), len(plan.coefficients), len(plan.all_blocks), *(len(call.results) for call in definition.calls), 1)
     steps = block_steps(definition, H, D * B)
     return too_many(D * (T + 1) * B * H * len(definition.x), D * (min(T, steps) + 1) * B * columns * H, D * (T + 1) * B * H)
 
@@ -120,9 +126,10 @@ def refusal(kind: str, definition: Definition, arrays: Tree) -> str | None:
 def small_problem(kind: str, definition: Definition, arrays: Tree) -> SmallProblem:
     """As many units in as many directions, or a part of the units where there are many."""
     variant, D = variant_of(kind, definition, arrays), arrays["x"].shape[0]
-    part = part_within(D * sum(definition.h_products.values()) * variant.H**2)
-    B = few_sequences(variant.forward.rows, variant.backward.rows)
-    small = random_arrays(definition, D, STEPS, B, few_units(variant.H, part), lengths=False, dtype=np.float32)
+    weights, number = map(plan_of(definition).weight, definition.h_products), variant.scan(False).number
+    part = part_within(D * sum(w.blocks * number(w.results) * number(w.inputs) for w in weights))
+    B, H, P = few_sequences(variant.forward.rows, variant.backward.rows), few_units(variant.H, part), few_units(variant.P, part)
+    small = random_arrays(definition, D, STEPS, B, H, lengths=False, dtype=np.float32, P=P)
     return SmallProblem(definition, small | {"lengths": few_lengths(B)}, variant)
 
 
@@ -136,19 +143,19 @@ def cell_fused_forward(kind: str, definition: Definition, arrays: Tree) -> list[
     given |= {f"initial{k}": arrays["initial"][name] for k, name in enumerate(definition.states)}
     if definition.calls:
         given["weights"] = _packed(variant, arrays, False)
-    shapes = [(D, T, B, variant.H)] * len(definition.states)
+    shapes = [(D, T, B, arrays["initial"][name].shape[2]) for name in definition.states]
     return _launch(kind, variant, given, (D, T, B), shapes, False) if text.inputs else []
 
 
 def cell_fused_backward(kind: str, definition: Definition, arrays: Tree, outputs: list[mx.array], cotangents: list[mx.array]) -> Tree:
     """The gradients of every floating-point array, as the NumPy form's backward gives them."""
     variant = variant_of(kind, definition, arrays)
-    D, T, B, H = outputs[0].shape
+    D, T, B, _ = outputs[0].shape
     initial = [arrays["initial"][name] for name in definition.states]
     before = [mx.concatenate([a[:, None], after[:, :-1]], axis=1) for a, after in zip(initial, outputs, strict=True)]
     lengths = lengths_of(arrays, T, B)
     given = {"weights": _packed(variant, arrays, True)} if definition.calls and variant.backward.rows else {}
-    carry, parts, steps = [mx.zeros_like(a) for a in initial], [], block_steps(definition, H, D * B)
+    carry, parts, steps = [mx.zeros_like(a) for a in initial], [], block_steps(definition, max(variant.H, variant.P), D * B)
     for start in reversed(range(0, T, steps)):
         block = slice(start, min(start + steps, T))
         part = arrays | {name: arrays[name][:, block] for name in ("x", "dt") if name in arrays}
@@ -157,8 +164,8 @@ def cell_fused_backward(kind: str, definition: Definition, arrays: Tree, outputs
         if variant.backward.rows == 0:
             d, carry = back_by_step(kind, definition, part, by, dy, carry, here)
         else:
-            d, carry = _scan_back(kind, variant, given | ({} if by is None else {"coefficients": by}), dy, carry, here)
-        parts.append(_gradients(definition, part, _valid(arrays, stages.arguments, here, d.shape), d))
+            d, carry = _scan_back(kind, variant, given | by, dy, carry, here)
+        parts.append(_gradients(definition, part, _valid(arrays, stages.arguments, here, block.stop - start), d))
     return _together(parts[::-1]) | {"initial": dict(zip(definition.states, carry, strict=True))}
 
 
@@ -166,45 +173,46 @@ def block_steps(definition: Definition, H: int, sequences: int) -> int:
     """Steps whose coefficients and gradients are in memory at a time."""
     plan = plan_of(definition)
     results = sum(len(call.results) for call in definition.calls)
-    numbers = len(plan.coefficients) + len(plan.blocks) + len(plan.arguments) + results + len(definition.x)
+    numbers = len(plan.coefficients) + len(plan.all_blocks) + len(plan.arguments) + results + len(definition.x)
     return max(1, min(BLOCK_STEPS, BLOCK_BYTES // (4 * sequences * numbers * H)))
 
 
 def _scan_back(
     kind: str, variant: Variant, given: dict[str, mx.array], dy: list[mx.array], carry: list[mx.array], lengths: mx.array
-) -> tuple[mx.array, list[mx.array]]:
+) -> tuple[Gradients, list[mx.array]]:
     """The backward scan over a block of steps: d (D, T, B, blocks, H), and the gradients of the states before it."""
-    D, T, B, H = dy[0].shape
+    D, T, B, _ = dy[0].shape
     given = given | {f"d_after{k}": a for k, a in enumerate(dy)} | {f"carry{k}": a for k, a in enumerate(carry)} | {"lengths": lengths}
-    shapes = [(D, T, B, len(plan_of(variant.spec).blocks), H), *[(D, B, H)] * len(carry)]
-    d, *before = _launch(kind, variant, given, (D, T, B), shapes, True)
-    return d, before
+    blocks, number = {size: forms for size, forms in plan_of(variant.spec).blocks.items() if forms}, variant.scan(True).number
+    shapes = [(D, T, B, len(forms), number(size)) for size, forms in blocks.items()] + [a.shape for a in carry]
+    made = _launch(kind, variant, given, (D, T, B), shapes, True)
+    return dict(zip(blocks, made, strict=False)), made[len(blocks) :]
 
 
-def _valid(arrays: Tree, arguments: list[mx.array], lengths: mx.array, shape: tuple[int, ...]) -> list[mx.array]:
+def _valid(arrays: Tree, arguments: list[mx.array], lengths: mx.array, steps: int) -> list[mx.array]:
     """Arguments (D, T * B, H) with zeros past each length, where they may be infinite."""
     if "lengths" not in arrays:
         return arguments
-    valid = (mx.arange(shape[1])[:, None] < lengths).reshape(-1, 1)
+    valid = (mx.arange(steps)[:, None] < lengths).reshape(-1, 1)
     return [mx.where(valid, a, 0) for a in arguments]
 
 
-def _gradients(definition: Definition, arrays: Tree, arguments: list[mx.array], d: mx.array) -> Tree:
+def _gradients(definition: Definition, arrays: Tree, arguments: list[mx.array], d: Gradients) -> Tree:
     """All gradients of a block of steps, but for the states', from those of its blocks (D, T, B, blocks, H)."""
-    D, T, B, _, H = d.shape
-    plan, flat = plan_of(definition), d.reshape(D, T * B, -1, H)
+    D, T, B, _ = arrays["x"].shape
+    plan, flat = plan_of(definition), {size: a.reshape(D, T * B, *a.shape[3:]) for size, a in d.items()}
 
-    def of(kind: str, count: int) -> mx.array:
+    def of(kind: str, count: int, size: Size = UNITS) -> mx.array:
         places = plan.places(kind, count)
         in_order = places == list(range(places[0], places[0] + count))
-        return flat[:, :, places[0] : places[0] + count] if in_order else mx.take(flat, mx.array(places), axis=2)
+        return flat[size][:, :, places[0] : places[0] + count] if in_order else mx.take(flat[size], mx.array(places), axis=2)
 
     of_x = of("x", len(definition.x)).reshape(D, T * B, -1)
     x = arrays["x"].reshape(D, T * B, -1)
     result: Tree = {"x": (of_x @ arrays["w_x"]).reshape(D, T, B, -1), "w_x": of_x.swapaxes(1, 2) @ x, "b": of_x.sum(axis=1)}
     weights: Tree = {}
     for c, call in enumerate(definition.calls):
-        of_call = of(f"call {c}", len(call.results)).reshape(D, T * B, -1)
+        of_call = of(f"call {c}", len(call.results), size_of(call.results[0])).reshape(D, T * B, -1)
         product = of_call.swapaxes(1, 2) @ arguments[plan.argument_of(call)]
         weights[call.name] = weights[call.name] + product if call.name in weights else product
     result["weights"] = weights
@@ -233,13 +241,14 @@ def _together(parts: list[Tree]) -> Tree:
 
 def _packed(variant: Variant, arrays: Tree, backward: bool) -> mx.array:
     """Each direction's weights, one product after the other."""
-    plan, shapes, H = plan_of(variant.spec), variant.scan(backward).shapes, variant.H
+    plan, scan = plan_of(variant.spec), variant.scan(backward)
     if backward:
         weights = [arrays["weights"][name].swapaxes(1, 2) for name in variant.spec.h_products]
     else:
-        weights = [arrays["weights"][part.name][:, part.first * H : (part.first + part.blocks) * H] for part in plan.parts]
+        rows = [(part.name, part.first, part.first + part.blocks, scan.number(part.results)) for part in plan.parts]
+        weights = [arrays["weights"][name][:, first * H : last * H] for name, first, last, H in rows]
     D = weights[0].shape[0]
-    return mx.concatenate([pack(weight[k], shape) for k in range(D) for weight, shape in zip(weights, shapes, strict=True)])
+    return mx.concatenate([pack(weight[k], shape) for k in range(D) for weight, shape in zip(weights, scan.shapes, strict=True)])
 
 
 def _launch(

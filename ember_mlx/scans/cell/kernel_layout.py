@@ -7,7 +7,20 @@ from ...kernels.weight_layout import ProductShape
 from ...step.definition import Definition
 from ...step.graph import Node, needed_for
 from ...step.metal import COSTLY
-from .kernel_plan import Plan, plan_of
+from .kernel_plan import UNITS, Plan, Size, plan_of, size_of
+
+Numbers = dict[Size, int]
+
+
+def numbers_of(definition: Definition, arrays: dict[str, Any]) -> Numbers:
+    """How many values there are of each size."""
+    plan, numbers = plan_of(definition), {UNITS: arrays["b"].shape[1] // len(definition.x)}
+    for size in plan.sizes[1:]:
+        states = [arrays["initial"][definition.states[k]].shape[2] for k in plan.states(size)]
+        weights = (plan.weight(name) for name in definition.h_products)
+        results = [arrays["weights"][w.name].shape[1] // w.blocks for w in weights if w.results == size]
+        numbers[size] = [*states, *results][0]
+    return numbers
 
 
 class Layout(NamedTuple):
@@ -17,15 +30,21 @@ class Layout(NamedTuple):
         plan: of the cell.
         H: units.
         tile: the layout.
+        P: how many values of another size, or 0.
     """
 
     plan: Plan
     H: int
     tile: Tile
+    P: int = 0
 
-    def shape(self, inputs: int, outputs: int) -> ProductShape:
-        """A product of a step with so many results of each unit."""
-        return ProductShape(inputs, outputs * self.H, self.tile.split, outputs, self.tile.threads, True)
+    def number(self, size: Size) -> int:
+        """How many values there are of a size."""
+        return self.H if size == UNITS else self.P
+
+    def shape(self, inputs: int, outputs: int, size: Size = UNITS) -> ProductShape:
+        """A product of a step with so many results of each unit of a size."""
+        return ProductShape(inputs, outputs * self.number(size), self.tile.split, outputs, self.tile.threads, True)
 
 
 class Forward(Layout):
@@ -34,7 +53,7 @@ class Forward(Layout):
     @property
     def shapes(self) -> list[ProductShape]:
         """Of the products, in the order of their weights."""
-        return [self.shape(self.H, part.blocks) for part in self.plan.parts]
+        return [self.shape(self.number(part.inputs), part.blocks, part.results) for part in self.plan.parts]
 
     @property
     def weights(self) -> int:
@@ -49,8 +68,8 @@ class Forward(Layout):
     @property
     def scratch(self) -> int:
         """float4s of threadgroup memory."""
-        count = len(self.plan.arguments) * (2 if self.plan.definition.depth == 1 else 1)
-        return max(1, self.tile.rows * count * self.shape(self.H, 1).row4)
+        rows = sum(self.shape(self.number(size_of(node)), 1).row4 for node in self.plan.arguments)
+        return max(1, self.tile.rows * rows * (2 if self.plan.definition.depth == 1 else 1))
 
     @property
     def phases(self) -> int:
@@ -69,7 +88,12 @@ class Backward(Layout):
     @property
     def shapes(self) -> list[ProductShape]:
         """Of the transposed products, in the order of their weights."""
-        return [self.shape(count * self.H, 1) for count in self.plan.definition.h_products.values()]
+        return list(self._shapes.values())
+
+    @property
+    def _shapes(self) -> dict[str, ProductShape]:
+        weights = (self.plan.weight(name) for name in self.plan.definition.h_products)
+        return {w.name: self.shape(w.blocks * self.number(w.results), 1, w.inputs) for w in weights}
 
     @property
     def weights(self) -> int:
@@ -79,13 +103,13 @@ class Backward(Layout):
     @property
     def multiplied(self) -> int:
         """Multiply-adds of one lane in a step of one sequence."""
-        shapes = dict(zip(self.plan.definition.h_products, self.shapes, strict=True))
+        shapes = self._shapes
         return sum(shapes[self.plan.definition.calls[c].name].floats for c in self.plan.definition.pull.results)
 
     @property
     def scratch(self) -> int:
         """float4s of threadgroup memory."""
-        shapes, calls = dict(zip(self.plan.definition.h_products, self.shapes, strict=True)), self.plan.definition.calls
+        shapes, calls = self._shapes, self.plan.definition.calls
         rows = sum(shapes[calls[c].name].row4 for c in self.plan.definition.pull.results)
         return max(1, self.tile.rows * rows * (2 if self.plan.depth_back == 1 else 1))
 
@@ -108,17 +132,19 @@ class Variant(NamedTuple):
         H: units.
         forward: the layout of the forward scan; with 0 rows each step has launches of its own.
         backward: that of the backward scan.
+        P: how many values of another size, or 0.
     """
 
     spec: Definition
     H: int
     forward: Tile
     backward: Tile
+    P: int = 0
 
     def scan(self, backward: bool) -> Forward | Backward:
         """The layout of one of the scans."""
         plan = plan_of(self.spec)
-        return Backward(plan, self.H, self.backward) if backward else Forward(plan, self.H, self.forward)
+        return Backward(plan, self.H, self.backward, self.P) if backward else Forward(plan, self.H, self.forward, self.P)
 
     def work(self, backward: bool) -> Work:
         """Of a threadgroup in a step of one of the scans."""
@@ -130,9 +156,10 @@ class Variant(NamedTuple):
 
     def template(self, backward: bool) -> list[tuple[str, Any]]:
         """The kernel's template arguments."""
-        tile, scratch = self.backward if backward else self.forward, self.scan(backward).scratch
-        layout = {"THREADS": tile.threads, "ROWS": tile.rows, "SPLIT": tile.split, "RESIDENT": tile.resident, "SCRATCH": scratch}
-        return [("H", self.H), *layout.items()]
+        scan = self.scan(backward)
+        tile = scan.tile
+        layout = {"THREADS": tile.threads, "ROWS": tile.rows, "SPLIT": tile.split, "RESIDENT": tile.resident, "SCRATCH": scan.scratch}
+        return [*((size.letter, scan.number(size)) for size in scan.plan.sizes), *layout.items()]
 
 
 def work_of(targets: list[Node]) -> Work:

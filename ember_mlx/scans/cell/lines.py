@@ -2,9 +2,11 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from ...kernels.loader import KernelText
+from .kernel_plan import UNITS, Size
 
 PLACE = "NAME"  # in the place of a name that hangs on the text
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
@@ -16,42 +18,77 @@ def indented(lines: Iterable[str], by: int = 2) -> list[str]:
     return [line if line.startswith("#") else " " * by + line for line in lines]
 
 
-def for_units(body: Sequence[str]) -> list[str]:
-    """A loop over a lane's units: `u`, or `read` where every lane reads."""
-    text = "\n".join(body)
-    declared = [f"{name} = {value}" for name, value in (("u", "block * C::GROUPS + group"),) if re.search(r"\b(u|read)\b", text)]
-    declared += ["read = or_last(u, H)"] * bool(re.search(r"\bread\b", text))
+def for_units(body: Sequence[str], size: Size = UNITS) -> list[str]:
+    """A loop over a lane's units of a size: `u`, or `read` where every lane reads."""
+    text, tile = "\n".join(body), size.tile
+    if not body:
+        return []
+    declared = [f"{name} = {value}" for name, value in (("u", f"block * {tile}::GROUPS + group"),) if re.search(r"\b(u|read)\b", text)]
+    declared += [f"read = or_last(u, {size.letter})"] * bool(re.search(r"\bread\b", text))
     head = [f"int {', '.join(declared)};"] if declared else []
-    return ["#pragma unroll(C::UNROLL)", "for (int block = 0; block < C::BLOCKS; block++) {", *indented([*head, *body]), "}"]
+    return [f"#pragma unroll({tile}::UNROLL)", f"for (int block = 0; block < {tile}::BLOCKS; block++) {{", *indented([*head, *body]), "}"]
 
 
-def for_values(body: Sequence[str]) -> list[str]:
-    """A loop over a lane's values: number `i`, of row `r`."""
+def for_values(body: Sequence[str], size: Size = UNITS) -> list[str]:
+    """A loop over a lane's values of a size: number `i`, of row `r`."""
     head = ["int i = block * ROWS + r;"] if re.search(r"\bi\b", "\n".join(body)) else []
-    return for_units(["#pragma unroll", "for (int r = 0; r < ROWS; r++) {", *indented([*head, *body]), "}"])
+    return for_units(["#pragma unroll", "for (int r = 0; r < ROWS; r++) {", *indented([*head, *body]), "}"] if body else [], size)
 
 
-def read_ahead(readings: Sequence[tuple[str, str]], step: str, timed: bool = False) -> list[str]:
-    """What is read for a step one step before, off its chain, where registers hold it; readings: (name, value at `place`)."""
+def writes(size: Size) -> str:
+    """Whether a lane writes a value."""
+    return f"part == 0 && u < {size.letter} && r < rows.count"
+
+
+class Reading(NamedTuple):
+    """What a step reads of each value.
+
+    Args:
+        name: of the array in which a lane has it.
+        value: it in device memory, at `place`.
+        size: its size.
+    """
+
+    name: str
+    value: str
+    size: Size = UNITS
+
+
+def _by_size(readings: Sequence[Reading]) -> list[tuple[Size, list[Reading]]]:
+    sizes = dict.fromkeys(one.size for one in readings)
+    return [(size, [one for one in readings if one.size == size]) for size in sizes]
+
+
+def read_ahead(readings: Sequence[Reading], step: str, timed: bool = False) -> list[str]:
+    """What is read for a step one step before, off its chain, where registers hold it."""
     if not readings and not timed:
         return []
-    places = [f"int place = place_near(rows, {step}, r);"]
-    lines = for_values([*places, *(f"{name}_read[i] = {value};" for name, value in readings)]) if readings else []
+    place, lines = f"int place = place_near(rows, {step}, r);", list[str]()
+    for size, some in _by_size(readings):
+        lines += for_values([place, *(f"{name}_read[i] = {value};" for name, value, _ in some)], size)
     if timed:
         lines += ["#pragma unroll", f"for (int r = 0; r < ROWS; r++) dt_read[r] = times[place_near(rows, {step}, r)];"]
     return ["if (AHEAD) {", *indented(lines), "}"]
 
 
-def read_now(readings: Sequence[tuple[str, str]], timed: bool = False, also: Sequence[str] = ()) -> list[str]:
-    """What a step needs of what was read before, or is read now; `also`: what else is done with each value."""
-    lines = declare([name for name, _ in readings], "C::COUNT")
-    values = ["int place = place_near(rows, t, r);"] * bool(readings)
-    for name, value in readings:
-        values += [f"if (!AHEAD) {name}_read[i] = {value};", f"{name}[i] = {name}_read[i];"]
+def read_now(readings: Sequence[Reading], timed: bool = False, also: Mapping[Size, Sequence[str]] | None = None) -> list[str]:
+    """What a step needs of what was read before, or is read now; `also`: what else is done with each value of a size that is read."""
+    lines = declare_values([(one.name, one.size) for one in readings])
     if timed:
         lines += [*declare(["dt"], "ROWS"), "#pragma unroll", "for (int r = 0; r < ROWS; r++) {"]
         lines += ["  if (!AHEAD) dt_read[r] = times[place_near(rows, t, r)];", "  dt[r] = dt_read[r];", "}"]
-    return [*lines, *(for_values([*values, *also]) if [*values, *also] else [])]
+    for size, some in _by_size(readings):
+        values = ["int place = place_near(rows, t, r);"]
+        for name, value, _ in some:
+            values += [f"if (!AHEAD) {name}_read[i] = {value};", f"{name}[i] = {name}_read[i];"]
+        lines += for_values([*values, *(also or {}).get(size, [])], size)
+    return lines
+
+
+def declare_values(names: Sequence[tuple[str, Size]], kind: str = "float") -> list[str]:
+    """Arrays of a lane's values, of one size after the other."""
+    sizes = dict.fromkeys(size for _, size in names)
+    return [line for size in sizes for line in declare([name for name, own in names if own == size], f"{size.tile}::COUNT", kind)]
 
 
 def declare(names: Sequence[str], size: str, kind: str = "float") -> list[str]:

@@ -56,15 +56,18 @@ def cell_problem(
     return cell.definition, random_arrays(cell.definition, directions, T, B, H, lengths=lengths, seed=seed, dtype=dtype)
 
 
-def random_arrays(definition: Definition, D: int, T: int, B: int, H: int, *, lengths: bool, seed: int = 0, dtype: Any = np.float64) -> Tree:
-    """Arrays for a definition, in D directions; see `cell_problem`."""
+def random_arrays(
+    definition: Definition, D: int, T: int, B: int, H: int, *, lengths: bool, seed: int = 0, dtype: Any = np.float64, P: int | None = None
+) -> Tree:
+    """Arrays for a definition, in D directions; see `cell_problem`. P: values of a size that is not H; None: half of H and 1."""
+    P = H // 2 + 1 if P is None else P
+    numbers = {name: H if size == "H" else P for name, size in definition.sizes.items()}
+    inputs = {call.name: H if call.argument.size == "H" else P for call in definition.calls}
     rng = np.random.Generator(np.random.PCG64(seed))
     rows = len(definition.x) * H
     arrays: Tree = {"x": rng.standard_normal((D, T, B, I)), "w_x": _weight(rng, D, rows, I), "b": 0.1 * rng.standard_normal((D, rows))}
-    size = {"H": H, "P": H // 2 + 1}
-    arrays["initial"] = {name: 0.5 * rng.standard_normal((D, B, size[definition.sizes[name]])) for name in definition.states}
-    shapes = {name: (count * size[out], size[given]) for name, (count, out, given) in definition.weights.items()}
-    arrays["weights"] = {name: _weight(rng, D, *shape) for name, shape in shapes.items()}
+    arrays["initial"] = {name: 0.5 * rng.standard_normal((D, B, numbers[name])) for name in definition.states}
+    arrays["weights"] = {name: _weight(rng, D, count * numbers[name], inputs[name]) for name, count in definition.h_products.items()}
     sizes = {name: 1 if name in definition.shared else H for name in definition.parameters}
     arrays["parameters"] = {name: rng.uniform(0.1, 0.4, (D, size)) for name, size in sizes.items()}
     if definition.is_timed:

@@ -9,8 +9,8 @@ from ...kernels.loader import KernelText
 from ...kernels.parallel import launch_parallel, launch_step
 from ...step.definition import Definition
 from ...step.graph import Node
-from .kernel_layout import work_of
-from .kernel_plan import plan_of
+from .kernel_layout import Numbers, numbers_of, work_of
+from .kernel_plan import UNITS, Size, plan_of, size_of
 from .pointwise_text import arguments_kernel, coefficients_kernel, computed_arguments
 
 Tree = dict[str, Any]
@@ -24,24 +24,25 @@ class Rows(NamedTuple):
         kind: "metal" or "cuda".
         D: directions.
         R: rows of a direction.
-        H: units.
+        numbers: how many values there are of each size.
         step: T and t, where they are the rows of one step of arrays with all; None: of arrays with the same rows.
     """
 
     kind: str
     D: int
     R: int
-    H: int
+    numbers: Numbers
     step: tuple[int, int] | None = None
 
-    def launch(self, text: KernelText, given: dict[str, mx.array], shapes: list[Shape], targets: list[Node]) -> list[mx.array]:
-        """The outputs, (D, R, *shape) each."""
-        inputs, template = [given[name] for name in text.inputs[:-1]], [("H", self.H)]
-        whole = [(self.D, self.R, *shape) for shape in shapes]
+    def launch(
+        self, text: KernelText, given: dict[str, mx.array], shapes: list[Shape], targets: list[Node], size: Size = UNITS
+    ) -> list[mx.array]:
+        """The outputs, (D, R, *shape, H) each, or another size's number in the place of H."""
+        D, H = self.D, self.numbers[size]
+        inputs, template = [given[name] for name in text.inputs[:-1]], [(size.letter, H)]
+        whole = [(D, self.R, *shape, H) for shape in shapes]
         if self.step is not None:
-            numbers = dims(self.D * self.R, self.R, *self.step)
-            return launch_step(self.kind, text, template, [*inputs, numbers], self.D * self.R * self.H, whole)
-        D, H = self.D, self.H
+            return launch_step(self.kind, text, template, [*inputs, dims(D * self.R, self.R, *self.step)], D * self.R * H, whole)
         work = work_of(targets)
         return launch_parallel(self.kind, text, template, inputs, self.R, lambda R: D * R * H, lambda R: dims(D * R, R, 1, 0), whole, work)
 
@@ -65,7 +66,7 @@ def given_of(definition: Definition, arrays: Tree, x_proj: mx.array) -> dict[str
 
 def stacked_parameters(definition: Definition, arrays: Tree) -> mx.array:
     """(D, parameters, H), shared ones H times."""
-    D, _, H = arrays["initial"][definition.states[0]].shape
+    D, H = arrays["b"].shape[0], numbers_of(definition, arrays)[UNITS]
     return mx.stack([mx.broadcast_to(arrays["parameters"][name], (D, H)) for name in definition.parameters], axis=1)
 
 
@@ -77,15 +78,16 @@ def run_stages(definition: Definition, rows: Rows, given: dict[str, mx.array], w
     results: dict[int, mx.array] = {}
     for stage in range(definition.depth):
         found |= {k: given[before[plan.arguments[k].index]] for k in plan.stage_arguments(stage) if plan.arguments[k].index in before}
-        text, numbers = arguments_kernel(definition, stage), computed_arguments(definition, stage)
-        if text is not None:
-            targets = [plan.arguments[k] for k in numbers]
-            made = rows.launch(text, given | _named(results), [(rows.H,)] * len(numbers), targets)
-            found |= dict(zip(numbers, made, strict=True))
+        for size in plan.sizes:
+            text, numbers = arguments_kernel(definition, stage, size), computed_arguments(definition, stage, size)
+            if text is not None:
+                targets = [plan.arguments[k] for k in numbers]
+                made = rows.launch(text, given | _named(results), [()] * len(numbers), targets, size)
+                found |= dict(zip(numbers, made, strict=True))
         for c in plan.stage_calls(stage):
             call = definition.calls[c]
             product = found[plan.argument_of(call)] @ weights[call.name]
-            results[c] = product.reshape(rows.D, rows.R, len(call.results), rows.H)
+            results[c] = product.reshape(rows.D, rows.R, len(call.results), rows.numbers[size_of(call.results[0])])
     return Stages([found[k] for k in range(len(plan.arguments))], results)
 
 
@@ -100,10 +102,10 @@ def transposed(arrays: Tree) -> dict[str, mx.array]:
 
 def coefficients(
     kind: str, definition: Definition, arrays: Tree, x_proj: mx.array, states: list[mx.array]
-) -> tuple[mx.array | None, Stages]:
-    """The derivative's coefficients (D, T, B, count, H) of a block of steps, from the states before them; None where there are none."""
-    D, T, B, H = states[0].shape
-    rows, plan = Rows(kind, D, T * B, H), plan_of(definition)
+) -> tuple[dict[str, mx.array], Stages]:
+    """The derivative's coefficients (D, T, B, count, H) of a block of steps, from the states before them, as kernels name them by size."""
+    D, T, B, _ = states[0].shape
+    rows, plan = Rows(kind, D, T * B, numbers_of(definition, arrays)), plan_of(definition)
 
     def flat(a: mx.array) -> mx.array:
         return a.reshape(D, T * B, *a.shape[3:])
@@ -111,9 +113,11 @@ def coefficients(
     given = {name: a if name == "parameters" else flat(a) for name, a in given_of(definition, arrays, x_proj).items()}
     given |= {f"before{k}": flat(a) for k, a in enumerate(states)}
     stages = run_stages(definition, rows, given, transposed(arrays))
-    count = len(plan.coefficients)
-    if not count:
-        return None, stages
-    text = coefficients_kernel(definition)
-    (made,) = rows.launch(text, given | _named(stages.results), [(count, H)], plan.coefficients)
-    return made.reshape(D, T, B, count, H), stages
+    found = {}
+    for size in plan.sizes:
+        nodes = plan.coefficients_of(size)
+        if nodes:
+            text = coefficients_kernel(definition, size)
+            (made,) = rows.launch(text, given | _named(stages.results), [(len(nodes),)], nodes, size)
+            found[f"coefficients{size.suffix}"] = made.reshape(D, T, B, *made.shape[2:])
+    return found, stages

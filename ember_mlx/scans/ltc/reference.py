@@ -13,10 +13,10 @@ Both take the arrays of one scan as a tree (T steps, B sequences, I inputs, H un
     lstm      w_x (4H, I), w_h (4H, H), b (4H,): gates a, i, f, o            with mixed memory
 
 See synapse_sums.py for the layout of synapses. The solver's arrays have the same layout: (F, n) for a step, (S, F, n) for a block of S
-steps. The sensory part does not depend on the state, so it is computed for a block of steps at once. The backward recomputes a block of steps at once
-from the states before them, unfold by unfold, unless the forward stored them; then it propagates the gradient of v back through the block's
-unfolds; then it sums the parameters' gradients over all steps, sequences and unfolds of the block. Sequences are independent, so they are
-divided among several threads.
+steps. The sensory part does not depend on the state, so it is computed for a block of steps at once. The backward recomputes a block of
+steps at once from the states before them, unfold by unfold, unless the forward stored them; then it propagates the gradient of v back
+through the block's unfolds; then it sums the parameters' gradients over all steps, sequences and unfolds of the block. Sequences are
+independent, so they are divided among several threads.
 """
 
 from collections.abc import Sequence
