@@ -8,9 +8,9 @@ Example:
     (2, 5, 8)
 """
 
-from .checks import check_integer, check_not_negative, check_positive
 from .step import Value, exp, expm1, maximum, relu, sigmoid, softplus, tanh
 from .step.cell import Cell, Parameter
+from .validation import check_integer, check_not_negative, check_positive
 
 __all__ = ["CTRNN", "GRUD", "LEM", "ODELSTM", "SRU", "CoRNN", "IndRNN", "MinGRU", "MinLSTM"]
 

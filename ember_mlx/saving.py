@@ -10,7 +10,6 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from . import __version__, layers
-from .checks import check_names
 from .errors import bad_argument
 from .files import SAVED_FORMAT, SAVED_LAYER
 from .layers import SequenceModel
@@ -19,6 +18,7 @@ from .layers.base import RecurrentLayer
 from .safetensors import different, read_safetensors, write_safetensors
 from .step.cell import Cell
 from .step.saved import with_cells
+from .validation import check_names
 
 SUFFIX = ".safetensors"
 Config = dict[str, Any]

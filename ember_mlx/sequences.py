@@ -7,10 +7,10 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import check_flag, check_integer
 from .errors import bad_argument
 from .layers.arguments import check_array, dtype_name, integer_array, type_name
 from .scans.dispatch import can_evaluate
+from .validation import check_flag, check_integer
 
 
 def pack_sequences(sequences: Sequence[mx.array | NDArray[Any]]) -> tuple[mx.array, mx.array]:

@@ -8,7 +8,6 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 from .backend import current_backend, gpu_kind
-from .checks import check_integer
 from .errors import bad_argument
 from .layers import Recurrent
 from .layers.arguments import dtype_name, type_name
@@ -16,6 +15,7 @@ from .predictors.predictor import STEPPER, Predictor, Stepper, as_numbers, check
 from .predictors.running import read_state
 from .saving import described, has_class_of_its_own
 from .step.saved import with_cells
+from .validation import check_integer
 
 
 def make_stepper(module: Any, batch: int, dtype: mx.Dtype | None) -> Stepper:

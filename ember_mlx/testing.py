@@ -11,13 +11,13 @@ from mlx.utils import tree_flatten, tree_unflatten
 from numpy.typing import NDArray
 
 from .backend import KERNEL_BACKENDS, gpu_kind, use_backend
-from .checks import check_integer
 from .layers.recurrent import read_cell
-from .scans.cell.problems import random_arrays
+from .scans.cell.random_cases import random_arrays
 from .scans.cell.scan import RECURRENT
 from .scans.dispatch import as_mlx, scan
 from .step.cell import Cell
 from .step.definition import Definition
+from .validation import check_integer
 
 Array = NDArray[np.float64]
 Tree = dict[str, Any]

@@ -2,7 +2,7 @@
 //
 // SPLIT neighbouring lanes (a lane group) share K: each takes every SPLIT-th float4 of it, for the same OUTPUTS results, and the partial
 // sums are added by shuffles. Weights are packed so that each thread finds its float4s at a stride of the threadgroup's size (see
-// packing.py); each is read once for all ROWS. Inputs are in threadgroup memory, zero-padded to SPLIT * SHARE floats per row.
+// weight_layout.py); each is read once for all ROWS. Inputs are in threadgroup memory, zero-padded to SPLIT * SHARE floats per row.
 
 // Four packed weights, by the element type of their array; `unpack` converts them to floats.
 struct Half4 {

@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m tests.chain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recurrence", choices=RECURRENCES)
-    parser.add_argument("variant", help="of its problems.py")
+    parser.add_argument("variant", help="of its random_cases.py")
     parser.add_argument("units", type=int)
     parser.add_argument("tile", help="threads,rows,split", type=lambda text: Tile(*map(int, text.split(",")), True))
     options = parser.parse_args(arguments)

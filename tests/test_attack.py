@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from ember_mlx.layers import arguments, base
-from ember_mlx.scans import dispatch, several
-from ember_mlx.scans.trees import leaves_of
+from ember_mlx.scans import batched, dispatch
+from ember_mlx.scans.pytrees import leaves_of
 
 from .attack.sequences import CELLS
 from .attack.trial import attack, draw_of
@@ -168,10 +168,10 @@ PLANTS = {
     "lengths too long by one": (replaced(arguments, "read_lengths", one_more), "outputs: y"),
     "times not used": (replaced(arguments, "_read_time_deltas", lambda read: lambda *given: mx.ones_like(read(*given))), "outputs: y"),
     "states not used": (replaced(base, "read_state", lambda read: lambda *given: [None] * len(read(*given))), "outputs: y"),
-    "the ops form": (replaced(several, "scan", lambda scan: lambda *given: [1.001 * a for a in scan(*given)]), "ops outputs: y"),
+    "the ops form": (replaced(batched, "scan", lambda scan: lambda *given: [1.001 * a for a in scan(*given)]), "ops outputs: y"),
     "a push": (replaced(dispatch, "jvp_of_given", lambda jvp: lambda *given: [1.01 * a for a in jvp(*given)]), "push"),
     "memory of an interrupted step": (of_form(hurt_by_an_interrupt()), "interrupted: "),
-    "inside a transformation": (replaced(several, "scan", without_values), "mapped"),
+    "inside a transformation": (replaced(batched, "scan", without_values), "mapped"),
     "memory of another thread": (of_form(shared_by_threads()), "two_threads: "),
     "memory of the call before": (of_form(*by_the_last_call()), "two_forwards_before_two_backwards: "),
 }

@@ -5,8 +5,6 @@ from typing import ClassVar
 import mlx.core as mx
 import numpy as np
 import pytest
-from ember_mlx.scans.gated import cells
-from ember_mlx.scans.gated.cells import CELLS as GATED
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ember_mlx import step
@@ -15,12 +13,13 @@ from ember_mlx.kernels.tiles import FAMILIES, Tile, family_of
 from ember_mlx.scans.cell import fused
 from ember_mlx.scans.cell.backward_text import backward_kernel
 from ember_mlx.scans.cell.forward_text import Forward, forward_kernel
+from ember_mlx.scans.cell.gated import GRU_CELL, LSTM_CELL, RELU_RNN, TANH_RNN
+from ember_mlx.scans.cell.kernel_layout import Backward as BackwardLayout
+from ember_mlx.scans.cell.kernel_layout import Forward as ForwardLayout
 from ember_mlx.scans.cell.kernel_plan import plan_of
 from ember_mlx.scans.cell.ops import cell_ops
-from ember_mlx.scans.cell.problems import VARIANTS, cell_problem, random_arrays
-from ember_mlx.scans.cell.variant import Backward as BackwardLayout
-from ember_mlx.scans.cell.variant import Forward as ForwardLayout
-from ember_mlx.scans.registry import RECURRENCES
+from ember_mlx.scans.cell.random_cases import VARIANTS as ALL_VARIANTS
+from ember_mlx.scans.cell.random_cases import cell_problem, random_arrays
 from ember_mlx.step.cell import Cell, Parameter
 
 from .comparisons import assert_close, to_mlx
@@ -29,6 +28,7 @@ from .metal_host.lint import lint
 from .test_kernels import kernels_on, on_host, verified
 from .tolerances import FORWARD, GRADIENT, POINTWISE
 
+VARIANTS = ALL_VARIANTS["Recurrent"]
 TILES = {
     "streamed": Tile(64, 1, 8, False),
     "resident": Tile(128, 2, 4, True),
@@ -84,7 +84,7 @@ class Alone(Cell):
 
 
 OWN = {"functions": Functions(), "wide": Wide(), "flat": Flat(), "alone": Alone()}
-PLAIN = {name: cell for name, cell in GATED.items() if name != "projected"}
+PLAIN = {"tanh": TANH_RNN, "relu": RELU_RNN, "lstm": LSTM_CELL, "gru": GRU_CELL}
 OTHERS = OWN | PLAIN
 
 
@@ -189,35 +189,14 @@ def test_what_lies_past_a_sequence_has_no_effect(name):
         np.testing.assert_array_equal(results[1][path], a, err_msg=str(path))
 
 
-@on_host
-@pytest.mark.parametrize("variant", ["tanh", "relu", "lstm", "lstm_bidirectional", "gru"])
-def test_a_gated_cell_has_the_results_of_its_own_kernels(variant):
-    name = {"tanh": "rnn", "relu": "rnn", "lstm_bidirectional": "lstm"}.get(variant, variant)
-    gated = RECURRENCES[name]
-    spec, arrays = gated.problem(variant, 7, 3, 13, lengths=True)
-    with kernels_on("host", Tile(64, 2, 8, True), metal_kernel) as kind:
-        outputs = gated.fused.forward(kind, spec, to_mlx(arrays))
-        dy = [mx.array(np.random.default_rng(1).standard_normal(a.shape).astype(np.float32)) for a in outputs]
-        gradients = gated.fused.backward(kind, spec, to_mlx(arrays), outputs, dy)
-        tree = cells.cell_tree(to_mlx(arrays))
-        definition = cells.definition_of(spec, arrays)
-        got = fused.cell_fused_forward(kind, definition, tree)
-        pulled = cells.gated_tree(fused.cell_fused_backward(kind, definition, tree, got, dy))
-    for a, b in zip(got, outputs, strict=True):
-        assert_close(a, np.array(b), FORWARD["float32"])
-    assert sorted(pulled) == sorted(gradients)
-    for path, a in gradients.items():
-        assert_close(pulled[path], np.array(a), GRADIENT["float32"], path)
-
-
 # The text
 
 
 def test_activations_of_gates_are_made_by_the_lanes_that_own_them():
-    made = Forward(plan_of(GATED["lstm"].definition))
+    made = Forward(plan_of(LSTM_CELL.definition))
     assert [(place, owned.x) for place, owned in made.owned.items()] == [((0, k), k) for k in range(4)]
     assert made.xs == []
-    made = Forward(plan_of(GATED["gru"].definition))
+    made = Forward(plan_of(GRU_CELL.definition))
     assert [(place, owned.x) for place, owned in made.owned.items()] == [((0, 0), 0), ((0, 1), 1)]
     assert made.xs == [2]
     assert Forward(plan_of(Wide().definition)).xs == [0]  # of a sum of three values

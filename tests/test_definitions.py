@@ -11,10 +11,10 @@ import pytest
 
 from ember_mlx import Cell
 from ember_mlx.scans.cell.reference import cell_backward, cell_forward
-from ember_mlx.scans.cfc.problems import random_arrays as cfc_arrays
+from ember_mlx.scans.cfc.random_cases import random_arrays as cfc_arrays
 from ember_mlx.scans.cfc.reference import cfc_backward, cfc_forward
 from ember_mlx.scans.cfc.spec import CfCSpec
-from ember_mlx.scans.quantum.problems import quantum_problem
+from ember_mlx.scans.quantum.random_cases import quantum_problem
 from ember_mlx.scans.quantum.reference import quantum_backward, quantum_forward
 from ember_mlx.step import abs, cos, erf, exp, expm1, maximum, relu, sigmoid, sin, tanh
 

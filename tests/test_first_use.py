@@ -16,17 +16,17 @@ from mlx.utils import tree_map
 from ember_mlx.kernels import first_use
 from ember_mlx.kernels.launches import launches_planned
 from ember_mlx.kernels.loader import kernels_made_by
+from ember_mlx.scans.batched import _batched
 from ember_mlx.scans.cell.gated import GRU_CELL, LSTM_CELL, PROJECTED_LSTM
-from ember_mlx.scans.cell.problems import random_arrays as cell_arrays
-from ember_mlx.scans.cfc.problems import random_arrays as cfc_arrays
+from ember_mlx.scans.cell.random_cases import random_arrays as cell_arrays
+from ember_mlx.scans.cfc.random_cases import random_arrays as cfc_arrays
 from ember_mlx.scans.cfc.spec import CfCSpec
-from ember_mlx.scans.ltc.problems import random_arrays as ltc_arrays
+from ember_mlx.scans.ltc.random_cases import random_arrays as ltc_arrays
 from ember_mlx.scans.ltc.spec import LTCSpec
 from ember_mlx.scans.ltc.synapses import Synapses
-from ember_mlx.scans.quantum.problems import random_arrays as quantum_arrays
+from ember_mlx.scans.quantum.random_cases import random_arrays as quantum_arrays
 from ember_mlx.scans.quantum.spec import QuantumSpec
 from ember_mlx.scans.registry import RECURRENCES
-from ember_mlx.scans.several import _several
 
 from .comparisons import to_mlx
 from .metal_host import metal_kernel, unsupported_reason
@@ -222,7 +222,7 @@ def test_scans_that_are_launched_together_are_checked_together_and_others_apart(
     calls = set()
     problems = [cfc(8, 3, 9), cfc(8, 3, 9), cfc(8, 3, 9), cfc(5, 3, 9)]
     arrays = {"scans": [tree_map(mx.array, tree) for _, _, tree in problems]}
-    complaint(_several(RECURRENCES["cfc"]), tuple(spec for _, spec, _ in problems), arrays, partial(noting, calls))
+    complaint(_batched(RECURRENCES["cfc"]), tuple(spec for _, spec, _ in problems), arrays, partial(noting, calls))
     assert len(first_use.verdicts()) == 2
     assert {name for name, _ in calls} >= {"cfc_forward", "cfc_forward_together", "cfc_backward", "cfc_backward_together"}
 

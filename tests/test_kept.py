@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 import ember_mlx
 from ember_mlx import GRU, LTC, CfC, NCPMap, StrideAwareCfC
 from ember_mlx.scans import dispatch
-from ember_mlx.scans.dense import Scratch
+from ember_mlx.scans.scratch import Scratch
 
 from .comparisons import assert_close
 from .tolerances import GRADIENT

@@ -16,8 +16,8 @@ from ember_mlx.kernels import first_use
 from ember_mlx.kernels.loader import kernels_made_by, read_source, source_folder
 from ember_mlx.kernels.tiles import FAMILIES, THREADGROUP_BYTES, Tile, family_of, forced_tile
 from ember_mlx.scans.cfc import fused
+from ember_mlx.scans.cfc.kernel_layout import Variant
 from ember_mlx.scans.cfc.spec import CfCSpec
-from ember_mlx.scans.cfc.variant import Variant
 from ember_mlx.scans.dispatch import scan
 from ember_mlx.scans.registry import RECURRENCES
 

@@ -19,8 +19,8 @@ from ember_mlx.kernels.budget import DEFAULT, VARIABLE, launch_budget, launch_ms
 from ember_mlx.kernels.launches import estimated_ms, launches_planned
 from ember_mlx.kernels.loader import kernels_made_by
 from ember_mlx.kernels.tiles import FAMILIES, Tile, family_of, forced_tile
-from ember_mlx.scans.cfc.problems import random_arrays as cfc_arrays
-from ember_mlx.scans.ltc.problems import random_arrays as ltc_arrays
+from ember_mlx.scans.cfc.random_cases import random_arrays as cfc_arrays
+from ember_mlx.scans.ltc.random_cases import random_arrays as ltc_arrays
 from ember_mlx.scans.ltc.spec import LTCSpec
 from ember_mlx.scans.ltc.synapses import Synapses
 from ember_mlx.scans.registry import RECURRENCES

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from ember_mlx.scans.dense import Scratch
 from ember_mlx.scans.ltc import reference as ltc_reference
-from ember_mlx.scans.ltc.problems import ltc_problem
-from ember_mlx.scans.packing import PackedLayout
+from ember_mlx.scans.ltc.random_cases import ltc_problem
+from ember_mlx.scans.packed_sequences import PackedLayout
 from ember_mlx.scans.registry import RECURRENCES
+from ember_mlx.scans.scratch import Scratch
 
 T, B, H = 5, 200, 8
 CASES = [("cfc", "default"), ("cfc", "dropout"), ("cfc", "layered_mixed_memory"), ("rnn", "relu"), ("lstm", "lstm_projected_bidirectional")]

@@ -11,9 +11,9 @@ from mlx.utils import tree_flatten, tree_map
 
 import ember_mlx
 from ember_mlx.kernels.loader import source_folder
-from ember_mlx.scans.dense import Scratch
 from ember_mlx.scans.dispatch import scan
 from ember_mlx.scans.registry import RECURRENCES
+from ember_mlx.scans.scratch import Scratch
 
 from .comparisons import assert_close, to_mlx
 from .tolerances import FINITE_DIFFERENCE, FORWARD, GRADIENT

@@ -5,10 +5,10 @@ import pytest
 
 from ember_mlx import Cell
 from ember_mlx.scans.cell.gated import LSTM_CELL
-from ember_mlx.scans.cell.plan import plan_of
-from ember_mlx.scans.cell.problems import random_arrays
+from ember_mlx.scans.cell.numpy_plan import plan_of
+from ember_mlx.scans.cell.random_cases import random_arrays
 from ember_mlx.scans.cell.reference import CellStep, cell_backward, cell_forward
-from ember_mlx.scans.dense import Scratch
+from ember_mlx.scans.scratch import Scratch
 from ember_mlx.step import abs, cos, erf, exp, expm1, log1p, maximum, minimum, sigmoid, sin, softplus, sqrt, tanh, where
 from ember_mlx.step.derivative import derive
 from ember_mlx.step.graph import Graph

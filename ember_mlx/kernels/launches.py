@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ..turns import run_in_turns
+from ..coroutines import run_batched
 from .budget import launch_budget
 from .loader import SMALLEST, KernelText, compiled
 from .tiles import Family, Tile, Work, current_family, microseconds
@@ -148,7 +148,7 @@ def run_launches(kind: str, launches: Launches) -> Any:
 
 def run_together(kind: str, computations: Sequence[Launches]) -> list[Any]:
     """Run several generators of launches in lockstep; launches that differ only in their arrays are merged into one."""
-    return run_in_turns(computations, _alike, lambda launches: _in_pieces(kind, launches))
+    return run_batched(computations, _alike, lambda launches: _in_pieces(kind, launches))
 
 
 def launch(kind: str, one: Launch) -> list[mx.array]:

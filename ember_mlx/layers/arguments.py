@@ -7,9 +7,9 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_rectangular
 from ..errors import bad_argument
 from ..scans.dispatch import can_evaluate
+from ..validation import check_rectangular
 
 MAX_LENGTHS_SHOWN = 4
 CALL_ARGUMENTS = ("x", "initial_state", "time_deltas", "lengths", "return_sequences", "return_state", "return_states")

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..checks import check_flag, check_integer, check_names
 from ..errors import bad_argument
+from ..scans.batched import Scans, run_scans
 from ..scans.dispatch import can_evaluate
-from ..scans.several import Scans, run_scans
+from ..validation import check_flag, check_integer, check_names
 from ..wiring import NeuronMap, map_from_config, map_to_config
 from .arguments import StateLayout, Steps, check_call_options, compute_dtype, dtype_name, read_state, read_steps, type_name
 from .checkpointing import run_in_parts

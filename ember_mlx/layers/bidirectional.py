@@ -6,8 +6,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
-from ..checks import check_flag
 from ..errors import bad_argument
+from ..validation import check_flag
 from .arguments import integer_array, split_key, turned, type_name
 from .base import RecurrentLayer, check_config, layer_from_config, layer_to_config
 from .html import parameter_table

@@ -8,13 +8,13 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_choice, check_flag, check_integer, check_positive, check_probability, check_size
 from ..errors import bad_argument
+from ..scans.batched import Scan, Scans
 from ..scans.cfc.scan import CFC
 from ..scans.cfc.spec import MODES, CfCSpec
 from ..scans.ops import project
 from ..scans.pointwise import ACTIVATIONS
-from ..scans.several import Scan, Scans
+from ..validation import check_choice, check_flag, check_integer, check_positive, check_probability, check_size
 from ..wiring import NeuronMap
 from ..wiring.stages import head_masks, stage_units
 from .arguments import Steps, compute_dtype

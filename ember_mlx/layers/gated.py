@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from ..checks import check_choice, check_integer
 from ..errors import bad_argument
 from ..scans.cell.gated import GRU_CELL, LSTM_CELL, PROJECTED_LSTM, RELU_RNN, TANH_RNN
 from ..scans.cell.scan import GRU as GRU_SCAN
 from ..scans.cell.scan import LSTM as LSTM_SCAN
 from ..scans.cell.scan import RNN as RNN_SCAN
 from ..step.cell import Cell
+from ..validation import check_choice, check_integer
 from .cell_layer import CellLayer
 from .stacked import StackedOptions, described
 

@@ -7,14 +7,14 @@ import numpy as np
 from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
-from ..checks import check_choice, check_flag, check_integer, check_not_negative, check_positive, check_size
 from ..errors import bad_argument
+from ..scans.batched import Scan, Scans
 from ..scans.dispatch import scan
 from ..scans.ltc.ops import drives, synapse_sums
 from ..scans.ltc.scan import LTC as RECURRENCE
 from ..scans.ltc.spec import SOLVERS, LTCSpec
 from ..scans.ltc.synapses import Synapses
-from ..scans.several import Scan, Scans
+from ..validation import check_choice, check_flag, check_integer, check_not_negative, check_positive, check_size
 from ..wiring import NeuronMap, map_to_config
 from .arguments import Steps, compute_dtype
 from .base import Check, RecurrentLayer

@@ -7,8 +7,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..checks import check_integer, check_size
 from ..errors import bad_argument
+from ..validation import check_integer, check_size
 from ..wiring import FullyConnectedMap, NeuronMap
 from .arguments import type_name
 

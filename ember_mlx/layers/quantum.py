@@ -7,10 +7,10 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_flag, check_not_negative, check_positive
+from ..scans.batched import Scan, Scans
 from ..scans.quantum.scan import QUANTUM
 from ..scans.quantum.spec import FREQUENCY_UNIT, QuantumSpec
-from ..scans.several import Scan, Scans
+from ..validation import check_flag, check_not_negative, check_positive
 from ..wiring import NeuronMap
 from .arguments import StateLayout, Steps, check_key, compute_dtype
 from .base import Check, RecurrentLayer

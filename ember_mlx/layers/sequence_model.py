@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..checks import check_flag, check_integer
 from ..errors import bad_argument
+from ..validation import check_flag, check_integer
 from .arguments import read_lengths, type_name
 from .base import RecurrentLayer
 from .bidirectional import Bidirectional

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, TypedDict, TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..checks import check_flag, check_integer, check_probability, check_size
 from ..errors import bad_argument
+from ..scans.batched import Scan, Scans, run_scans
 from ..scans.dispatch import Recurrence
-from ..scans.several import Scan, Scans, run_scans
+from ..validation import check_flag, check_integer, check_probability, check_size
 from .arguments import StateLayout, Steps, compute_dtype
 from .base import Check, RecurrentLayer
 from .checkpointing import Run, run_in_parts

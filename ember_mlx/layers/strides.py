@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ..checks import check_integer
 from ..errors import bad_argument
+from ..scans.batched import Scans, run_scans
 from ..scans.dispatch import can_evaluate
-from ..scans.several import Scans, run_scans
+from ..validation import check_integer
 from ..wiring import NeuronMap
 from .arguments import Steps, check_array, compute_dtype, dtype_name, read_state, read_steps, split_key, type_name
 from .base import RecurrentLayer, check_config, layer_from_config, layer_to_config

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import check_flag, check_integer
 from ..errors import bad_argument
 from ..files import SAVED_FORMAT, SAVED_LAYER, read_arrays, told
 from ..step.cell import Cell
 from ..step.saved import with_cells
+from ..validation import check_flag, check_integer
 from . import layers, models
 from .running import Array, Layer, Tree, fill, read_state
 

@@ -20,8 +20,8 @@ from ..kernels.first_use import SmallProblem, complaint
 from ..kernels.launches import Launches
 from ..kernels.loader import is_available
 from ..kernels.tiles import Tile
-from .dense import Scratch
-from .trees import leaves_like, leaves_of, with_leaves
+from .pytrees import leaves_like, leaves_of, with_leaves
+from .scratch import Scratch
 
 Tree = dict[str, Any]
 

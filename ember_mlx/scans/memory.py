@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .dense import Scratch, StateProduct, Sums
+from .linear import StateProduct, Sums
 from .pointwise import Array, sigmoid_of_negative
+from .scratch import Scratch
 
 Tree = dict[str, Any]
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_flag, check_integer
 from ..errors import bad_argument
+from ..validation import check_flag, check_integer
 
 RESERVED = ("Wx", "bias")  # the parameters that every layer of a cell has
 Initial = float | tuple[float, float] | Callable[[int], Any]

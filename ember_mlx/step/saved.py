@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .. import cells
-from ..checks import check_names
 from ..errors import bad_argument
+from ..validation import check_names
 from .cell import Cell
 
 PACKAGE = "ember_mlx.cells."

@@ -7,10 +7,10 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_rectangular
 from ..errors import bad_argument
 from ..layers.arguments import type_name
 from ..sequences import bucket_batches
+from ..validation import check_rectangular
 
 OWNER = "Sequences"
 Array = NDArray[Any]

@@ -15,9 +15,9 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 from numpy.typing import NDArray
 
-from ..checks import check_choice, check_flag, check_integer, check_positive
 from ..errors import bad_argument
 from ..layers.arguments import type_name
+from ..validation import check_choice, check_flag, check_integer, check_positive
 from .checkpoints import Checkpoints, RunState
 from .data import Batch, Sequences, as_batch, as_sequences, is_batches
 from .history import History

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ..checks import check_integer
 from ..errors import bad_argument
+from ..validation import check_integer
 from .data import Batch, Sequences
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_number
 from ..errors import bad_argument
+from ..validation import check_number
 from .neuron_map import NeuronMap, check_sparsity, random_order, random_polarities
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_integer, check_number, check_size
 from ..errors import bad_argument
+from ..validation import check_integer, check_number, check_size
 from .neuron_map import NeuronMap, check_sparsity, random_order, random_polarities
 
 _EXCITATORY_FRACTION = 0.5

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..checks import check_integer, check_interval, check_names, check_rectangular, check_size
 from ..errors import bad_argument
+from ..validation import check_integer, check_interval, check_names, check_rectangular, check_size
 
 if TYPE_CHECKING:
     import networkx

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..checks import check_choice, check_integer, check_interval, check_rectangular
 from ..errors import bad_argument
+from ..validation import check_choice, check_integer, check_interval, check_rectangular
 from .maps import RandomMap
 from .ncp import NCPMap
 from .neuron_map import NeuronMap

@@ -13,7 +13,6 @@ import numpy as np
 from ...kernels.first_use import STEPS, SmallProblem, few_lengths, few_sequences, few_units, part_within
 from ...kernels.inputs import dims, lengths_of, too_many
 from ...kernels.launches import launch, scan_launch
-from ...kernels.packing import pack
 from ...kernels.tiles import (
     Family,
     Tile,
@@ -25,17 +24,18 @@ from ...kernels.tiles import (
     split_for,
     steps_apart,
 )
+from ...kernels.weight_layout import pack
 from ...step.definition import Definition
 from ...step.metal import is_float32
 from .backward_text import backward_kernel
 from .by_step import back_by_step, forward_by_step
 from .forward_text import forward_kernel
+from .kernel_layout import Backward, Forward, Variant
 from .kernel_plan import plan_of
 from .ops import project_inputs
 from .pointwise_text import computed_arguments
-from .problems import random_arrays
+from .random_cases import random_arrays
 from .stages import coefficients, given_of
-from .variant import Backward, Forward, Variant
 
 Tree = dict[str, Any]
 BLOCK_STEPS = 256  # steps whose coefficients are in memory at a time, at most

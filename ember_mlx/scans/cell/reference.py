@@ -25,11 +25,12 @@ import numpy as np
 
 from ...step.definition import Definition
 from ...step.evaluation import evaluate
-from ..dense import KEPT_BYTES, Scratch, StepProduct, Sums
-from ..packing import PackedLayout
+from ..linear import StepProduct, Sums
+from ..matmul import multiply, multiply_over_rows
+from ..packed_sequences import PackedLayout
 from ..pointwise import Array
-from ..products import multiply, multiply_over_rows
-from .plan import plan_of
+from ..scratch import KEPT_BYTES, Scratch
+from .numpy_plan import plan_of
 
 Tree = dict[str, Any]
 Small = dict[int, Any]

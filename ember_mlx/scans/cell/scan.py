@@ -4,7 +4,7 @@ from ...step.definition import Definition
 from ..dispatch import FusedForms, Recurrence
 from .fused import cell_fused_backward, cell_fused_forward, layouts, refusal, small_problem, variant_key
 from .ops import cell_ops
-from .problems import VARIANTS, cell_problem
+from .random_cases import VARIANTS, cell_problem
 from .reference import cell_backward, cell_forward
 
 

@@ -9,9 +9,9 @@ from ...kernels.loader import KernelText
 from ...kernels.parallel import launch_parallel, launch_step
 from ...step.definition import Definition
 from ...step.graph import Node
+from .kernel_layout import work_of
 from .kernel_plan import plan_of
 from .pointwise_text import arguments_kernel, coefficients_kernel, computed_arguments
-from .variant import work_of
 
 Tree = dict[str, Any]
 Shape = tuple[int, ...]

@@ -7,9 +7,9 @@ import mlx.core as mx
 from ...kernels.inputs import dims
 from ...kernels.loader import KernelText
 from ...kernels.parallel import launch_step
+from .kernel_layout import Weights, by_unit
 from .slopes import FILES, Point, activate, floats, projected
 from .spec import MODES, CfCSpec
-from .variant import Weights, by_unit
 
 Tree = dict[str, Any]
 NEXT = KernelText("cfc_next", "MODE, H, THREADS", FILES, ("q", "dt", "pure", "h", "lengths", "dims"), ("h_next", "y"))

@@ -20,10 +20,7 @@ from ...kernels.loader import KernelText, axes
 from ...kernels.tiles import Family, Tile, checked_variant, current_family, forced_tile, rows_for, steps_apart
 from ..ops import outer
 from .by_step import back_by_step, forward_by_step
-from .problems import random_arrays
-from .slopes import Point, floats, linearise, projected
-from .spec import CfCSpec
-from .variant import (
+from .kernel_layout import (
     Variant,
     Weights,
     heads_inside,
@@ -34,6 +31,9 @@ from .variant import (
     window_weights,
     window_weights_back,
 )
+from .random_cases import random_arrays
+from .slopes import Point, floats, linearise, projected
+from .spec import CfCSpec
 
 Tree = dict[str, Any]
 BLOCK_BYTES = 2**28  # bytes of slopes per block of steps: few launches, bounded memory

@@ -24,11 +24,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dense import KEPT_BYTES, Product, Scratch, StateProduct, Sums
+from ..linear import Product, StateProduct, Sums
+from ..matmul import multiply
 from ..memory import MemoryPoint, MixedMemory
-from ..packing import PackedLayout
+from ..packed_sequences import PackedLayout
 from ..pointwise import ACTIVATIONS, Array, sigmoid_of_negative
-from ..products import multiply
+from ..scratch import KEPT_BYTES, Scratch
 from .spec import CfCSpec
 
 Tree = dict[str, Any]

@@ -3,7 +3,7 @@
 from ..dispatch import FusedForms, Recurrence
 from .fused import backward_launches, cfc_fused_backward, cfc_fused_forward, forward_launches, layouts, refusal, small_problem, variant_of
 from .ops import cfc_ops
-from .problems import VARIANTS, cfc_problem
+from .random_cases import VARIANTS, cfc_problem
 from .reference import cfc_backward, cfc_forward
 
 FUSED = FusedForms(

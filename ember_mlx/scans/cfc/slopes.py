@@ -11,8 +11,8 @@ from ...kernels.tiles import FUNCTION
 from ..memory_fused import memory_slopes
 from ..ops import project
 from ..pointwise import ACTIVATIONS
+from .kernel_layout import Weights, by_unit
 from .spec import MODES, CfCSpec
-from .variant import Weights, by_unit
 
 Tree = dict[str, Any]
 FILES = ("pointwise.metal", "cfc_pointwise.metal")

@@ -34,10 +34,10 @@ from ...kernels.tiles import (
 from ..held import held_by_first
 from ..memory_fused import memory_slopes
 from ..ops import project
-from .problems import random_arrays
+from .kernel_layout import Variant, at_ids, ids_of
+from .random_cases import random_arrays
 from .spec import LTCSpec
 from .synapses import Synapses, parameter_gradients
-from .variant import Variant, at_ids, ids_of
 
 Tree = dict[str, Any]
 BLOCK_VALUES = 2**19  # minimum unit evaluations per block in memory: about 15 MB with all values derived from them

@@ -12,8 +12,8 @@ Both take the arrays of one scan as a tree (T steps, B sequences, I inputs, H un
     x         (T, B, I)   inputs of the LSTM, and
     lstm      w_x (4H, I), w_h (4H, H), b (4H,): gates a, i, f, o            with mixed memory
 
-See kinds.py for the layout of synapses. The solver's arrays have the same layout: (F, n) for a step, (S, F, n) for a block of S steps. The
-sensory part does not depend on the state, so it is computed for a block of steps at once. The backward recomputes a block of steps at once
+See synapse_sums.py for the layout of synapses. The solver's arrays have the same layout: (F, n) for a step, (S, F, n) for a block of S
+steps. The sensory part does not depend on the state, so it is computed for a block of steps at once. The backward recomputes a block of steps at once
 from the states before them, unfold by unfold, unless the forward stored them; then it propagates the gradient of v back through the block's
 unfolds; then it sums the parameters' gradients over all steps, sequences and unfolds of the block. Sequences are independent, so they are
 divided among several threads.
@@ -26,14 +26,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dense import KEPT_BYTES, Scratch, Sums, split_kept
+from ..linear import Sums
 from ..memory import MemoryPoint, MixedMemory
-from ..packing import PackedLayout
+from ..packed_sequences import PackedLayout
 from ..pointwise import Array
+from ..scratch import KEPT_BYTES, Scratch, split_kept
 from ..threads import Going, parts_of, run_parts
-from .kinds import Kind
 from .solvers import STEPS
 from .spec import SOLVERS, LTCSpec
+from .synapse_sums import Kind
 
 Tree = dict[str, Any]
 BLOCK_FLOATS = 2**21  # most synapse activations per block of steps

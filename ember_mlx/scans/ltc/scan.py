@@ -3,7 +3,7 @@
 from ..dispatch import FusedForms, Recurrence
 from .fused import backward_launches, forward_launches, layouts, ltc_fused_backward, ltc_fused_forward, refusal, small_problem, variant_key
 from .ops import ltc_ops
-from .problems import VARIANTS, ltc_problem
+from .random_cases import VARIANTS, ltc_problem
 from .reference import ltc_backward, ltc_forward
 
 FUSED = FusedForms(

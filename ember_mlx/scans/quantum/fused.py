@@ -14,7 +14,6 @@ from ...kernels.first_use import STEPS, SmallProblem, few_lengths, few_sequences
 from ...kernels.inputs import dims, lengths_of, nothing, too_many
 from ...kernels.launches import launch, scan_launch
 from ...kernels.loader import KernelText, axes
-from ...kernels.packing import ProductShape, pack
 from ...kernels.tiles import (
     FUNCTION,
     THREADGROUP_BYTES,
@@ -27,9 +26,10 @@ from ...kernels.tiles import (
     layouts_for,
     rows_for,
 )
+from ...kernels.weight_layout import ProductShape, pack
 from ..ops import outer
 from .ops import drive, noise
-from .problems import random_arrays
+from .random_cases import random_arrays
 from .spec import QuantumSpec
 
 Tree = dict[str, Any]

@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dense import Product, Scratch, Sums
-from ..packing import PackedLayout
+from ..linear import Product, Sums
+from ..matmul import multiply
+from ..packed_sequences import PackedLayout
 from ..pointwise import Array
-from ..products import multiply
+from ..scratch import Scratch
 from .spec import QuantumSpec
 
 Tree = dict[str, Any]

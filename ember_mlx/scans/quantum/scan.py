@@ -3,7 +3,7 @@
 from ..dispatch import FusedForms, Recurrence
 from .fused import layouts, quantum_fused_backward, quantum_fused_forward, refusal, small_problem, variant_key
 from .ops import quantum_ops
-from .problems import VARIANTS, quantum_problem
+from .random_cases import VARIANTS, quantum_problem
 from .reference import quantum_backward, quantum_forward
 
 FUSED = FusedForms(quantum_fused_forward, quantum_fused_backward, refusal, variant_key, small_problem, layouts=layouts)

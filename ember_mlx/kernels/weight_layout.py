@@ -56,7 +56,7 @@ def pack(weight: mx.array, shape: ProductShape) -> mx.array:
 
     Example:
         >>> import mlx.core as mx
-        >>> from ember_mlx.kernels.packing import ProductShape, pack
+        >>> from ember_mlx.kernels.weight_layout import ProductShape, pack
         >>> pack(mx.array([[1, 2, 3], [4, 5, 6]]), ProductShape(3, 2, 1, 2, 1)).tolist()
         [1, 2, 3, 0, 4, 5, 6, 0]
     """

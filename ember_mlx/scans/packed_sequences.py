@@ -22,7 +22,7 @@ class PackedLayout:
 
     Example:
         >>> import numpy as np
-        >>> from ember_mlx.scans.packing import PackedLayout
+        >>> from ember_mlx.scans.packed_sequences import PackedLayout
         >>> layout = PackedLayout(3, 2, np.array([1, 3]))
         >>> flat = layout.flat(np.arange(6.0).reshape(3, 2, 1))
         >>> layout.rows_of(flat, slice(0, 4), out=np.empty((4, 1))).ravel()  # sequence 1 first; sequence 0 has one step

@@ -7,8 +7,8 @@ import mlx.core as mx
 import numpy as np
 
 from ...kernels.inputs import nothing
-from ...kernels.packing import ProductShape, outputs_for, pack
 from ...kernels.tiles import FUNCTION, SIMD, Tile, Work
+from ...kernels.weight_layout import ProductShape, outputs_for, pack
 from ..pointwise import ACTIVATIONS
 from .spec import MODES, CfCSpec
 

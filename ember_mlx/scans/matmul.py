@@ -27,7 +27,7 @@ def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
 
     Example:
         >>> import numpy as np
-        >>> from ember_mlx.scans.products import multiply
+        >>> from ember_mlx.scans.matmul import multiply
         >>> a, b = np.ones((96, 128)), np.ones((128, 200))
         >>> bool((multiply(a, b) == a @ b).all())
         True

@@ -13,9 +13,9 @@ from ember_mlx.kernels.loader import kernels_made_by
 from ember_mlx.kernels.tiles import FAMILIES, THREADGROUP_BYTES, Tile, family_of
 from ember_mlx.scans.cell import fused as cell_fused
 from ember_mlx.scans.cell.gated import GRU_CELL, LSTM_CELL, PROJECTED_LSTM, TANH_RNN
-from ember_mlx.scans.cell.problems import random_arrays
+from ember_mlx.scans.cell.random_cases import random_arrays
 from ember_mlx.scans.ltc import fused as ltc_fused
-from ember_mlx.scans.ltc.problems import random_arrays as ltc_arrays
+from ember_mlx.scans.ltc.random_cases import random_arrays as ltc_arrays
 from ember_mlx.scans.ltc.spec import LTCSpec
 from ember_mlx.scans.ltc.synapses import Synapses
 from ember_mlx.scans.registry import RECURRENCES

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 Request = TypeVar("Request")
 
 
-def run_in_turns(
+def run_batched(
     computations: Sequence[Generator[Request, Any, Any]], kind: Callable[[Request], Hashable], meet: Callable[[list[Request]], list[Any]]
 ) -> list[Any]:
     """Run generators that yield requests and are sent the responses; returns their results.
@@ -17,11 +17,11 @@ def run_in_turns(
         meet: requests of one kind -> a response to each.
 
     Example:
-        >>> from ember_mlx.turns import run_in_turns
+        >>> from ember_mlx.coroutines import run_batched
         >>> def asking(number):
         ...     doubled = yield number
         ...     return doubled + 1
-        >>> run_in_turns([asking(1), asking(5)], type, lambda numbers: [2 * n for n in numbers])
+        >>> run_batched([asking(1), asking(5)], type, lambda numbers: [2 * n for n in numbers])
         [3, 11]
     """
     results: list[Any] = [None] * len(computations)

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dense import Scratch, Sums
 from ..held import held_by_first
+from ..linear import Sums
 from ..pointwise import Array
+from ..scratch import Scratch
 from .synapses import Synapses, parameter_gradients
 
 Tree = dict[str, Any]

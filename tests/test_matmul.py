@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from ember_mlx.scans import products
-from ember_mlx.scans.dense import Scratch, StepProduct
-from ember_mlx.scans.products import LARGE, cut, cut_columns, multiply, multiply_over_rows
+from ember_mlx.scans import matmul
+from ember_mlx.scans.linear import StepProduct
+from ember_mlx.scans.matmul import LARGE, cut, cut_columns, multiply, multiply_over_rows
+from ember_mlx.scans.scratch import Scratch
 
 PIECE = 2**18
 
@@ -24,7 +25,7 @@ SIZES = [
 
 @pytest.fixture(autouse=True)
 def _as_with_openblas(monkeypatch):
-    monkeypatch.setattr(products, "PIECE", PIECE)
+    monkeypatch.setattr(matmul, "PIECE", PIECE)
 
 
 @pytest.mark.parametrize("stack", [None, 4], ids=["plain", "stacked"])

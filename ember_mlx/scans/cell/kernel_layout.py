@@ -2,8 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from ...kernels.packing import ProductShape
 from ...kernels.tiles import FUNCTION, Tile, Work
+from ...kernels.weight_layout import ProductShape
 from ...step.definition import Definition
 from ...step.graph import Node, needed_for
 from ...step.metal import COSTLY

@@ -5,9 +5,9 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from ember_mlx.scans.dense import Scratch
-from ember_mlx.scans.ltc.kinds import Kind, _cuts, grouping
+from ember_mlx.scans.ltc.synapse_sums import Kind, _cuts, grouping
 from ember_mlx.scans.ltc.synapses import Synapses
+from ember_mlx.scans.scratch import Scratch
 
 from .tolerances import FINITE_DIFFERENCE, FORWARD
 

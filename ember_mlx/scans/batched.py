@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from ..coroutines import run_batched
 from ..kernels.first_use import SmallProblem
 from ..kernels.launches import run_together
-from ..turns import run_in_turns
-from .dense import Scratch, split_kept
 from .dispatch import FusedForms, Recurrence, scan
+from .scratch import Scratch, split_kept
 
 Tree = dict[str, Any]
 
@@ -34,21 +34,21 @@ def run_scans(computations: Sequence[Scans], keep: bool) -> list[Any]:
     """Run generators of scans in lockstep; in each round the scans of one recurrence run together. `keep`: see `scan`."""
 
     def run(scans: list[Scan]) -> list[list[mx.array]]:
-        return scan_several(scans[0].recurrence, [one.spec for one in scans], [one.arrays for one in scans], keep)
+        return scan_batch(scans[0].recurrence, [one.spec for one in scans], [one.arrays for one in scans], keep)
 
-    return run_in_turns(computations, lambda one: one.recurrence, run)
+    return run_batched(computations, lambda one: one.recurrence, run)
 
 
-def scan_several(recurrence: Recurrence, specs: Sequence[Hashable], arrays: Sequence[Tree], keep: bool = True) -> list[list[mx.array]]:
+def scan_batch(recurrence: Recurrence, specs: Sequence[Hashable], arrays: Sequence[Tree], keep: bool = True) -> list[list[mx.array]]:
     """Run several scans of a recurrence, each with its specification and arrays; returns the outputs of each."""
     if len(specs) == 1:
         return [scan(recurrence, specs[0], arrays[0], keep)]
-    outputs = scan(_several(recurrence), tuple(specs), {"scans": list(arrays)}, keep)
+    outputs = scan(_batched(recurrence), tuple(specs), {"scans": list(arrays)}, keep)
     return _parted(outputs, len(specs))
 
 
 @lru_cache(maxsize=16)
-def _several(recurrence: Recurrence) -> Recurrence:
+def _batched(recurrence: Recurrence) -> Recurrence:
     """The recurrence that runs several scans as one."""
 
     def forward(specs: tuple[Any, ...], arrays: Tree, kept: Scratch | None = None) -> tuple[np.ndarray, ...]:

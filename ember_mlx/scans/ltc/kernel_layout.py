@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ...kernels.packing import ProductShape, pack
 from ...kernels.tiles import SYNAPSE, Tile, Work
+from ...kernels.weight_layout import ProductShape, pack
 from ..held import held_by_first
 from .spec import SOLVERS, LTCSpec
 from .synapses import Indices, Synapses

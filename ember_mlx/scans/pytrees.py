@@ -8,7 +8,7 @@ def leaves_of(tree: Any) -> list[Any]:
     """The leaves in order.
 
     Example:
-        >>> from ember_mlx.scans.trees import leaves_of
+        >>> from ember_mlx.scans.pytrees import leaves_of
         >>> leaves_of({"x": 1, "stages": [{"w": 2, "b": 3}]})
         [1, 2, 3]
     """
@@ -29,7 +29,7 @@ def with_leaves(tree: Any, leaves: Iterable[Any]) -> Any:
     """A tree of the same structure with other leaves.
 
     Example:
-        >>> from ember_mlx.scans.trees import with_leaves
+        >>> from ember_mlx.scans.pytrees import with_leaves
         >>> with_leaves({"x": 1, "stages": [{"w": 2, "b": 3}]}, "abc")
         {'x': 'a', 'stages': [{'w': 'b', 'b': 'c'}]}
     """
@@ -46,7 +46,7 @@ def leaves_like(tree: Any, like: Any) -> list[Any]:
     """For each leaf of `like` the leaf of `tree` at the same position, or None if there is none.
 
     Example:
-        >>> from ember_mlx.scans.trees import leaves_like
+        >>> from ember_mlx.scans.pytrees import leaves_like
         >>> leaves_like({"b": [5]}, {"a": 1, "b": [2]})
         [None, 5]
     """
