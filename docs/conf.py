@@ -39,7 +39,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(mlx|mx|nn|np|numpy|collections|pathlib|typing|torch|ncps|ArrayLike|Any|array|Module|Path|ndarray|networkx|Figure|ember_mlx\.layers\.gated|ember_mlx\.scans\.dense)\b.*",
+        r"(mlx|mx|nn|np|numpy|collections|pathlib|typing|torch|ncps|ArrayLike|Any|array|Module|Path|ndarray|networkx|Figure|ember_mlx\.layers\.gated|ember_mlx\.scans\.scratch)\b.*",
     )
 ]
 

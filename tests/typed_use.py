@@ -10,8 +10,22 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ember_mlx import LTC, CfC, NCPMap, SequenceModel, current_backend, load, pack_sequences, save, use_backend
+from ember_mlx import GRU, LTC, Cell, CfC, NCPMap, Recurrent, SequenceModel, current_backend, load, pack_sequences, save, use_backend
+from ember_mlx.step import Value, sigmoid, tanh
+from ember_mlx.testing import check_cell
 from ember_mlx.training import History, Sequences, evaluate, fit, predict
+
+
+class GatedUnit(Cell):
+    """A cell of one's own."""
+
+    x_products = 2
+    h_products = {"R": 2}
+
+    def step(self, x: Value, h: Value, dt: Value, R: Value) -> Value:
+        """The next state."""
+        z, n = R(h)
+        return h + dt * sigmoid(x[0] + z) * (tanh(x[1] + n) - h)
 
 
 def train(folder: Path) -> History:
@@ -42,6 +56,11 @@ def call() -> None:
     assert y.shape == (2, 2)
     units: int = LTC(neuron_map).output_size
     assert units > 0
+    recurrent = Recurrent(GatedUnit, 3, 4, 2, bidirectional=True)
+    y = recurrent(x, lengths=lengths, time_deltas=0.5)
+    assert y.shape == (2, 5, recurrent.output_size)
+    points: int = check_cell(GatedUnit, backends=["numpy"]).points
+    assert points > 0
     with use_backend("ops"):
         name: str = current_backend()
     assert name == "ops"
@@ -51,6 +70,9 @@ def wrong() -> None:
     """What a type checker finds; it is not run."""
     CfC("8", input_size=3)  # type: ignore[arg-type]
     CfC(8, input_size=3, moed="pure")  # type: ignore[call-arg]
+    Recurrent(GatedUnit, 3, 4, bidirectonal=True)  # type: ignore[call-arg]
+    Recurrent("GatedUnit", 3, 4)  # type: ignore[arg-type]
+    GRU(3, 4, num_layers=2, dropout="much")  # type: ignore[arg-type]
     use_backend(3)  # type: ignore[arg-type]
     fit(SequenceModel(CfC(8, 3), outputs=2), None, epochs="1", loss="mse")  # type: ignore[arg-type]
 
