@@ -229,7 +229,7 @@ def test_a_bad_file_is_named_and_the_one_before_it_taken(tmp_path, whole, spoil)
     train(tmp_path, epochs=3)
     path = max(tmp_path.iterdir())
     spoil(path)
-    with pytest.warns(RuntimeWarning, match=rf"\[checkpoint\] \S*{path.name} cannot be read, the one before it is taken: {SPOILED[spoil]}"):
+    with pytest.warns(RuntimeWarning, match=rf"\[checkpoint\] \S*{path.name} cannot be read; using the one before it: {SPOILED[spoil]}"):
         trained, history = train(tmp_path, resume=True)
     assert same(weights(trained), weights(whole[0]))
     assert numbers(history) == numbers(whole[1])
@@ -247,7 +247,7 @@ def test_where_no_file_can_be_read_nothing_is_begun_silently(tmp_path):
 
 def test_a_new_run_in_a_folder_of_another_is_refused(tmp_path):
     train(tmp_path, epochs=1)
-    with pytest.raises(ValueError, match=r"\[fit\] checkpoint must be a folder without checkpoints where resume is False, got \S+"):
+    with pytest.raises(ValueError, match=r"\[fit\] checkpoint must be a folder without checkpoints if resume is False, got \S+"):
         train(tmp_path)
 
 
@@ -303,7 +303,7 @@ def test_where_the_disk_is_full_the_old_ones_stay(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("refused: [checkpoint] ")
-    assert "could not be written, the ones before it are as they were" in result.stdout
+    assert "could not be written; older checkpoints are unchanged" in result.stdout
 
 
 def test_a_folder_that_cannot_be_is_named(tmp_path):

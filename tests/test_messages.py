@@ -245,7 +245,7 @@ CALLS = {
     "map-skipping-synapse": (
         ValueError,
         lambda: CfC(skipping_map()),
-        "[CfC] neuron_map must have synapses only from the inputs to its first layer, from each layer to the next, and inside a layer, "
+        "[CfC] neuron_map must have synapses only from the inputs to its first layer, from each layer to the next, and within a layer, "
         "got 1 others.",
     ),
     "input-size-zero": (ValueError, lambda: CfC(6, 0), "[CfC] input_size must be at least 1, got 0."),

@@ -127,7 +127,7 @@ def test_lower_precision() -> None:
         (lambda: CfC(4, 3, mode="pure", time_scale_factor=2.0), "layer.time_scale_factor must be 1 in the mode 'pure', got 2.0."),
         (
             lambda: CfC(ncp_map(), proj_size=3),
-            "layer.output must be 'motor' where a map that is not fully connected has a projection, got 'units'.",
+            "layer.output must be 'motor' for a projection on a map that is not fully connected, got 'units'.",
         ),
         (lambda: LTC(4, 3, solver="rk4"), "layer.solver must be 'semi_implicit', got 'rk4'."),
     ],

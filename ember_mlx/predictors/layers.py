@@ -1,4 +1,4 @@
-"""Every layer of the package in NumPy; its steps are those of the scans' NumPy forms."""
+"""Every layer of the package in NumPy; the steps are those of the scans' NumPy forms."""
 
 import math
 from typing import Any
@@ -19,7 +19,7 @@ from ..wiring.stages import head_masks, stage_units
 from .running import Array, Layer, Running, Tree, arrays_in, fill, keep_old, last_of, run_over, turned
 
 POSITIVE = ("w", "sensory_w", "cm", "gleak")
-MOST_STEPS = 2**30  # that the clock counts where it can begin again
+MOST_STEPS = 2**30  # the clock wraps here if the strides have a common multiple
 
 
 class _OnMap(Layer):
@@ -37,11 +37,11 @@ class _OnMap(Layer):
         return {name: np.zeros((batch, self.units), self.dtype) for name in names}
 
     def inputs(self, batch: int) -> dict[str, Array]:
-        """Memory for the inputs and the time of a step."""
+        """Buffers for the inputs and the elapsed time of a step."""
         return {"x": np.zeros((1, batch, self.input_size or 0), self.dtype), "dt": np.zeros((1, batch), self.dtype)}
 
     def memory(self) -> Tree:
-        """The LSTM of the mixed memory, as the scan takes it."""
+        """The LSTM weights of the mixed memory, in the form that the scan takes."""
         return {ours: self.weights["lstm"][name] for ours, name in (("w_x", "Wx"), ("w_h", "Wh"), ("b", "bias"))}
 
 
@@ -90,7 +90,7 @@ class _RunningCfC(Running):
 
 
 def _stage_tree(stage: Tree, inputs: int, mask: Array | None) -> Tree:
-    """A stage's weights as the scan takes them."""
+    """A stage's weights in the form that the scan takes."""
     first, *rest = [*(stage["backbone"][str(k)] for k in range(len(stage.get("backbone", {})))), stage["heads"]]
     weight = first["weight"] if mask is None else first["weight"] * mask
     tree: Tree = {"w_x": weight[:, :inputs], "w_h": weight[:, inputs:], "b": first["bias"]}
@@ -149,7 +149,7 @@ class _RunningLTC(Running):
 
 
 class Gated(Layer):
-    """layers/gated.py, in NumPy: layers one above the other, each in one direction or in both."""
+    """layers/gated.py, in NumPy: stacked layers, each in one direction or both."""
 
     states: tuple[str, ...] = ("h",)
 
@@ -163,7 +163,7 @@ class Gated(Layer):
 
     @property
     def cell(self) -> str:
-        """As the scan calls it."""
+        """The cell's name in the scan."""
         return type(self).__name__.lower()
 
     def zero(self, batch: int) -> Any:
@@ -191,12 +191,12 @@ class Gated(Layer):
         return np.concatenate([last_of(x, lengths)[:, : self.features], x[0, :, self.features :]], axis=1), final
 
     def tree(self, k: int, direction: str) -> Tree:
-        """The weights of one layer in one direction, as the scan takes them."""
+        """The weights of one layer and direction, in the form that the scan takes."""
         return gated_tree(self.spec, self.weights["layers"][str(k)][direction])
 
 
 def gated_tree(spec: GatedSpec, weights: Tree) -> Tree:
-    """The weights of one direction, as the scan takes them."""
+    """The weights of one direction, in the form that the scan takes."""
     names = {"Wx": "w_x", "Wh": "w_h", "bias": "b", "bhn": "b_hn", "Wr": "w_hr"}
     tree = {ours: weights[name][None] for name, ours in names.items() if name in weights}
     rows = tree["w_x"].shape[1]
@@ -208,7 +208,7 @@ class RunningDirection(Running):
     """One layer in one direction.
 
     Args:
-        spec: the scan's.
+        spec: the scan's specification.
         tree: the scan's weights.
         state: [h] or [h, c], (B, H) each.
     """
@@ -228,7 +228,7 @@ class RunningDirection(Running):
 
 
 class _RunningGated(Running):
-    """All layers, in one direction."""
+    """All layers of a unidirectional model."""
 
     def __init__(self, layer: Gated, batch: int):
         super().__init__(layer.zero(batch))
@@ -244,7 +244,7 @@ class _RunningGated(Running):
 
 
 class RNN(Gated):
-    """Of tanh or relu."""
+    """With tanh or relu."""
 
     @property
     def cell(self) -> str:
@@ -253,11 +253,11 @@ class RNN(Gated):
 
 
 class GRU(Gated):
-    """As torch has it."""
+    """As in torch."""
 
 
 class LSTM(Gated):
-    """As torch has it, with a projection where there is one."""
+    """As in torch, optionally with a projection."""
 
     states = ("h", "c")
 
@@ -295,7 +295,7 @@ class LQNet(_OnMap):
 
 
 class CTRQNet(LQNet):
-    """The same with time constants, and a drive that may oscillate."""
+    """An LQNet with time constants and optionally an oscillating drive."""
 
     def __init__(self, config: Tree, weights: Tree, dtype: np.dtype[Any]):
         self.harmonic = config["use_harmonic_embedding"]
@@ -329,13 +329,13 @@ class _RunningQuantum(Running):
 
 
 class StrideAware(Layer):
-    """layers/strides.py, in NumPy: a layer for each stride, which takes every so manyth step.
+    """layers/strides.py, in NumPy: one layer per stride s, which takes every s-th step.
 
     Args:
-        config: as ever.
-        weights: as ever.
-        dtype: as ever.
-        layers: one for each stride.
+        config: as in Layer.
+        weights: as in Layer.
+        dtype: as in Layer.
+        layers: one per stride.
     """
 
     def __init__(self, config: Tree, weights: Tree, dtype: np.dtype[Any], layers: list[Layer]):
