@@ -1,4 +1,4 @@
-"""python -m ember_mlx: what a bug report needs, whatever is wrong with MLX or the device."""
+"""python -m ember_mlx: the facts for a bug report, even if MLX or the device does not work."""
 
 import getpass
 import os

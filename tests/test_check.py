@@ -1,4 +1,4 @@
-"""python -m ember_mlx --check, with the host runner in the place of a GPU, and with workers that crash, hang and give wrong numbers."""
+"""python -m ember_mlx --check, with the host runner as a GPU, and with workers that crash, hang and return wrong numbers."""
 
 import json
 import os
@@ -242,7 +242,7 @@ def test_the_report_names_a_file_without_results(tmp_path):
 
 @pytest.mark.parametrize(("status", "state"), [(0, "works"), (9, "FAILED")])
 def test_a_sanitizers_verdict_is_the_jobs(tmp_path, monkeypatch, status, state):
-    """With a program of that name that says what it found."""
+    """With a fake compute-sanitizer that reports errors."""
     program = tmp_path / SANITIZER
     answer = json.dumps({"state": "works", "outputs": 0.0, "gradients": 0.0})
     program.write_text(f"#!/bin/sh\ncat > /dev/null\necho '========= Invalid __shared__ read'\necho '{answer}'\nexit {status}\n")
@@ -258,7 +258,7 @@ def test_a_sanitizers_verdict_is_the_jobs(tmp_path, monkeypatch, status, state):
 
 @pytest.mark.skipif(gpu_kind() is not None, reason="it would run the whole check on the GPU that is here")
 def test_the_script_for_an_nvidia_host(tmp_path):
-    """Without a GPU: the archive is unpacked, and the check says that there is none."""
+    """Without a GPU: the archive is unpacked, and the check reports the missing GPU."""
     out = tmp_path / "out"
     (tmp_path / "nvidia").mkdir()
     (tmp_path / "bin").mkdir()

@@ -1,4 +1,4 @@
-"""Checkpoints: a run that was killed ends as one that was not, and no bad file is taken for a good one."""
+"""Checkpoints: a killed run resumes with identical results, and damaged files are detected."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def data(n=24):
 
 
 def model(units=6, dropout=0.2):
-    """With dropout, whose draws are part of a run's state."""
+    """A model with dropout, whose random draws are part of a run's state."""
     mx.random.seed(0)
     return SequenceModel(CfC(units, 2, mixed_memory=True, backbone_units=8, backbone_dropout=dropout), nn.Dropout(0.1), outputs=2)
 
@@ -74,7 +74,7 @@ def whole(tmp_path_factory):
 
 
 def test_a_run_killed_at_random_ends_as_one_that_was_not(tmp_path, whole):
-    """Each process is killed a while after a checkpoint came: anywhere in a step, in an epoch's end, in the writing of a file."""
+    """Each process is killed some time after a checkpoint: in a step, at the end of an epoch, or while writing a file."""
     rng, kills, script = random.Random(0), 0, RUN.format(root=str(ROOT))
     for _ in range(4 * KILLS + 4):
         if kills == KILLS:
@@ -111,7 +111,7 @@ def check_same_end(folder, whole):
 
 @pytest.mark.parametrize("step", [2, 6, 8, 12, 24])
 def test_a_run_goes_on_from_every_checkpoint(tmp_path, whole, step):
-    """In the midst of an epoch, at its end, and after the last."""
+    """In the middle of an epoch, at its end, and after the last epoch."""
     train(tmp_path, keep=100)
     for path in tmp_path.iterdir():
         if int(path.name[5:14]) > step:
@@ -128,7 +128,7 @@ def test_half_precision_goes_on_too(tmp_path, precision):
 
 
 def test_states_that_go_on_are_part_of_it(tmp_path):
-    """Batches that continue each other, interrupted between two of them."""
+    """Consecutive batches, interrupted between two of them."""
     x = np.random.default_rng(0).standard_normal((2, 40, 1))
 
     def run(folder, **options):

@@ -1,4 +1,4 @@
-"""Neuron maps with places in space, and the cost of wiring in it."""
+"""Neuron maps with coordinates, and their wiring cost."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""to_ncps_state_dict: the way back of from_ncps on the golden files, and the package ncps itself where it is installed."""
+"""to_ncps_state_dict, the inverse of from_ncps: with the golden files, and with the package ncps if it is installed."""
 
 import importlib.util
 from types import ModuleType

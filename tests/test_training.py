@@ -1,4 +1,4 @@
-"""fit, evaluate and predict: that they learn, what they leave out, how they stop, and what they refuse."""
+"""fit, evaluate and predict: learning, masking, stopping, and errors."""
 
 import signal
 import threading

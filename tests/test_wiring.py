@@ -1,4 +1,4 @@
-"""Neuron maps: their synapses, checks, configs and the promise that a seed gives one map."""
+"""Neuron maps: their synapses, checks, configs, and reproducibility by seed."""
 
 import copy
 import hashlib
