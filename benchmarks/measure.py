@@ -81,15 +81,15 @@ def blas() -> tuple[str, list[str]]:
         usual = blas_kernels(without=CORE_TYPES)
         kernels, usually = ([one.get("architecture") for one in ones] for ones in (found, usual))
         if kernels != usually or _set(CORE_TYPES[-1:], ""):
-            forced = f"forces the {kernels[0]} kernel in place of {usually[0]}" if kernels != usually else "takes instructions away"
-            warnings = [f"{line}: NumPy is handicapped, and so are our times on the CPU" for line in _set(CORE_TYPES, forced)]
+            forced = f"forces the {kernels[0]} kernel instead of {usually[0]}" if kernels != usually else "disables CPU instructions"
+            warnings = [f"{line}: NumPy, and so our times on the CPU, are slower" for line in _set(CORE_TYPES, forced)]
     return words, warnings + _set(THREADS, "limits threads")
 
 
 def load() -> list[str]:
     """A warning if other processes use the processor, since threads that wait for each other are then slow."""
     cores, busy = os.cpu_count() or 1, os.getloadavg()[0]
-    return [f"the machine is busy (load {busy:.1f} on {cores} cores): times are those of what is left of it"] if busy > 0.75 * cores else []
+    return [f"the machine is busy (load {busy:.1f} on {cores} cores): times are too long"] if busy > 0.75 * cores else []
 
 
 def _set(names: tuple[str, ...], what: str) -> list[str]:
