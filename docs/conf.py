@@ -47,7 +47,7 @@ nitpick_ignore_regex = [
 def plain_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Convert a docstring, written for plain-text reading, to valid input for Napoleon and reStructuredText.
 
-    In the sections Call and Inputs each `name: text` is formatted as in Args; |x| and x_ are escaped; and Napoleon must not parse a part of a
+    In the sections Call and Inputs each `name: text` is formatted as in Args; |x| and x_ are escaped; and Napoleon must not parse part of a
     property's first line as a type.
     """
     section, literal = "", -1
