@@ -1,4 +1,4 @@
-"""The README of the package's metadata: its links lead to the repository, for an index has no files beside it."""
+"""The README for the package's metadata, with links to the repository, since an index has no other files."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 
 class CustomMetadataHook(MetadataHookInterface):
-    """What hatchling calls when it builds."""
+    """The hook called by hatchling at build time."""
 
     def update(self, metadata: dict[str, Any]) -> None:
         """Set the README."""

@@ -1,4 +1,4 @@
-"""Each contender of each work; conftest.py has the options, the turns and the ending."""
+"""The benchmark of each contender of each work; conftest.py has the options, the measurement and the report."""
 
 import pytest
 from contest import WORKS
@@ -15,9 +15,7 @@ def test_work(work, contender, outcomes, benchmark):
         pytest.xfail(what)
     benchmark.group = work.name
     benchmark.extra_info = {"error": outcome.error, "memory": outcome.memory, "device": outcome.device, "round medians": outcome.medians}
-    if (
-        benchmark.enabled
-    ):  # measured in turns, not one after the other as the plugin would; its storage and comparison take the times as its own
+    if benchmark.enabled:  # measured in alternation instead of by the plugin, which only stores and compares the times
         benchmark._mode = "turns"
         stats = benchmark._make_stats(iterations=1)
         for seconds in outcome.times:

@@ -1,4 +1,4 @@
-"""The suite's options, its works in turns, and its ending: a table, a picture and a page."""
+"""The suite's options, the measurement of its works, and its report: a table, a figure and a page."""
 
 import importlib
 import signal
@@ -17,14 +17,14 @@ def pytest_addoption(parser):
     group = parser.getgroup("ember_mlx's benchmarks")
     group.addoption("--quick", action="store_true", help="fewer rounds and sizes: two minutes")
     group.addoption("--full", action="store_true", help="more rounds; 256 units and bfloat16 too")
-    group.addoption("--out", type=Path, default=Path("out/bench"), metavar="FOLDER", help="for the picture and the page (out/bench)")
-    group.addoption("--suite", default="contenders", metavar="MODULE", help="whose works and contenders; this suite's own")
+    group.addoption("--out", type=Path, default=Path("out/bench"), metavar="FOLDER", help="folder for the figure and the page (out/bench)")
+    group.addoption("--suite", default="contenders", metavar="MODULE", help="module with the works and contenders (contenders)")
 
 
 def pytest_configure(config):
     if config.option.quick and config.option.full:
         raise pytest.UsageError("--quick or --full, not both")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the contenders' processes end too, and what is there is printed
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also ends the contenders and prints the results so far
     config.suite = importlib.import_module(config.option.suite)
     words, warnings = blas()
     config.report = Report(environment(), words, warnings + load(), command=_command(config))
@@ -32,7 +32,7 @@ def pytest_configure(config):
 
 
 def _command(config):
-    """What was asked, without the machine's folders."""
+    """The command, without the machine's folders."""
     words = [word for word in config.invocation_params.args if not word.startswith("/")]
     return f"pytest {' '.join(word if '/' not in word.removeprefix('benchmarks/') else Path(word).name for word in words)}".strip()
 
@@ -60,7 +60,7 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_finish(session):
-    """Who contends for each work: those of the tests that are selected."""
+    """Determine the contenders of each work from the selected tests."""
     session.config.selected = {}
     for item in session.items:
         if hasattr(item, "callspec") and "contender" in item.callspec.params:
@@ -69,7 +69,7 @@ def pytest_collection_finish(session):
 
 @pytest.fixture
 def outcomes(request, work):
-    """Those of a work's contenders, which are all measured when its first one is asked for; ours is always among them, to compare with."""
+    """The outcomes of a work's contenders, all measured at the first request; ours is always included, for comparison."""
     config = request.config
     if work.name not in config.report.outcomes:
         names = dict.fromkeys([OURS, *config.selected[work.name]])
@@ -80,7 +80,7 @@ def outcomes(request, work):
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
-    machine_info.pop("node", None)  # a saved run may be sent to others
+    machine_info.pop("node", None)  # saved runs may be shared
     machine_info["blas"] = config.report.blas
 
 

@@ -1,4 +1,4 @@
-"""A work's contenders, each in a process of its own, compared with ours and then timed in turns."""
+"""A work's contenders, each in a separate process: compared with ours, then timed alternately."""
 
 import contextlib
 import importlib.util
@@ -22,21 +22,21 @@ from measure import timed
 from works import Work
 
 TOLERANCES = {("float32", "cpu"): 1e-4, ("float32", "gpu"): 2e-3, ("bfloat16", "cpu"): 5e-2, ("bfloat16", "gpu"): 5e-2}
-"""Largest difference from ours over the largest value of the same array, in outputs and gradients; GPUs approximate tanh and exp, and sum
-in another order each time."""
-SMALLEST_SCALE = 1e-3  # of the largest gradient: what is smaller is measured by this instead of its own largest value
-PATIENCE = 300.0  # seconds for an answer; a kernel that hangs ends so
-LEAST_RUNS = 3  # of a turn, unless they are long
+"""Largest allowed difference from ours relative to the largest value of the array, in outputs and gradients; GPUs approximate tanh and exp,
+and sum in varying order."""
+SMALLEST_SCALE = 1e-3  # fraction of the largest gradient: the minimum scale for the errors of smaller gradients
+PATIENCE = 300.0  # seconds to wait for an answer, in case a kernel hangs
+LEAST_RUNS = 3  # minimum runs per round, unless they are long
 WORKS, FAILED, WRONG = "works", "FAILED", "WRONG"
 
 
 class Effort(NamedTuple):
-    """How long is measured.
+    """The duration of measurements.
 
     Args:
-        rounds: how often the contenders take turns.
-        seconds: for a contender's turn, a quarter more for its warm-up; one run, and a warm-up, at the least.
-        most: seconds for a work; beyond it the rounds end, after two at the earliest.
+        rounds: number of rounds, in each of which every contender runs once.
+        seconds: duration of a contender's runs in a round, plus a quarter for the warm-up; at least one run and a warm-up.
+        most: seconds per work; after that no further round starts, but there are at least two.
     """
 
     rounds: int
@@ -45,17 +45,16 @@ class Effort(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a contender.
+    """The result of a contender.
 
-        Args:
-            state: LEAST_RUNS = 3  # of a turn, unless they are long
-    WORKS, FAILED or WRONG.
-            why: it is not WORKS.
-            times: seconds of each run, all rounds.
-            medians: seconds, each round's own.
-            error: the largest difference from ours over the largest value.
-            memory: peak bytes, where it is known, and what says so.
-            device: what it ran on.
+    Args:
+        state: WORKS, FAILED or WRONG.
+        why: the reason if it is not WORKS.
+        times: seconds of each run, all rounds.
+        medians: median seconds of each round.
+        error: the largest difference from ours over the largest value.
+        memory: peak bytes, if known, and their source.
+        device: the device that it ran on.
     """
 
     state: str
@@ -68,7 +67,7 @@ class Outcome(NamedTuple):
 
 
 class Worker:
-    """A process that does one contender's part, stopped while it is not asked: one's waiting threads would slow the others."""
+    """A contender's process, suspended while idle, since its waiting threads would slow down the others."""
 
     def __init__(self, module: str):
         command = [sys.executable, __file__, module]
@@ -84,7 +83,7 @@ class Worker:
         """The answer to a question.
 
         Raises:
-            RuntimeError: the process could not, died or was silent for too long.
+            RuntimeError: the process failed, died or did not answer in time.
         """
         try:
             self.process.send_signal(signal.SIGCONT)
@@ -109,12 +108,12 @@ class Worker:
         return self.process.poll() is None
 
     def close(self) -> None:
-        """End the process, which may be stopped."""
+        """End the process, which may be suspended."""
         if self.lives:
             self.process.kill()
         self.process.wait()
         for file in (self.process.stdin, self.process.stdout, self.errors):
-            with contextlib.suppress(OSError):  # what was not sent to a process that has ended
+            with contextlib.suppress(OSError):  # unsent data of a process that has ended
                 file.close()
 
     def _death(self) -> str:
@@ -126,7 +125,7 @@ class Worker:
 
 
 class Workers:
-    """A process for each contender, started when it is first asked and anew after it died."""
+    """One process per contender, started at its first question and restarted if it died."""
 
     def __init__(self, module: str = "contenders"):
         self.module = module
@@ -143,21 +142,21 @@ class Workers:
 
 
 def missing(contender: str, packages: dict[str, tuple[str, ...]]) -> list[str]:
-    """The packages that a contender lacks."""
+    """The packages that a contender needs and that are not installed."""
     return [name for name in packages.get(contender.split(" ")[0], ()) if not importlib.util.find_spec(name)]
 
 
 def measured(work: Work, key: list[Any], names: Iterable[str], workers: Workers, effort: Effort) -> dict[str, Outcome]:
-    """Every contender of a work: first its numbers are compared with ours, then those that are right take turns.
+    """Measure every contender of a work: first compare its results with ours, then time the correct ones alternately.
 
-    The turns come in another order every round: what runs before leaves its mark on caches and clocks.
+    The order changes in every round, since each run affects caches and clocks for the next.
 
     Args:
         work: the work.
-        key: by which a worker's process finds it.
-        names: of the contenders, ours first.
+        key: the work's key in a worker process.
+        names: names of the contenders, ours first.
         workers: the processes.
-        effort: how long is measured.
+        effort: the duration of measurements.
     """
     outcomes: dict[str, Outcome] = {}
     reference: dict[str, np.ndarray] = {}
@@ -197,7 +196,7 @@ def measured(work: Work, key: list[Any], names: Iterable[str], workers: Workers,
 
 
 def judged(results: dict[str, np.ndarray], reference: dict[str, np.ndarray], dtype: str, device: str) -> Outcome:
-    """Whether a contender's outputs and gradients are ours."""
+    """Whether a contender's outputs and gradients agree with ours."""
     for name, a in results.items():
         if not np.isfinite(a).all():
             return Outcome(FAILED, f"NaN or infinity in {described(name)}", device=device)
@@ -226,13 +225,13 @@ def described(name: str) -> str:
     return "the output" if name == "y" else f"the gradient of {name}"
 
 
-# in a worker's process
+# in a worker process
 
 
 def serve(module: str) -> None:
-    """Answer the questions that come as lines of JSON; a contender that fails does not end the process."""
+    """Answer questions, one line of JSON each; a failing contender does not end the process."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # output of libraries goes to stderr
     prepared: dict[str, Any] = {}
     contenders = None
     for line in sys.stdin:
@@ -248,7 +247,7 @@ def serve(module: str) -> None:
 
 def answered(contenders: Any, prepared: dict[str, Any], do: str, name: str, key: Any = None, path: str = "", seconds: float = 0.0) -> Any:
     if do == "prepare":
-        prepared.clear()  # the memory is free for this work
+        prepared.clear()  # frees memory for this work
         prepared[name] = contenders.CONTENDERS[name](contenders.given_for(contenders.work_of(key)))
         np.savez(path, **prepared[name].results())
         return {"device": contenders.device_of(name)}

@@ -1,4 +1,4 @@
-"""How a run of the suite ends: tables in the terminal, and a picture and a page that can be sent to others."""
+"""The report of a run: tables in the terminal, and a figure and a page to share."""
 
 import base64
 import html
@@ -14,22 +14,22 @@ from works import HEADINGS, OURS, Work
 Outcomes = dict[str, tuple[Work, dict[str, Outcome]]]
 HEADER = ["", *(text for heading in HEADINGS.values() for text in (heading, "quartiles", "x ours")), "peak MiB", "error"]
 NOTES = [
-    "Medians of all runs and their quartiles in ms; contenders take turns, in another order every round, each in a process of its own.",
-    "x ours: how many times as long as ember_mlx, the median of the rounds' own ratios.",
-    "Before it is timed, each contender's outputs and gradients are compared with ours, of the same weights; error: the largest "
-    "difference over the largest value. WRONG: they differ. FAILED: it raised, or gave NaN.",
-    "Peak: of a run forward and backward beyond what is there before, where the library reports it.",
+    "Medians of all runs and their quartiles in ms; contenders run alternately in separate processes, in a different order each round.",
+    "x ours: time relative to ember_mlx, the median of the rounds' ratios.",
+    "Before timing, each contender's outputs and gradients are compared with ours for the same weights; error: the largest "
+    "difference over the largest value. WRONG: they differ. FAILED: it raised an error, or gave NaN.",
+    "Peak: additional memory of a forward and backward run, if the library reports it.",
 ]
 
 
 class Report:
-    """What a run has found.
+    """The results of a run.
 
     Args:
-        machine: what `measure.environment` says.
-        blas: NumPy's BLAS in words.
-        warnings: why its times are not what they could be.
-        command: what was asked for.
+        machine: the result of `measure.environment`.
+        blas: description of NumPy's BLAS.
+        warnings: reasons why times may be too long.
+        command: the command.
     """
 
     def __init__(self, machine: dict[str, Any], blas: str, warnings: list[str], command: str):
@@ -38,7 +38,7 @@ class Report:
         self.left_out: dict[str, list[str]] = {}
 
     def told(self) -> list[str]:
-        """Where and how it was measured."""
+        """Machine and method of the measurements."""
         versions = ", ".join(f"{name} {version}" for name, version in self.machine["versions"].items() if version)
         devices = {name: outcome.device for _, found in self.outcomes.values() for name, outcome in found.items() if outcome.state == WORKS}
         lines = [
@@ -62,7 +62,7 @@ class Table(NamedTuple):
 
 
 def tables(outcomes: Outcomes) -> Iterator[Table]:
-    """One for each layer and size."""
+    """One table per layer and size."""
     groups: dict[str, dict[str, dict[str, Outcome]]] = {}
     for work, found in outcomes.values():
         groups.setdefault(work.sized, {})[work.direction] = found
@@ -79,8 +79,8 @@ def tables(outcomes: Outcomes) -> Iterator[Table]:
 
 
 def ratio(outcome: Outcome, ours: Outcome) -> float | None:
-    """How many times as long as ours."""
-    pairs = list(zip(outcome.medians, ours.medians, strict=False))  # the rounds of one that failed late are fewer
+    """The time relative to ours."""
+    pairs = list(zip(outcome.medians, ours.medians, strict=False))  # a contender that failed late has fewer rounds
     return statistics.median(a / b for a, b in pairs) if pairs else None
 
 
@@ -103,12 +103,12 @@ def _row(name: str, by_direction: dict[str, dict[str, Outcome]]) -> list[str]:
 
 
 def _digits(milliseconds: float) -> str:
-    """Three digits that count."""
+    """Three significant digits."""
     return f"{milliseconds:.0f}" if milliseconds >= 100 else f"{milliseconds:.1f}" if milliseconds >= 10 else f"{milliseconds:.2f}"
 
 
 def print_report(report: Report, write: Callable[[str], None]) -> None:
-    """The tables, but for those of the pictures' sizes, and all that failed."""
+    """Print the tables, except those of the figure's sizes, and all failures."""
     for table in tables(report.outcomes):
         if table.pictured and not table.failures:
             continue
@@ -128,7 +128,7 @@ def print_report(report: Report, write: Callable[[str], None]) -> None:
 
 
 def write_page(report: Report, folder: Path) -> tuple[Path, Path]:
-    """The picture, and the page with the picture in it; it asks for no other file."""
+    """Write the figure, and a self-contained page that includes it."""
     folder.mkdir(parents=True, exist_ok=True)
     picture, page = folder / "benchmarks.png", folder / "benchmarks.html"
     draw(report.outcomes, ratio, picture, f"{report.machine['cpu']}, {report.machine['cores']} cores, {report.machine['date']}")

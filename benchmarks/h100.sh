@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The check on an NVIDIA host, in eight minutes: benchmarks/h100.sh [PACK]
 #
-# PACK: wheels of mlx and mlx-cuda-13 in a folder, or an archive (.tar.xz) of them unpacked, for a host without a network whose Python has
-# NVIDIA's own packages; without it pip installs mlx[cuda13] into a virtual environment. Results come to $OUT (out/ unless set), a line of
-# JSON each as they come, so that what is there when the time is over can be kept: check.jsonl, and what was printed, check.txt.
-# BUDGET: seconds, 480 unless set.
+# PACK: a folder with wheels of mlx and mlx-cuda-13, or an archive (.tar.xz) with their unpacked contents, for a host without network whose
+# Python has NVIDIA's packages; without PACK pip installs mlx[cuda13] into a virtual environment. Results are written to $OUT (default out/)
+# as they come, one line of JSON each, so that partial results are kept: check.jsonl, and the printed output, check.txt.
+# BUDGET: seconds, default 480.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 pack=${1:-} out=${OUT:-out} budget=${BUDGET:-480} start=$SECONDS
@@ -13,7 +13,7 @@ mkdir -p "$out"
 if [[ $pack == *.tar.* ]]; then
     site=$(mktemp -d)
     tar -xf "$pack" -C "$site"
-    ln -sfn "$(python3 -c 'import nvidia; print(list(nvidia.__path__)[0])')" "$site/nvidia"  # where libmlx.so looks for its libraries
+    ln -sfn "$(python3 -c 'import nvidia; print(list(nvidia.__path__)[0])')" "$site/nvidia"  # libmlx.so looks for its libraries here
     export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}"
     python=python3
 else

@@ -27,7 +27,7 @@ NOISE_MB = 1.0
 
 
 def peak_mb() -> float:
-    """Of the process, or of the GPU's memory."""
+    """Peak memory of the process, or of the GPU."""
     if mx.default_device().type == mx.DeviceType.gpu:
         return mx.get_peak_memory() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
@@ -40,7 +40,7 @@ def gradient(layer: nn.Module, steps: int) -> None:
 
 
 def measured(name: str, backend: str, steps: int, checkpoint_steps: int | None) -> dict[str, float]:
-    """What a gradient over so many steps takes beyond one over 100."""
+    """Additional memory and time of a gradient over `steps` steps, compared with 100 steps."""
     layer = LAYERS[name]()
     layer.checkpoint_steps = checkpoint_steps
     with use_backend(backend):
@@ -51,7 +51,7 @@ def measured(name: str, backend: str, steps: int, checkpoint_steps: int | None) 
 
 
 def in_a_process(*case: object) -> dict[str, float]:
-    """Peaks never fall, so each case has a process of its own."""
+    """Run a case in a separate process, since a process's peak memory never decreases."""
     result = subprocess.run([sys.executable, __file__, "--case", json.dumps(case)], check=True, capture_output=True, text=True)
     return json.loads(result.stdout)
 
@@ -70,7 +70,7 @@ if __name__ == "__main__":
         print(json.dumps(measured(*json.loads(case))))
     else:
         print(environment())
-        header = ["layer", "backend", "steps", "whole", "checkpoint_steps", "in parts", "times less"]
+        header = ["layer", "backend", "steps", "whole", "checkpoint_steps", "in segments", "times less"]
         print_table(
             f"A gradient over one recording, {I} inputs, y of the last step, float32: peak memory, time", header, [row(*c) for c in CASES]
         )

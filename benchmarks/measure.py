@@ -1,4 +1,4 @@
-"""Timing, and what a figure must carry with it."""
+"""Timing, and the environment to report with each figure."""
 
 import datetime
 import importlib.metadata
@@ -15,7 +15,7 @@ import numpy as np
 
 PACKAGES = ("ember-mlx", "mlx", "numpy", "torch", "ncps", "jax")
 CORE_TYPES = ("OPENBLAS_CORETYPE", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE", "BLIS_ARCH_TYPE", "NPY_DISABLE_CPU_FEATURES")
-"""Environment variables that choose which instructions matrix products, or NumPy itself, use."""
+"""Environment variables that select the CPU instructions used by matrix products or NumPy."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "BLIS_NUM_THREADS")
 KERNEL = """
 import json, numpy, threadpoolctl
@@ -24,7 +24,7 @@ print(json.dumps([one for one in threadpoolctl.threadpool_info() if one["user_ap
 
 
 def timed(run: Callable[[], object], seconds: float, least: int = 1) -> list[float]:
-    """Milliseconds of each run within some seconds, after a warm-up; as many as `least` if ten times as long is enough for them."""
+    """Milliseconds of each run within `seconds`, after a warm-up; at least `least` runs if they fit into ten times that."""
     start, times = time.perf_counter(), []
     while time.perf_counter() < start + seconds / 4:
         run()
@@ -61,14 +61,14 @@ def environment() -> dict[str, object]:
 
 
 def blas_kernels(without: tuple[str, ...] = ()) -> list[dict[str, object]]:
-    """What threadpoolctl says of NumPy's BLAS, in a new process without some environment variables; [] of one it does not know."""
+    """threadpoolctl's information on NumPy's BLAS, in a new process without some environment variables; [] if unknown."""
     variables = {name: value for name, value in os.environ.items() if name not in without}
     told = subprocess.run([sys.executable, "-c", KERNEL], capture_output=True, text=True, check=False, env=variables)
     return json.loads(told.stdout) if told.returncode == 0 else []
 
 
 def blas() -> tuple[str, list[str]]:
-    """NumPy's BLAS with its kernel and threads in words, and warnings where the environment makes it slower than it is."""
+    """A description of NumPy's BLAS with its kernel and threads, and warnings if the environment slows it down."""
     found = blas_kernels()
     if not found:
         told = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
@@ -81,15 +81,15 @@ def blas() -> tuple[str, list[str]]:
         usual = blas_kernels(without=CORE_TYPES)
         kernels, usually = ([one.get("architecture") for one in ones] for ones in (found, usual))
         if kernels != usually or _set(CORE_TYPES[-1:], ""):
-            forced = f"forces the {kernels[0]} kernel in place of {usually[0]}" if kernels != usually else "takes instructions away"
-            warnings = [f"{line}: NumPy is handicapped, and so are our times on the CPU" for line in _set(CORE_TYPES, forced)]
+            forced = f"forces the {kernels[0]} kernel instead of {usually[0]}" if kernels != usually else "disables CPU instructions"
+            warnings = [f"{line}: NumPy, and so our times on the CPU, are slower" for line in _set(CORE_TYPES, forced)]
     return words, warnings + _set(THREADS, "limits threads")
 
 
 def load() -> list[str]:
-    """A warning where others use the processor: threads that wait for each other then wait long."""
+    """A warning if other processes use the processor, since threads that wait for each other are then slow."""
     cores, busy = os.cpu_count() or 1, os.getloadavg()[0]
-    return [f"the machine is busy (load {busy:.1f} on {cores} cores): times are those of what is left of it"] if busy > 0.75 * cores else []
+    return [f"the machine is busy (load {busy:.1f} on {cores} cores): times are too long"] if busy > 0.75 * cores else []
 
 
 def _set(names: tuple[str, ...], what: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The picture of a run: time against T, B and H, and bars of how many times as long as ours the others take."""
+"""The figure of a run: time against T, B and H, and bars with the times of others relative to ours."""
 
 import statistics
 from collections.abc import Callable
@@ -30,7 +30,7 @@ Ratio = Callable[[Outcome, Outcome], float | None]
 
 
 def draw(outcomes: Outcomes, ratio: Ratio, path: Path, subtitle: str) -> None:
-    """Write the picture as PNG."""
+    """Write the figure as PNG."""
     titles = [title for title in ("CfC", "LSTM") if any(len(points(outcomes, title, letter)) > 1 for letter in AXES)]
     bars = {direction: _bars(outcomes, direction, ratio) for direction in HEADINGS}
     longest = max((len(found) + len({work for work, *_ in found}) for found in bars.values()), default=0)
@@ -48,7 +48,7 @@ def draw(outcomes: Outcomes, ratio: Ratio, path: Path, subtitle: str) -> None:
 
 
 def points(outcomes: Outcomes, layer: str, letter: str) -> dict[int, dict[str, Outcome]]:
-    """What was measured of a layer forward and backward with all sizes but one at their base."""
+    """The forward and backward results of a layer with all sizes but one at their base value."""
     found = {}
     for work, by_name in outcomes.values():
         sizes = {"T": work.T, "B": work.B, "H": work.units}
@@ -86,7 +86,7 @@ def _lines(part: Any, outcomes: Outcomes, title: str) -> None:
 
 
 def _bars(outcomes: Outcomes, direction: str, ratio: Ratio) -> list[tuple[str, str, float | None, str]]:
-    """(work, contender, how many times as long as ours or None, what became of it) of the tables' works."""
+    """(work, contender, time relative to ours or None, state) of the tables' works."""
     found = []
     for work, by_name in outcomes.values():
         if work.pictured or work.direction != direction:
@@ -99,7 +99,7 @@ def _bars(outcomes: Outcomes, direction: str, ratio: Ratio) -> list[tuple[str, s
 
 
 def _draw_bars(axis: Any, found: list[tuple[str, str, float | None, str]], heading: str) -> None:
-    """A group of bars for each work, those of peers that are faster than we are to the left of 1."""
+    """A group of bars for each work; peers that are faster than ours are to the left of 1."""
     place, ticks, before = 0.0, [], None
     if not found:
         axis.set_axis_off()

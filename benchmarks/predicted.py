@@ -1,4 +1,4 @@
-"""python benchmarks/predicted.py: what the cost model expects of the kernels on Apple's chips, into docs/benchmarks.md; not measured.
+"""python benchmarks/predicted.py: write the cost model's predictions for Apple's chips to docs/benchmarks.md; nothing is measured.
 
 With --print the table goes to the terminal, and no file is touched.
 """
@@ -32,14 +32,14 @@ ROWS = {
 
 
 def no_device(**_: Any) -> Callable[..., list[mx.array]]:
-    """Launches are counted, none is made."""
+    """A kernel that must not be launched; launches are only counted."""
     raise RuntimeError("a kernel was launched")
 
 
 def predicted(row: Row, architecture: str) -> list[float]:
-    """Milliseconds of the forward, and of the forward and backward, without the products that MLX makes."""
+    """Milliseconds of forward, and of forward and backward, without MLX's matrix products."""
     told, times = mx.device_info, []
-    mx.device_info = lambda *_: {"architecture": architecture}  # what the layouts are chosen by
+    mx.device_info = lambda *_: {"architecture": architecture}  # determines the layouts
     try:
         with kernels_made_by("metal", no_device):
             for run in own(row, "metal"):
@@ -66,7 +66,7 @@ def table() -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--print", action="store_true", help="to the terminal alone")
+    parser.add_argument("--print", action="store_true", help="print to the terminal only")
     options = parser.parse_args(arguments)
     text = "\n".join(table())
     if options.print:

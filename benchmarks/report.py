@@ -1,7 +1,7 @@
 """python benchmarks/report.py FILE...: results of `python -m ember_mlx --check --json FILE` as the tables of docs/benchmarks.md.
 
-A section for each machine and version, between the two marks of the document; the rest of it stays as it is. With --print the tables go
-to the terminal, and no file is touched.
+Writes a section for each machine and version between the two marks of the document, whose other parts are unchanged. With --print the
+tables are printed, and no file is changed.
 """
 
 import argparse
@@ -19,8 +19,8 @@ Result = dict[str, Any]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="of JSON lines")
-    parser.add_argument("--print", action="store_true", help="to the terminal alone")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON lines files")
+    parser.add_argument("--print", action="store_true", help="print to the terminal only")
     options = parser.parse_args(arguments)
     try:
         runs = [(path, run) for path in options.files for run in read(path)[0] if run.results]
@@ -64,7 +64,7 @@ def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def _times(stages: dict[str, list[Result]]) -> Iterator[Sequence[str]]:
-    """Each row of ours, and below it its peers, with how many times as long they take."""
+    """Our rows, each followed by its peers with their times relative to ours."""
     results = [result for stage in ("times", "peers", "sizes") for result in stages.get(stage, []) if "forward" in result]
     own = [result for result in results if result["name"].rpartition(" T")[2].isdigit()]
     for ours in own:
@@ -90,7 +90,7 @@ def _errors(stages: dict[str, list[Result]]) -> Iterator[Sequence[str]]:
 
 
 def _layouts(stages: dict[str, list[Result]]) -> Iterator[Sequence[str]]:
-    """The three fastest of each row beside the table's choice."""
+    """The three fastest layouts of each row, and the table's choice."""
     rows: dict[str, list[Result]] = {}
     for result in stages.get("tuning", []):
         if "both" in result:

@@ -1,4 +1,4 @@
-"""python benchmarks/stepper.py: microseconds of one step of each layer, by its stepper and by the layer's own call of one step."""
+"""python benchmarks/stepper.py: microseconds of one step of each layer, with its stepper and with a call of the layer."""
 
 import statistics
 
@@ -26,7 +26,7 @@ LAYERS = {
 
 
 def row(name: str) -> list[str]:
-    """Medians of a step of one sequence, with the time elapsed before it where the layer takes it."""
+    """Median times of a step of one sequence, with elapsed time if the layer takes it."""
     layer, x = LAYERS[name]().eval(), np.ones(I, np.float32)
     stepper, options = layer.stepper(), {"time_deltas": 0.5} if layer.timed else {}
     once = timed(lambda: stepper.step(x, 0.5) if layer.timed else stepper.step(x), 1.0)

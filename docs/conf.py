@@ -1,4 +1,4 @@
-"""How Sphinx builds these pages: `make docs`."""
+"""The Sphinx configuration of these pages: `make docs`."""
 
 import re
 import shutil
@@ -26,7 +26,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"
 
-default_role = "code"  # docstrings write names in single backticks
+default_role = "code"  # docstrings have names in single backticks
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
@@ -45,10 +45,10 @@ nitpick_ignore_regex = [
 
 
 def plain_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Make of a docstring, which is written to be read as it is, what Napoleon and reStructuredText read alike.
+    """Convert a docstring, written for plain-text reading, to valid input for Napoleon and reStructuredText.
 
-    In the sections Call and Inputs each `name: text` becomes what Napoleon makes of those in Args; |x| and x_ lose the meaning that they
-    have in reStructuredText; and Napoleon takes no part of a property's first line for a type.
+    In the sections Call and Inputs each `name: text` is formatted as in Args; |x| and x_ are escaped; and Napoleon must not parse part of a
+    property's first line as a type.
     """
     section, literal = "", -1
     for i, line in enumerate(lines):
@@ -75,7 +75,7 @@ def plain_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: li
 
 
 def copy_notebooks(app: Any, config: Any) -> None:
-    """Put the examples' notebooks where Sphinx finds them; docs/notebooks is not in the repository."""
+    """Copy the examples' notebooks to docs/notebooks, which is not in the repository."""
     target = HERE / "notebooks"
     target.mkdir(exist_ok=True)
     names = {path.name for path in NOTEBOOKS.glob("*.ipynb")}
@@ -88,7 +88,7 @@ def copy_notebooks(app: Any, config: Any) -> None:
 
 
 def strip_code(app: Any, doctree: Any) -> None:
-    """Leave out the empty line that ends a doctest in a page."""
+    """Remove the empty line at the end of a doctest in a page."""
     from docutils import nodes
 
     for block in doctree.findall(nodes.literal_block):
@@ -98,7 +98,7 @@ def strip_code(app: Any, doctree: Any) -> None:
 
 
 def setup(app: Any) -> None:
-    """Register these with Sphinx; Napoleon's own reading of docstrings comes after ours."""
+    """Register these functions with Sphinx; Napoleon processes docstrings after ours."""
     app.connect("doctree-read", strip_code)
     app.connect("autodoc-process-docstring", plain_text, priority=100)
     app.connect("config-inited", copy_notebooks)

@@ -82,7 +82,7 @@ def _told() -> dict[str, Any]:
         told["device"] = ", ".join([told["device"], *(f"{name} {value}" for name, value in info.items())])
         mx.eval(mx.ones((8,)) + 1)
     except Exception as error:
-        told["device"] = f"{told.get('device', 'not known')}, which refuses: {type(error).__name__}: {_line(error)}"
+        told["device"] = f"{told.get('device', 'not known')}, which fails: {type(error).__name__}: {_line(error)}"
         return told
     return told | _kernels()
 

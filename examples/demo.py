@@ -1,7 +1,7 @@
-"""Train a CfC on real irregular sequences, and draw what it learned.
+"""Train a CfC on real irregular sequences, and plot the results.
 
-Without options: handwritten digits as streams of events, the time between events given to the layer as its time delta; about two minutes
-on two CPU cores. With --quick: nine speakers told apart by 7 to 29 frames of speech; seconds.
+Without options: handwritten digits as event streams, with the time between events as the layer's time delta; about two minutes on two CPU
+cores. With --quick: nine speakers classified from 7 to 29 frames of speech; seconds.
 
     python examples/demo.py
     python examples/demo.py --quick
@@ -28,11 +28,11 @@ MODELS = {
 }
 PRECISIONS = ("float32", "bfloat16", "float16")
 LEAST_NCP_UNITS = 4
-INTERRUPTED = 130  # what a shell reports for Ctrl-C
+INTERRUPTED = 130  # a shell's exit status for Ctrl-C
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that complains in one line."""
+    """An argument parser with one-line errors."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         if message.startswith("argument "):
@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def whole(least: int) -> Callable[[str], int]:
-    """A type for whole numbers from `least` on."""
+    """An argument type for integers of at least `least`."""
 
     def read(text: str) -> int:
         try:
@@ -56,7 +56,7 @@ def whole(least: int) -> Callable[[str], int]:
 
 
 def positive(text: str) -> float:
-    """A type for positive numbers."""
+    """An argument type for positive numbers."""
     try:
         value = float(text)
     except ValueError:
@@ -67,14 +67,14 @@ def positive(text: str) -> float:
 
 
 def model_name(text: str) -> str:
-    """A type for the names of models."""
+    """An argument type for model names."""
     if text not in MODELS:
         raise argparse.ArgumentTypeError(f"must be one of {', '.join(MODELS)}; got {text!r}")
     return text
 
 
 def precision(text: str) -> str:
-    """A type for the dtypes of a training step."""
+    """An argument type for the dtypes of a training step."""
     if text not in PRECISIONS:
         raise argparse.ArgumentTypeError(f"must be one of {', '.join(PRECISIONS)}; got {text!r}")
     return text
@@ -84,25 +84,25 @@ def make_parser() -> Parser:
     models = "\n".join(f"  {name:<10} {text}" for name, text in MODELS.items())
     parser = Parser(
         prog="demo.py",
-        description="Train a recurrent layer on real irregular sequences, and draw what it learned.",
+        description="Train a recurrent layer on real irregular sequences, and plot the results.",
         epilog=f"models:\n{models}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--quick", action="store_true", help="speakers by their vowels instead of digits as events: seconds")
+    parser.add_argument("--quick", action="store_true", help="classify speakers by their vowels instead of digits: seconds")
     parser.add_argument("--model", type=model_name, default="cfc-mixed", metavar="NAME", help="see below (default: cfc-mixed)")
     parser.add_argument("--units", type=whole(1), default=64, metavar="N", help="units of the layer (default: 64)")
     parser.add_argument("--epochs", type=whole(1), metavar="N", help="passes over the training data (default: chosen for the model)")
-    parser.add_argument("--batch-size", type=whole(1), metavar="N", help="sequences in a step (default: chosen for the data)")
+    parser.add_argument("--batch-size", type=whole(1), metavar="N", help="sequences per step (default: chosen for the data)")
     parser.add_argument("--lr", type=positive, metavar="RATE", help="highest learning rate (default: chosen for the model)")
     parser.add_argument("--precision", type=precision, default="float32", metavar="NAME", help=f"{', '.join(PRECISIONS)}")
-    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the weights and the order of the data (default: 0)")
-    parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where the picture goes (default: out)")
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="seed of the weights and the data order (default: 0)")
+    parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the figure (default: out)")
     return parser
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options, checked as far as that is possible before any work is done."""
+    """The options, checked as far as possible before any computation."""
     parser = make_parser()
     options = parser.parse_args(arguments)
     if options.model == "ncp" and options.units < LEAST_NCP_UNITS:
@@ -120,10 +120,10 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = read_options(arguments)
-    # The products of a step are too small to be shared among threads: one is hardly slower than two, and never waits for another.
+    # The products of a step are too small for several threads: one is hardly slower than two, and never waits for another.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
-        from demo_report import run  # here, so that --help and wrong options answer at once
+        from demo_report import run  # not at the top, so that --help and wrong options are fast
 
         run(options)
     except KeyboardInterrupt as stop:

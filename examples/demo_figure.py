@@ -1,4 +1,4 @@
-"""The picture of the demo: how the model learned, what one sequence is to it, and what it confuses."""
+"""The figure of the demo: learning curves, one test sequence, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ COUNTS = LinearSegmentedColormap.from_list("counts", ["#ffffff", "#f9d3bd", EMBE
 BELIEF = LinearSegmentedColormap.from_list("belief", ["#ffffff", "#b8d0e6", DEEP, "#12283f"])
 INKED = LinearSegmentedColormap.from_list("inked", ["#ffffff", INK])
 IMAGE_SIDE = 28
-DARK_SHARE = 0.55  # of the largest count or probability: from here on, text on it is white
+DARK_SHARE = 0.55  # fraction of the largest count or probability above which text is white
 WHOLE = MaxNLocator(integer=True, steps=[1, 2, 5, 10])
 SIZE, DPI = (13, 8.4), 150
 
 
 def draw(path: Path, task: Task, name: str, model: nn.Module, test: Sequences, predicted: NDArray[np.intp], history: History) -> None:
-    """Write the picture of a run to `path`."""
+    """Write the figure of a run to `path`."""
     figure = Figure(SIZE, dpi=DPI, facecolor="white")
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)  # inches
     figure.suptitle(f"{name}: {task.title}", x=0.01, ha="left", fontsize=16, fontweight="bold", color=INK)
@@ -60,7 +60,7 @@ def _draw_history(figure: SubFigure, history: History) -> None:
     loss.set_ylim(0, 1.06 * max(history["loss"]))
     loss.set_xlabel("epoch")
     loss.set_xticks([tick for tick in WHOLE.tick_values(1, epochs[-1]) if 1 <= tick <= epochs[-1]])
-    loss.set_xlim(0.5, epochs[-1] * 1.08 + 0.5)  # room for the last value
+    loss.set_xlim(0.5, epochs[-1] * 1.08 + 0.5)  # space for the last value
 
 
 def _curve(axes: Axes, x: NDArray[np.int64], y: list[float], color: str, last: str) -> None:
@@ -71,7 +71,7 @@ def _curve(axes: Axes, x: NDArray[np.int64], y: list[float], color: str, last: s
 
 
 def _draw_confusion(figure: SubFigure, task: Task, actual: NDArray[np.int32], predicted: NDArray[np.int64]) -> None:
-    """How often each class was taken for each."""
+    """The confusion matrix."""
     count = len(task.classes)
     counts = np.zeros((count, count), np.int64)
     np.add.at(counts, (actual, predicted), 1)
@@ -81,7 +81,7 @@ def _draw_confusion(figure: SubFigure, task: Task, actual: NDArray[np.int32], pr
         color = "white" if number > DARK_SHARE * counts.max() else INK
         if number:
             axes.text(column, row, str(number), ha="center", va="center", fontsize=9, color=color)
-    for edge in np.arange(count + 1) - 0.5:  # a cell ends where its neighbour begins, also among empty ones
+    for edge in np.arange(count + 1) - 0.5:  # borders between all cells, including empty ones
         axes.axhline(edge, color=PALE, linewidth=0.7)
         axes.axvline(edge, color=PALE, linewidth=0.7)
     axes.set_xticks(range(count), task.classes)
@@ -101,7 +101,7 @@ class Example(NamedTuple):
 
 
 def _example(test: Sequences, predicted: NDArray[np.int64]) -> Example:
-    """The first test sequence of middle length that the model names right, or else the first."""
+    """The first test sequence of medium length that is classified correctly, or else the first."""
     assert test.y is not None
     assert test.lengths is not None
     assert test.time_deltas is not None
@@ -112,7 +112,7 @@ def _example(test: Sequences, predicted: NDArray[np.int64]) -> Example:
 
 
 def _draw_digit(figure: SubFigure, task: Task, model: nn.Module, example: Example) -> None:
-    """A digit, its event stream below the same time axis as what the model believes, event by event."""
+    """A digit, its event stream, and the predicted probabilities after each event on the same time axis."""
     length, bits, runs = len(example.x), example.x[:, 0], example.time_deltas
     elapsed = np.concatenate([[0], np.cumsum(runs)])
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 2.9))[0]
@@ -138,7 +138,7 @@ def _draw_digit(figure: SubFigure, task: Task, model: nn.Module, example: Exampl
 
 
 def _draw_utterance(figure: SubFigure, task: Task, model: nn.Module, example: Example) -> None:
-    """The coefficients of an utterance above what the model believes, frame by frame."""
+    """The coefficients of an utterance, and the predicted probabilities after each frame."""
     length, values = len(example.x), example.x
     frames = np.arange(length + 1)
     limit = np.abs(values).max()
@@ -178,7 +178,7 @@ def _title(axes: Axes, text: str) -> None:
 
 
 def _plain(axes: Axes, frame: bool = True) -> None:
-    """Quiet axes: no ticks, no box."""
+    """Axes without ticks and box."""
     axes.tick_params(length=0, labelsize=9, labelcolor=MUTED)
     for side, spine in axes.spines.items():
         spine.set_visible(frame and side in ("left", "bottom"))

@@ -14,7 +14,7 @@ BACKBONE = {"activation": "tanh", "backbone_units": 64}
 
 
 class TimeAsInput(nn.Module):
-    """A model of layers of mlx.nn, which have no time deltas: they are one more input."""
+    """A model of mlx.nn layers, which take no time deltas, with the time delta as an additional input."""
 
     def __init__(self, model: SequenceModel, time_scale: float):
         super().__init__()

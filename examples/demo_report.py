@@ -19,7 +19,7 @@ from ember_mlx.training import History, predict
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train the model that the options name; draw the picture and print the figures."""
+    """Train the model chosen by the options; draw the figure and print the results."""
     console, task = Console(highlight=False), SPEAKERS if options.quick else EVENT_DIGITS
     recipe = chosen_recipe(task, options)
     mx.random.seed(options.seed)
@@ -37,14 +37,14 @@ def run(options: argparse.Namespace) -> None:
 
 
 def chosen_recipe(task: Task, options: argparse.Namespace) -> Recipe:
-    """The task's recipe for the model, with what the options change."""
+    """The task's recipe for the model, with the options applied."""
     recipe = task.recipe(options.model)
     changes = {name: getattr(options, name) for name in ("epochs", "lr", "batch_size")}
     return recipe._replace(**{name: value for name, value in changes.items() if value is not None})
 
 
 def results(task: Task, name: str, model: nn.Module, recipe: Recipe, history: History) -> Table:
-    """The figures of this run, and those of layers from elsewhere."""
+    """The results of this run, and published results of other layers."""
     best, best_accuracy = max(task.peers, key=lambda peer: peer[1])
     caption = f"* measured elsewhere with PyTorch on the same data; a {best} reaches {best_accuracy:.2f}"
     table = Table("model", box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")

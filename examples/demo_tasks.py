@@ -1,4 +1,4 @@
-"""The two tasks of the demo: their data, and what is known about them."""
+"""The two tasks of the demo: data, training recipes and reference results."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Recipe(NamedTuple):
     Args:
         epochs: passes over the training data.
         lr: highest learning rate.
-        batch_size: sequences in a step.
-        time_scale: factor of every time delta; it brings their usual size near 1.
-        gradient_norm: at most; longer gradients are shortened to it.
+        batch_size: sequences per step.
+        time_scale: factor of every time delta, which makes their typical value about 1.
+        gradient_norm: maximum norm of the gradients, which are clipped to it.
     """
 
     epochs: int
@@ -31,16 +31,16 @@ class Recipe(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What is to be learned.
+    """A classification task.
 
     Args:
-        title: of the picture.
+        title: title of the figure.
         file: the archive in `DATA`.
-        class_name: what a class is.
-        classes: their names.
-        recipes: by the name of the model; "" for those not named.
-        peers: (model, test accuracy) of layers from elsewhere on the same data.
-        picture: name of the file to draw.
+        class_name: what the classes are called.
+        classes: names of the classes.
+        recipes: recipes by model name; "" for all other models.
+        peers: (model, test accuracy) of other layers on the same data.
+        picture: file name of the figure.
     """
 
     title: str
@@ -60,7 +60,7 @@ EVENT_DIGITS = Task(
     file="event_mnist5k.npz",
     class_name="digit",
     classes=tuple("0123456789"),
-    recipes={  # a run of equal pixels is 15 long on average
+    recipes={  # the mean length of a run of equal pixels is 15
         "": Recipe(24, 3e-3, 48, time_scale=0.3, gradient_norm=0.3),
         "cfc": Recipe(40, 1.5e-3, 32, time_scale=0.1),
         "ncp": Recipe(24, 5e-3, 48, time_scale=0.3),

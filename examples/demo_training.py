@@ -11,14 +11,14 @@ from demo_tasks import Recipe
 
 from ember_mlx.training import History, Sequences, fit
 
-WARM_UP = 0.04  # of all steps
+WARM_UP = 0.04  # fraction of all steps
 
 
 def train(model: nn.Module, data: tuple[Sequences, Sequences], recipe: Recipe, seed: int, precision: str = "float32") -> History:
     """Train a model, showing the progress.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C, at the end of a step, saying what was reached.
+        KeyboardInterrupt: after Ctrl-C, at the end of a step, with the accuracy so far.
         SystemExit: if the loss is no longer finite.
     """
     training, test = data
@@ -44,7 +44,7 @@ def train(model: nn.Module, data: tuple[Sequences, Sequences], recipe: Recipe, s
 
 
 def _schedule(recipe: Recipe, steps: int) -> Callable[[mx.array], mx.array]:
-    """Up in a straight line, down along a cosine."""
+    """A linear warm-up followed by a cosine decay."""
     warm_up = max(1, round(WARM_UP * steps))
     rise, fall = optim.linear_schedule(0.1 * recipe.lr, recipe.lr, warm_up), optim.cosine_decay(recipe.lr, max(1, steps - warm_up))
     return optim.join_schedules([rise, fall], [warm_up])

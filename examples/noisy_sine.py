@@ -1,7 +1,7 @@
-"""Sines behind noise: LQNet and CTRQNet beside a GRU, and a picture of what they make of it.
+"""Denoising sines: LQNet, CTRQNet and a GRU, with a figure of their estimates.
 
-Each sequence is a sine of its own frequency and phase, sampled at irregular times, with noise of variance 0.09 added. A model reads the
-noisy samples one by one and says at each what the sine is there. All models get the sample and the time since the one before as inputs,
+Each sequence is a sine with random frequency and phase, sampled at irregular times, with added noise of variance 0.09. A model reads the
+noisy samples one by one and estimates the clean value at each. All models get the sample and the time since the previous one as inputs,
 have 32 units and a linear read-out, and are trained in the same way on the same batches.
 
     python examples/noisy_sine.py --steps 300
@@ -38,7 +38,7 @@ LAYERS: dict[str, Callable[[], Any]] = {
 
 
 class Filter(nn.Module):
-    """A recurrent layer and a linear read-out of one number a step."""
+    """A recurrent layer and a linear read-out of one number per step."""
 
     def __init__(self, layer: Any):
         super().__init__()
@@ -81,7 +81,7 @@ def train(name: str, steps: int, seed: int) -> tuple[Filter, list[float]]:
 
 
 def draw(path: Path, losses: dict[str, list[float]], estimates: dict[str, np.ndarray], errors: dict[str, float], test: Any) -> None:
-    """Loss curves, and one test sequence with what the models say of it."""
+    """Loss curves, and one test sequence with the models' estimates."""
     figure = Figure((11, 4.2), dpi=150, layout="constrained")
     curves, example = figure.subplots(1, 2, width_ratios=(1, 1.5))
     for name, values in losses.items():

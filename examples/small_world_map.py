@@ -1,10 +1,10 @@
-"""A neuron map of one's own: a small-world network, drawn to a PNG.
+"""A custom neuron map: a small-world network, drawn to a PNG.
 
-Most neurons of a nervous system talk to their neighbours and a few to far ones, which keeps all paths short: a "small
-world" (Watts and Strogatz 1998, Nature 393, 440-442, doi:10.1038/30918). `SmallWorldMap` starts with a ring in which
-every neuron reaches its nearest neighbours and then rewires some synapses to random targets. It overrides the two
-methods of `NeuronMap` that make synapses; seed, matrices, masks, drawing and saving come with the base class, and every
-layer takes it.
+Most neurons of a nervous system connect to neighbours and a few to distant neurons, which keeps all paths short: a
+"small world" (Watts and Strogatz 1998, Nature 393, 440-442, doi:10.1038/30918). `SmallWorldMap` starts with a ring in
+which every neuron connects to its nearest neighbours, and then rewires some synapses to random targets. It overrides
+the two methods of `NeuronMap` that make synapses; the base class provides seed, matrices, masks, drawing and saving.
+Every layer accepts it.
 
     python examples/small_world_map.py --units 24 --rewiring 0.15
 """
@@ -29,8 +29,8 @@ class SmallWorldMap(NeuronMap):
         units: number of neurons.
         output_dim: number of output neurons; None: all units.
         input_dim: number of inputs; None: known later, from `build`.
-        neighbours: synapses that leave each neuron, even, in [2, units - 1].
-        rewiring: probability that a synapse goes to a random neuron instead of a neighbour.
+        neighbours: outgoing synapses per neuron, even, in [2, units - 1].
+        rewiring: probability that a synapse targets a random neuron instead of a neighbour.
         excitatory_fraction: probability that a neuron is excitatory.
         seed: seed of the synapses.
 
@@ -54,7 +54,7 @@ class SmallWorldMap(NeuronMap):
         super().__init__(units, output_dim, input_dim, seed=seed)
         if neighbours % 2 or not 2 <= neighbours < units:
             raise ValueError(f"[SmallWorldMap] neighbours must be even and in [2, units - 1] = [2, {units - 1}], got {neighbours}.")
-        # Kept under the names of the arguments: this is what get_config stores.
+        # Stored under the names of the arguments, for get_config.
         self.neighbours, self.rewiring, self.excitatory_fraction = neighbours, rewiring, excitatory_fraction
 
     def make_synapses(self, rng: np.random.Generator) -> NDArray[np.int8]:

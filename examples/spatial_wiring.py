@@ -1,9 +1,9 @@
-"""Training with a price on wiring: the same layer on the same task, with and without spatial_regularization, drawn in 3-D.
+"""Training with a wiring cost: the same layer on the same task, with and without spatial_regularization, drawn in 3-D.
 
-The neurons of an EnhancedNeuronMap have places on a grid. The task asks for memory: a sequence shows one of eight patterns for a few steps,
-then noise, and the layer says at the end which pattern it was. Two copies of a CfC learn it; the loss of one also has the lengths of its
-synapses, weighted with their strengths and with how well their ends are joined anyway (Achterberg et al. 2023, Nature Machine
-Intelligence 5, 1369-1381, doi:10.1038/s42256-023-00748-9).
+The neurons of an EnhancedNeuronMap are on a grid. The task needs memory: a sequence shows one of eight patterns for a few steps, then
+noise, and the layer classifies the pattern at the end. Two copies of a CfC learn it. The loss of one includes the lengths of its synapses,
+weighted with their strengths and with the communicability of their neurons (Achterberg et al. 2023, Nature Machine Intelligence 5,
+1369-1381, doi:10.1038/s42256-023-00748-9).
 
     python examples/spatial_wiring.py --steps 500
 """
@@ -29,7 +29,7 @@ GRID, INPUTS, CLASSES = (5, 4, 3), 8, 8
 SHOWN, LENGTH, BATCH = 4, 10, 64
 PATTERNS = np.random.Generator(np.random.PCG64(7)).standard_normal((CLASSES, INPUTS))
 LEARNING_RATE = 5e-3
-WEAK = 0.1  # of the strongest synapse: weaker ones are not drawn
+WEAK = 0.1  # fraction of the strongest synapse below which synapses are not drawn
 INK = "#333333"
 
 
@@ -48,7 +48,7 @@ class Classifier(nn.Module):
 
 
 def memories(rng: np.random.Generator, sequences: int) -> tuple[mx.array, mx.array]:
-    """Sequences (B, LENGTH, INPUTS), and the number of the pattern that each began with."""
+    """Sequences (B, LENGTH, INPUTS), and the index of the pattern at the start of each."""
     labels = rng.integers(0, CLASSES, sequences)
     x = 0.5 * rng.standard_normal((sequences, LENGTH, INPUTS))
     x[:, :SHOWN] += PATTERNS[labels][:, None]
@@ -56,7 +56,7 @@ def memories(rng: np.random.Generator, sequences: int) -> tuple[mx.array, mx.arr
 
 
 def train(price: float, steps: int, seed: int) -> tuple[Classifier, list[float]]:
-    """A trained model and its mean wire length after each step; `price` is the factor of the wiring's cost in the loss."""
+    """A trained model and its mean wire length after each step; `price` is the factor of the wiring cost in the loss."""
     mx.random.seed(seed)
     rng = np.random.Generator(np.random.PCG64(seed))
     model, optimizer = Classifier(), optim.Adam(LEARNING_RATE, bias_correction=True)
@@ -67,7 +67,7 @@ def train(price: float, steps: int, seed: int) -> tuple[Classifier, list[float]]
 
     step, lengths = nn.value_and_grad(model, loss), []
     for k in range(steps):
-        # rising from 0: a network that has not learned to remember yet would be taken apart
+        # rising from 0, since the cost would prevent an untrained network from learning to remember
         _, gradients = step(model, *memories(rng, BATCH), price * min(1.0, 2 * k / steps))
         optimizer.update(model, gradients)
         mx.eval(model.parameters(), optimizer.state)
@@ -76,7 +76,7 @@ def train(price: float, steps: int, seed: int) -> tuple[Classifier, list[float]]
 
 
 def strengths(model: Classifier) -> np.ndarray:
-    """Mean over the heads of the magnitudes of the synapses between two neurons, [source, target]."""
+    """The magnitudes of the synapses between neurons, averaged over the heads, [source, target]."""
     w = np.array(mx.abs(model.layer.recurrent_weights()).mean(axis=0))
     np.fill_diagonal(w, 0)
     return w
@@ -94,7 +94,7 @@ def accuracy(model: Classifier, seed: int) -> float:
 
 
 def draw(path: Path, results: dict[str, tuple[Classifier, list[float]]], accuracies: dict[str, float]) -> None:
-    """Both networks in space, and their wire lengths while they learned."""
+    """Both networks in space, and their wire lengths during training."""
     figure = Figure((13, 4.8), dpi=150, facecolor="white")
     for k, (name, (model, _)) in enumerate(results.items()):
         axes: Any = figure.add_axes((0.33 * k - 0.03, 0.0, 0.38, 0.88), projection="3d", computed_zorder=False)  # an Axes3D
@@ -121,7 +121,7 @@ def draw(path: Path, results: dict[str, tuple[Classifier, list[float]]], accurac
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--price", type=float, default=0.1, help="factor of the wiring's cost in the loss")
+    parser.add_argument("--price", type=float, default=0.1, help="factor of the wiring cost in the loss")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/spatial_wiring.png"))
     options = parser.parse_args(arguments)

@@ -1,11 +1,11 @@
-"""Carbon dioxide at four strides: what a StrideAwareCfC learns of a series with a trend, a season and noise, as a picture.
+"""CO2 at four strides: a StrideAwareCfC forecasts a series with a trend, a season and noise; draws a figure.
 
-The series is weekly, with gaps. At each week the model gets the change since the week before and the time that passed, and forecasts the
-change over the next eight measurements. Strides of 1, 4, 13 and 52 read every week, month, quarter and year; the forecast is the sum of a
-linear read-out of each, so its parts can be told apart.
+The series is weekly, with gaps. Each week the model gets the change since the previous measurement and the elapsed time, and forecasts the
+change over the next eight measurements. Strides of 1, 4, 13 and 52 correspond to weeks, months, quarters and years; the forecast is the sum
+of a linear read-out of each, so that their contributions can be separated.
 
     python examples/strides.py --steps 300
-    python examples/strides.py --long          # one training step over 10,000 steps of time, and the memory that it takes
+    python examples/strides.py --long          # time and memory of one training step over 10,000 time steps
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Forecaster(nn.Module):
 
 
 def load() -> tuple[np.ndarray, ...]:
-    """Years, x (T, 1) the standardised change since the measurement before, dt (T,) in weeks, and the change AHEAD measurements on."""
+    """Years, x (T, 1) the standardised change since the measurement before, dt (T,) in weeks, and the change over AHEAD measurements."""
     with np.load(DATA) as data:
         years, co2 = data["t"].astype(np.float64) + 1958, data["co2"].astype(np.float64)
     change = np.diff(co2, prepend=co2[0])
@@ -62,7 +62,7 @@ def load() -> tuple[np.ndarray, ...]:
 
 
 def train(model: Forecaster, x: np.ndarray, dt: np.ndarray, target: np.ndarray, steps: int, seed: int) -> None:
-    """Adam on random windows of the years before the test; the first quarter of a window only warms the state up."""
+    """Adam on random windows of the years before the test; the first quarter of a window only warms up the state."""
     rng, warm = np.random.default_rng(seed), WINDOW // 4
     optimizer = optim.Adam(5e-3, bias_correction=True)
 
@@ -102,7 +102,7 @@ def draw(years: np.ndarray, target: np.ndarray, parts: np.ndarray, path: Path) -
 
 
 def long_step(T: int, batch: int) -> tuple[float, float]:
-    """Seconds and MiB of one training step over T steps of time."""
+    """Seconds and MiB of one training step over T time steps."""
     model, rng = Forecaster(), np.random.default_rng(0)
     x, dt = mx.array(rng.standard_normal((batch, T, 1)).astype(np.float32)), mx.ones((batch, T))
     step = nn.value_and_grad(model, lambda m: (m(x, dt) ** 2).mean())
@@ -113,7 +113,7 @@ def long_step(T: int, batch: int) -> tuple[float, float]:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has had. Linux's ru_maxrss begins with what the process had that started this one."""
+    """The peak memory of this process. Not Linux's ru_maxrss, which starts with the parent's memory."""
     if sys.platform == "darwin":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300, help="training steps")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--long", action="store_true", help="one training step over 10,000 steps of time, instead")
+    parser.add_argument("--long", action="store_true", help="measure one training step over 10,000 time steps instead")
     parser.add_argument("--out", type=Path, default=Path("out/strides.png"))
     options = parser.parse_args(arguments)
     mx.random.seed(options.seed)

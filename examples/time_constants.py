@@ -1,7 +1,7 @@
-"""The time constants of an LTC layer follow its input: drawn for a layer that has learned to tell what was there before a pause.
+"""The time constants of an LTC layer depend on its input: a figure for a layer trained to remember the last pulse during a pause.
 
-Each unit of a liquid time-constant layer has a time constant of its own at every step, tau = cm / (gleak + the conductance of its open
-synapses): the more it is driven, the faster it forgets. The picture shows an input of pulses and pauses, the units' values and, as colours,
+Each unit of a liquid time-constant layer has a separate time constant at every step, tau = cm / (gleak + the conductance of its open
+synapses): the more it is driven, the faster it forgets. The figure shows an input of pulses and pauses, the units' values and, as colours,
 their time constants.
 
     python examples/time_constants.py --units 24 --out out/time_constants.png
@@ -30,7 +30,7 @@ Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 def pulses(rng: np.random.Generator, sequences: int) -> Batch:
-    """x (N, T, 2): a pulse of either sign now and then, and a constant; y (N, T, 1): the sign of the last one."""
+    """x (N, T, 2): occasional pulses of either sign, and a constant; y (N, T, 1): the sign of the last pulse."""
     x, y = np.zeros((sequences, STEPS, 2), np.float32), np.zeros((sequences, STEPS, 1), np.float32)
     x[:, :, 1] = 1
     for n in range(sequences):
@@ -44,7 +44,7 @@ def pulses(rng: np.random.Generator, sequences: int) -> Batch:
 
 
 def train(layer: LTC, rounds: int, rng: np.random.Generator) -> float:
-    """Train the layer to hold the sign of the last pulse; returns the last error."""
+    """Train the layer to remember the sign of the last pulse; returns the final error."""
     optimizer = optim.Adam(2e-2, bias_correction=True)
     step = nn.value_and_grad(layer, lambda x, y: nn.losses.mse_loss(layer(x, time_deltas=DT), y))
     error = float("nan")

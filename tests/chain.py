@@ -1,4 +1,4 @@
-"""python -m tests.chain RECURRENCE VARIANT UNITS THREADS,ROWS,SPLIT: how long a warp takes for a step of a kernel, reasoned from its code.
+"""python -m tests.chain RECURRENCE VARIANT UNITS THREADS,ROWS,SPLIT: estimate the latency of a warp's step in a kernel from its code.
 
 Compiles a layout's scans for sm_90a (NVRTC) and reads the code of their loops (nvdisasm); both come with the extra `cuda`. Each instruction
 waits as many cycles as the assembler wrote into it, and for results that take longer by the latencies below.
@@ -32,7 +32,7 @@ SHORTEST_LOOP = 60  # instructions; shorter ones fill or clear memory
 
 
 class Instruction(NamedTuple):
-    """One instruction and what the assembler wrote into it.
+    """One instruction and its control codes from the assembler.
 
     Args:
         text: as nvdisasm prints it.
@@ -53,7 +53,7 @@ class Instruction(NamedTuple):
 
 
 def disassembled(cubin: bytes) -> tuple[list[Instruction], dict[str, int]]:
-    """A kernel's instructions, and which one follows each label."""
+    """A kernel's instructions, and the index of the one after each label."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
@@ -73,13 +73,13 @@ def disassembled(cubin: bytes) -> tuple[list[Instruction], dict[str, int]]:
 
 
 def loops(instructions: list[Instruction], labels: dict[str, int]) -> list[tuple[int, int]]:
-    """First and last instruction of every loop that is long enough to be a scan's."""
+    """First and last instruction of every loop that is long enough for a scan."""
     jumps = [(labels[found[1]], k) for k, one in enumerate(instructions) if (found := _target(one)) and found[1] in labels]
     return [(first, last) for first, last in jumps if last - first >= SHORTEST_LOOP]
 
 
 def chain(instructions: list[Instruction], labels: dict[str, int], first: int, last: int) -> tuple[int, Counter[str]]:
-    """The cycles of one round of a loop, and how often each instruction is in it."""
+    """The cycles of one iteration of a loop, and the count of each instruction."""
     now, k, ready, counts = 0, first, [0] * 8, Counter[str]()
     while k <= last:
         one = instructions[k]

@@ -1,4 +1,4 @@
-"""The host runner in the place of a GPU, for workers of the check; with workers that crash, hang or give wrong numbers."""
+"""The host runner as a device for the check's workers, and workers that crash, hang or return wrong numbers."""
 
 import os
 import time
@@ -18,7 +18,7 @@ _kept = ExitStack()
 
 
 def host():
-    """The kind of kernels; everything is small."""
+    """The kind of kernels, with small problems."""
     mx.set_default_device(mx.cpu)
     _kept.enter_context(kernels_made_by("metal", metal_kernel))
     work.SECONDS, work.LEAST_RUNS = 0.01, 1

@@ -1,4 +1,4 @@
-"""What each process of tests/test_distributed.py runs: `mlx.launch -n 2 tests/distributed_run.py FOLDER WHAT`."""
+"""The script run by each process of tests/test_distributed.py: `mlx.launch -n 2 tests/distributed_run.py FOLDER WHAT`."""
 
 import os
 import signal

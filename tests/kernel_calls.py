@@ -1,4 +1,4 @@
-"""The kernels that recurrences ask MLX for, noted without a device: their text, arrays and template arguments."""
+"""The kernels that recurrences call, recorded without a device: their source, arrays and template arguments."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -29,11 +29,11 @@ class KernelCall(NamedTuple):
     """A call of mx.fast.metal_kernel or mx.fast.cuda_kernel.
 
     Args:
-        name: of the kernel.
+        name: the kernel's name.
         inputs: its input arrays.
         outputs: names and dtypes of its output arrays.
         source: the body of the kernel.
-        header: what stands before it.
+        header: the code before it.
         template: names and values of the template arguments.
     """
 
@@ -52,7 +52,7 @@ class KernelCall(NamedTuple):
 
 
 def noting(calls: list[KernelCall]) -> Callable[..., Any]:
-    """In the place of mx.fast.metal_kernel or mx.fast.cuda_kernel: adds every call to the list, and returns zeros."""
+    """A replacement for mx.fast.metal_kernel or mx.fast.cuda_kernel that records every call in the list, and returns zeros."""
 
     def make(name, input_names, output_names, source, header):
         def call(inputs, template, grid, threadgroup, output_shapes, output_dtypes):

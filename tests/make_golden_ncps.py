@@ -1,4 +1,4 @@
-"""Write golden/ncps_cfc.npz: what small seeded models of the package ncps compute, for test_convert_ncps.py.
+"""Write golden/ncps_cfc.npz: outputs of small seeded models of the package ncps, for test_convert_ncps.py.
 
 Run by hand, with the versions of the extra `bench`: python tests/make_golden_ncps.py
 """
@@ -110,7 +110,7 @@ def run(model: CfC, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def describe(model: CfC) -> dict[str, Any]:
-    """What from_ncps reads of a model beside its weights."""
+    """The attributes of a model that from_ncps reads in addition to its weights."""
     config = {name: getattr(model, name) for name in ("use_mixed", "proj_size", "return_sequences", "batch_first", "training")}
     wired = hasattr(model, "wiring")
     cells = model.rnn_cell._layers if wired else [model.rnn_cell]

@@ -1,4 +1,4 @@
-"""Write golden/ncps_ltc.npz: what small seeded LTC models of the package ncps compute, for test_convert_ncps_ltc.py.
+"""Write golden/ncps_ltc.npz: outputs of small seeded LTC models of the package ncps, for test_convert_ncps_ltc.py.
 
 Run by hand, with the versions of the extra `bench`: python tests/make_golden_ncps_ltc.py
 """
@@ -83,7 +83,7 @@ def run(model: LTC, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def describe(model: LTC) -> dict[str, Any]:
-    """What from_ncps reads of a model beside its weights."""
+    """The attributes of a model that from_ncps reads in addition to its weights."""
     wiring = model.rnn_cell._wiring
     config = {name: getattr(model, name) for name in ("use_mixed", "return_sequences", "batch_first", "training")}
     config["cell"] = {name: getattr(model.rnn_cell, name) for name in OPTIONS}

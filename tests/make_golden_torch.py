@@ -1,4 +1,4 @@
-"""Write golden/torch_gated.npz: what small seeded torch.nn.RNN, LSTM and GRU compute, for test_gated_parity.py.
+"""Write golden/torch_gated.npz: outputs of small seeded torch.nn.RNN, LSTM and GRU, for test_gated_parity.py.
 
 Run by hand, with the versions of the extra `bench`: python tests/make_golden_torch.py
 """

@@ -1,4 +1,4 @@
-"""python -m tests.nvrtc: every kernel's CUDA text, as MLX builds it, compiled for sm_90a by NVRTC, which needs no GPU.
+"""python -m tests.nvrtc: compile every kernel's CUDA source, as built by MLX, for sm_90a with NVRTC, without a GPU.
 
 All recurrences, variants and layouts of the table, in float32 and bfloat16; and those of 64 units once more in an Apple GPU's layouts with
 the 128 registers a thread that it has. A kernel fails that does not compile, that keeps anything outside registers, or that has shuffles in
@@ -63,7 +63,7 @@ DONE = Path("out/check-cuda.jsonl")
 
 
 class Resources(NamedTuple):
-    """What the assembler says of a kernel: registers of a thread, and bytes of its stack, spilled registers' among them."""
+    """The assembler's report on a kernel: registers per thread, and bytes of its stack, including spilled registers."""
 
     registers: int
     stack: int
@@ -72,12 +72,12 @@ class Resources(NamedTuple):
 
     @property
     def spilled(self) -> int:
-        """Bytes in memory that registers should have held."""
+        """Bytes of spilled registers."""
         return max(self.stack, self.stores, self.loads)
 
 
 class Compiled(NamedTuple):
-    """A kernel's text compiled: NVRTC's log, and PTX and machine code where it did not fail."""
+    """A compiled kernel: NVRTC's log, and if successful PTX and machine code."""
 
     ok: bool
     log: str
@@ -95,7 +95,7 @@ class Compiled(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A text to be compiled.
+    """A source to compile.
 
     Args:
         label: for whom.
@@ -111,13 +111,13 @@ class Work(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What its result depends on."""
+        """A key of everything that the result depends on."""
         told = "\n".join([str(version()), UTILS_TEXT, self.text, *self.options])
         return hashlib.sha256(told.encode()).hexdigest()[:24]
 
 
 class Result(NamedTuple):
-    """Of a text: what its kernel takes, None where it did not compile, and what is wrong with it, or None."""
+    """The result of a source: its kernel's resources, None if it did not compile, and the fault, or None."""
 
     work: Work
     resources: Resources | None
@@ -192,7 +192,7 @@ def compile_call(call: KernelCall, options: tuple[str, ...] = ()) -> Compiled:
 
 
 def label(scan: Scan, call: KernelCall) -> str:
-    """For whom a kernel is."""
+    """The label of a kernel."""
     return f"{scan.recurrence} {scan.variant}, {call.name}"
 
 
@@ -252,13 +252,13 @@ def all_work(names: Sequence[str]) -> list[Work]:
 
 
 def run(one: Work) -> Result:
-    """Compile a text and judge it."""
+    """Compile a source and check the result."""
     done = compile_text(one.kernel, one.text, one.options)
     return Result(one, done.resources if done.ok else None, complaint(one.label, done))
 
 
 def check(names: Sequence[str], jobs: int) -> int:
-    """Compile all that is not in DONE; prints what fails, and how many, and returns the exit status."""
+    """Compile all sources that are not in DONE; prints the failures and their number, and returns the exit status."""
     start, work, known, failed = time.perf_counter(), all_work(names), _known(), 0
     waiting = [one for one in work if one.key not in known]
     print(f"NVRTC {'.'.join(map(str, version()))}: {len(work)} kernels, {len(work) - len(waiting)} of them compiled before", flush=True)
@@ -276,7 +276,7 @@ def check(names: Sequence[str], jobs: int) -> int:
 
 
 def _report(result: Result) -> bool:
-    """Note a kernel in DONE, or print what is wrong with it; whether it failed."""
+    """Record a kernel in DONE, or print its fault; returns whether it failed."""
     one = result.work
     if result.resources is None or result.complaint:
         print(f"FAILED {one.label} {' '.join(one.options)}\n{one.kernel}\n{result.complaint}", flush=True)
@@ -288,7 +288,7 @@ def _report(result: Result) -> bool:
 
 
 def _known() -> set[str]:
-    """Keys of what was compiled before; lines that were torn off are passed over."""
+    """Keys of the sources compiled earlier; incomplete lines are skipped."""
     known = set()
     for line in DONE.read_text().splitlines() if DONE.exists() else ():
         with contextlib.suppress(ValueError):

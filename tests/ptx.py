@@ -1,4 +1,4 @@
-"""What the compiler made of a kernel: whether a shuffle lies in one arm of a branch that lanes of a warp may take differently."""
+"""Analysis of a compiled kernel: shuffles in one arm of a branch that lanes of a warp may take differently."""
 
 import re
 from typing import NamedTuple
@@ -17,7 +17,7 @@ class Instruction(NamedTuple):
 
     @property
     def registers(self) -> tuple[list[str], list[str]]:
-        """Those that it writes, and those that it reads."""
+        """The registers that it writes, and those that it reads."""
         read = [self.predicate] if self.predicate else []
         registers = REGISTER.findall(self.operands)
         if self.name.startswith(WITHOUT_RESULT):
@@ -89,7 +89,7 @@ def _differing(instructions: list[Instruction]) -> set[str]:
 
 
 def _on_every_way_out(successors: list[list[int]]) -> list[set[int]]:
-    """For each block those that lie on every way from it to the end, itself among them."""
+    """For each block the blocks on every path from it to the end, including itself (post-dominators)."""
     end = len(successors)
     meets = [set(range(end + 1)) for _ in range(end)] + [{end}]
     changed = True

@@ -22,11 +22,11 @@ CLEAN = {name: value for name, value in os.environ.items() if name not in ("PYTH
 
 
 class Failed(Exception):
-    """A step's last words."""
+    """The failure of a step, with its last output."""
 
 
 def main(versions: list[str]) -> int:
-    """The lines; 1 where one says FAILED."""
+    """Print the results; returns 1 if one FAILED."""
     lines = []
     with tempfile.TemporaryDirectory() as name:
         for line in _lines(Path(name), versions):
@@ -88,7 +88,7 @@ def interpreter(version: str) -> str | None:
 
 
 def _installed(wheel: Path, python: str, folder: Path) -> str:
-    """Everything that is done with one Python; what it found."""
+    """Run all checks with one Python; returns the result."""
     run(python, "-m", "venv", folder)
     inside = folder / "bin" / "python"
     try:
@@ -122,7 +122,7 @@ def _wheels(wheel: Path, version: str) -> str:
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> str:
-    """What a command prints.
+    """The output of a command.
 
     Raises:
         Failed: another exit status than 0, with the last lines.

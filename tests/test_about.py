@@ -1,4 +1,4 @@
-"""python -m ember_mlx: what a bug report needs, whatever is wrong with MLX or the device."""
+"""python -m ember_mlx: the facts for a bug report, even if MLX or the device does not work."""
 
 import getpass
 import os
@@ -73,7 +73,7 @@ def test_version_alone():
         (ABSENT, "not known, since MLX cannot be imported: No module named 'mlx'"),
         (
             REFUSES,
-            "Device(gpu, 0), device_name Some GPU, which refuses: RuntimeError: [metal::load_device] no device in ~/x",
+            "Device(gpu, 0), device_name Some GPU, which fails: RuntimeError: [metal::load_device] no device in ~/x",
         ),
         (ABORTS, "not known; MLX ended its process with signal SIGABRT: "),
     ],

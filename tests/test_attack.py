@@ -1,4 +1,4 @@
-"""A small part of the standing attack, always the same, and whether the attack finds faults at all."""
+"""A small fixed part of the attack, and tests that the attack finds planted faults."""
 
 import ast
 import time
@@ -59,7 +59,7 @@ def test_random_configurations(cell):
 
 
 def of_form(change_run=None, change_run_back=None):
-    """A plant: the NumPy form of every cell with another forward or backward."""
+    """A planted fault: the NumPy form of every cell with another forward or backward."""
 
     def plant(monkeypatch):
         forms = dispatch._numpy_forms
@@ -124,7 +124,7 @@ def by_the_last_call():
 
 
 def shared_by_threads():
-    """One memory for all calls, in which each leaves its inputs for a moment."""
+    """Buffers shared by all calls, in which each temporarily stores its inputs."""
     memory = {}
 
     def change(run):
@@ -149,7 +149,7 @@ def without_values(scan):
 
 
 def replaced(module, name, make):
-    """A plant: a function of the package with another in its place, made of the first."""
+    """A planted fault: a function of the package replaced by a modification of it."""
     return lambda monkeypatch: monkeypatch.setattr(module, name, make(getattr(module, name)))
 
 

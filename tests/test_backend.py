@@ -1,4 +1,4 @@
-"""Which form runs: the choice by name, for the process, a thread, a task."""
+"""The choice of the backend by name, for the process, a thread or a task."""
 
 import asyncio
 import threading

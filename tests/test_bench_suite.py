@@ -119,7 +119,7 @@ def test_an_old_blas_kernel_is_warned_of(tmp_path):
     told = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT / "benchmarks", env=old, capture_output=True, text=True, check=True
     ).stdout
-    assert "OPENBLAS_CORETYPE=Nehalem forces the Nehalem kernel in place of" in told
+    assert "OPENBLAS_CORETYPE=Nehalem forces the Nehalem kernel instead of" in told
 
 
 def test_ended_from_outside_it_leaves_no_process(tmp_path):

@@ -75,7 +75,7 @@ def test_sequence_equals_its_steps_one_by_one(kind, backend, batch):
 
 @pytest.mark.parametrize("mode", ["default", "no_gate", "pure"])
 def test_dense_cfc_is_its_equations(mode, batch):
-    """A transcription of equations (1) to (3) in float64, written apart from the package's forms."""
+    """A transcription of equations (1) to (3) in float64, independent of the package's forms."""
     x, dt = (np.array(a, np.float64) for a in batch)
     layer = CfC(6, I, mode=mode, backbone_units=7, time_scale_factor=0.3, return_sequences=True)
     stage = layer.stages[0]
@@ -288,7 +288,7 @@ def test_half_precision(kind, backend, dtype, where, batch):
 
 
 def test_float64_on_the_cpu(batch):
-    """MLX's own exp and sigmoid are only float32-accurate in float64, so the ops form is held to less than the NumPy form."""
+    """MLX's exp and sigmoid are only float32-accurate in float64, so the ops form has a larger tolerance than the NumPy form."""
     x, dt = (np.array(a, np.float64) for a in batch)
     layer = CfC(6, I, backbone_layers=0, time_scale_factor=0.3)
     layer.set_dtype(mx.float64)
@@ -330,7 +330,7 @@ def test_masks_hold_while_training_and_cannot_be_thawed(batch):
 
 @pytest.mark.parametrize("mask_time_heads", [True, False])
 def test_missing_synapses_carry_nothing(mask_time_heads):
-    """An input without a path to a motor neuron leaves it alone, with t_a and t_b masked as with f and g."""
+    """An input without a path to a motor neuron does not affect it, with all heads masked or only f and g."""
     sensory = np.array([[1, 0], [0, 1]])
     layer = CfC(NeuronMap(2, adjacency_matrix=np.eye(2), sensory_adjacency_matrix=sensory), mask_time_heads=mask_time_heads)
     x = mx.random.normal((1, 4, 2))

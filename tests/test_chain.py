@@ -1,4 +1,4 @@
-"""The reasoned time of a step: what waits for what."""
+"""The estimated latency of a step, from its dependent instructions."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""python -m ember_mlx --check, with the host runner in the place of a GPU, and with workers that crash, hang and give wrong numbers."""
+"""python -m ember_mlx --check, with the host runner as a GPU, and with workers that crash, hang and return wrong numbers."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def test_the_whole_of_it(tmp_path):
     assert 0 < row["forward_least"] <= row["forward"] <= row["forward_largest"]
     assert found["memory: LSTM 4, B2 T3"]["peak"] > 0
     lines = done.stdout.splitlines()
-    assert lines[-1] == f"everything that was tried works here: {len(found)} of {len(found)}"
+    assert lines[-1] == f"all checks that ran passed: {len(found)} of {len(found)}"
     assert "times: CfC, LTC, LSTM and GRU of 64 units (1 of 1)" in lines
 
 
@@ -82,10 +82,10 @@ def test_bad_workers_cost_a_line_each_and_are_tried_again(tmp_path):
         file.write('{"key": "errors: rnn ta')
     again = run("--quick", "--only", "rnn", "lstm", "gru", "quantum", "--json", path)
     assert again.returncode == 0, again.stdout
-    assert f"{path}: 1 torn or unknown line is passed over" in again.stdout
-    assert f"{path}: 2 results are taken from there" in again.stdout
+    assert f"{path}: 1 incomplete or unknown line is skipped" in again.stdout
+    assert f"{path}: 2 results are reused" in again.stdout
     assert "errors: quantum ctrqnet: works" not in again.stdout
-    assert again.stdout.splitlines()[-1] == "everything that was tried works here: 6 of 6"
+    assert again.stdout.splitlines()[-1] == "all checks that ran passed: 6 of 6"
     assert {result["state"] for result in results(path).values()} == {"works"}
 
 
@@ -102,7 +102,7 @@ def test_a_signal_ends_it_with_the_table(tmp_path, number):
         out, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert errors == ""
-    assert out.splitlines()[-1] == "everything that was tried works here: 1 of 3"
+    assert out.splitlines()[-1] == "all checks that ran passed: 1 of 3"
     assert "errors: every cell forward and backward against float64 (1 of 2)" in out
 
 
@@ -144,7 +144,7 @@ def test_results_of_another_machine_or_version_are_left_alone(tmp_path):
     first.add(JOBS[0], WORKS)
     other = Log(path, {"mlx": "0.32.5", "device_name": "Apple M1"})
     assert other.results == {}
-    assert other.notes == [f"{path}: 1 results of mlx 0.32.4 are left as they are"]
+    assert other.notes == [f"{path}: 1 results of mlx 0.32.4 are ignored"]
     other.add(JOBS[1], WORKS)
     back = Log(path, {"mlx": "0.32.4", "device_name": "Apple M1"})
     assert list(back.results) == ["errors: rnn tanh"]
@@ -167,7 +167,7 @@ def test_a_peers_failure_is_told_and_none_of_ours():
     log.add(job, {"state": "FAILED", "why": "NotImplementedError: MPS\n  cannot"})
     lines = lines_of(log, [job])
     assert "FAILED: NotImplementedError: MPS cannot" in "\n".join(lines)
-    assert lines[-1] == "everything that was tried works here: 1 of 1"
+    assert lines[-1] == "all checks that ran passed: 1 of 1"
 
 
 def test_jobs_come_in_the_order_of_the_stages_and_each_once():
@@ -243,7 +243,7 @@ def test_the_report_names_a_file_without_results(tmp_path):
 
 @pytest.mark.parametrize(("status", "state"), [(0, "works"), (9, "FAILED")])
 def test_a_sanitizers_verdict_is_the_jobs(tmp_path, monkeypatch, status, state):
-    """With a program of that name that says what it found."""
+    """With a fake compute-sanitizer that reports errors."""
     program = tmp_path / SANITIZER
     answer = json.dumps({"state": "works", "outputs": 0.0, "gradients": 0.0})
     program.write_text(f"#!/bin/sh\ncat > /dev/null\necho '========= Invalid __shared__ read'\necho '{answer}'\nexit {status}\n")
@@ -259,7 +259,7 @@ def test_a_sanitizers_verdict_is_the_jobs(tmp_path, monkeypatch, status, state):
 
 @pytest.mark.skipif(gpu_kind() is not None, reason="it would run the whole check on the GPU that is here")
 def test_the_script_for_an_nvidia_host(tmp_path):
-    """Without a GPU: the archive is unpacked, and the check says that there is none."""
+    """Without a GPU: the archive is unpacked, and the check reports the missing GPU."""
     out = tmp_path / "out"
     (tmp_path / "nvidia").mkdir()
     (tmp_path / "bin").mkdir()

@@ -1,4 +1,4 @@
-"""checkpoint_steps: the same outputs and gradients, with the states between parts alone kept."""
+"""checkpoint_steps: the same outputs and gradients, storing only the states between segments."""
 
 from functools import partial
 
@@ -55,7 +55,7 @@ LAYERS = {
 
 
 def pair(name, size):
-    """The same layer without parts and with them."""
+    """The same layer without and with segments."""
     mx.random.seed(2)
     whole = LAYERS[name]()
     parts = type(whole).from_config(whole.get_config() | {"checkpoint_steps": size})
@@ -76,7 +76,7 @@ def arguments(layer, lengths, state):
 
 
 def of_parameters_inputs_and_state(layer, x, options):
-    """Everything that a call gives, and its gradients by everything that is continuous."""
+    """All results of a call, and their gradients by all continuous inputs."""
 
     def loss(parameters, x, options):
         layer.update(parameters)

@@ -1,4 +1,4 @@
-"""Checkpoints: a run that was killed ends as one that was not, and no bad file is taken for a good one."""
+"""Checkpoints: a killed run resumes with identical results, and damaged files are detected."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def data(n=24):
 
 
 def model(units=6, dropout=0.2):
-    """With dropout, whose draws are part of a run's state."""
+    """A model with dropout, whose random draws are part of a run's state."""
     mx.random.seed(0)
     return SequenceModel(CfC(units, 2, mixed_memory=True, backbone_units=8, backbone_dropout=dropout), nn.Dropout(0.1), outputs=2)
 
@@ -74,7 +74,7 @@ def whole(tmp_path_factory):
 
 
 def test_a_run_killed_at_random_ends_as_one_that_was_not(tmp_path, whole):
-    """Each process is killed a while after a checkpoint came: anywhere in a step, in an epoch's end, in the writing of a file."""
+    """Each process is killed some time after a checkpoint: in a step, at the end of an epoch, or while writing a file."""
     rng, kills, script = random.Random(0), 0, RUN.format(root=str(ROOT))
     for _ in range(4 * KILLS + 4):
         if kills == KILLS:
@@ -111,7 +111,7 @@ def check_same_end(folder, whole):
 
 @pytest.mark.parametrize("step", [2, 6, 8, 12, 24])
 def test_a_run_goes_on_from_every_checkpoint(tmp_path, whole, step):
-    """In the midst of an epoch, at its end, and after the last."""
+    """In the middle of an epoch, at its end, and after the last epoch."""
     train(tmp_path, keep=100)
     for path in tmp_path.iterdir():
         if int(path.name[5:14]) > step:
@@ -128,7 +128,7 @@ def test_half_precision_goes_on_too(tmp_path, precision):
 
 
 def test_states_that_go_on_are_part_of_it(tmp_path):
-    """Batches that continue each other, interrupted between two of them."""
+    """Consecutive batches, interrupted between two of them."""
     x = np.random.default_rng(0).standard_normal((2, 40, 1))
 
     def run(folder, **options):
@@ -229,7 +229,7 @@ def test_a_bad_file_is_named_and_the_one_before_it_taken(tmp_path, whole, spoil)
     train(tmp_path, epochs=3)
     path = max(tmp_path.iterdir())
     spoil(path)
-    with pytest.warns(RuntimeWarning, match=rf"\[checkpoint\] \S*{path.name} cannot be read, the one before it is taken: {SPOILED[spoil]}"):
+    with pytest.warns(RuntimeWarning, match=rf"\[checkpoint\] \S*{path.name} cannot be read; using the one before it: {SPOILED[spoil]}"):
         trained, history = train(tmp_path, resume=True)
     assert same(weights(trained), weights(whole[0]))
     assert numbers(history) == numbers(whole[1])
@@ -247,7 +247,7 @@ def test_where_no_file_can_be_read_nothing_is_begun_silently(tmp_path):
 
 def test_a_new_run_in_a_folder_of_another_is_refused(tmp_path):
     train(tmp_path, epochs=1)
-    with pytest.raises(ValueError, match=r"\[fit\] checkpoint must be a folder without checkpoints where resume is False, got \S+"):
+    with pytest.raises(ValueError, match=r"\[fit\] checkpoint must be a folder without checkpoints if resume is False, got \S+"):
         train(tmp_path)
 
 
@@ -303,7 +303,7 @@ def test_where_the_disk_is_full_the_old_ones_stay(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("refused: [checkpoint] ")
-    assert "could not be written, the ones before it are as they were" in result.stdout
+    assert "could not be written; older checkpoints are unchanged" in result.stdout
 
 
 def test_a_folder_that_cannot_be_is_named(tmp_path):

@@ -1,4 +1,4 @@
-"""from_ncps: the golden file of make_golden_ncps.py everywhere, the package ncps itself where it is installed."""
+"""from_ncps, with the golden file of make_golden_ncps.py, and with the package ncps if it is installed."""
 
 import importlib.util
 import json
@@ -22,7 +22,7 @@ REFUSAL = "[from_ncps] module must be an ncps.torch.CfC or ncps.torch.LTC, got "
 
 
 class Tensor:
-    """As much of a torch tensor as from_ncps reads."""
+    """The part of a torch tensor's interface that from_ncps uses."""
 
     def __init__(self, values: np.ndarray, dtype: str | None = None):
         self.values, self.dtype, self.shape = values, f"torch.{dtype or values.dtype}", values.shape
@@ -84,7 +84,7 @@ def stand_in_wiring(name: str) -> Any:
 
 
 def stand_in_backbone(cell: Any, parts: list[list[Any]]) -> list[Any] | None:
-    """The parts of the Sequential, each with its class name."""
+    """The modules of the Sequential, each with its class name."""
     weights = getattr(cell, "backbone", SimpleNamespace()).__dict__
     own = [getattr(weights.get(str(k)), "__dict__", {} if p is None else {"p": p}) for k, (_, p) in enumerate(parts)]
     return [stand_in_class(kind, "torch.nn")(**values) for (kind, _), values in zip(parts, own, strict=True)] or None

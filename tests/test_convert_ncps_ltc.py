@@ -1,4 +1,4 @@
-"""from_ncps of an LTC: the golden file of make_golden_ncps_ltc.py everywhere, the package ncps itself where it is installed."""
+"""from_ncps of an LTC, with the golden file of make_golden_ncps_ltc.py, and with the package ncps if it is installed."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""The demo: what it reaches, what it draws, how it complains and how it stops."""
+"""The demo: its accuracy, its figure, its errors and its handling of Ctrl-C."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Graphs that MLX cannot walk are refused by name; without a transformation a sequence may be as long as it likes."""
+"""Graphs too deep for MLX raise an error; without a transformation sequences may have any length."""
 
 import subprocess
 import sys
@@ -65,7 +65,7 @@ def test_second_derivatives_too_deep_are_refused(kind, monkeypatch):
 
 
 def test_a_sequence_of_the_longest_that_is_traced_compiles():
-    """The cell whose graph is the deepest; a process of its own, for MLX would end this one."""
+    """The cell with the deepest graph, in a separate process, since MLX would crash this one."""
     program = f"""
 import mlx.core as mx
 from ember_mlx import LQNet

@@ -1,4 +1,4 @@
-"""fit(distributed=True): two processes of mlx.launch on this machine train as one does."""
+"""fit(distributed=True): two processes of mlx.launch on this machine give the same result as one."""
 
 import json
 import os
@@ -27,14 +27,14 @@ SCRIPT = str(ROOT / "tests" / "distributed_run.py")
 
 
 def launch(folder, what):
-    """Its output; mlx.launch exits with 0 where a process fails."""
+    """Run it and return its output; mlx.launch exits with 0 even if a process fails."""
     command = [LAUNCH, "-n", "2", "--backend", "ring", "--python", sys.executable, SCRIPT, str(folder), what]
     result = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT)
     return result.stdout + result.stderr
 
 
 def start_both(folder, what):
-    """The same without mlx.launch, which ends all processes as soon as it sees that one is lost."""
+    """The same without mlx.launch, which ends all processes when one is lost."""
     with socket.socket() as first, socket.socket() as second:
         for s in (first, second):
             s.bind(("127.0.0.1", 0))

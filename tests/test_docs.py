@@ -1,4 +1,4 @@
-"""The pages against what they speak of: arguments of other packages, public names, the table of contents."""
+"""Consistency of the documentation: arguments of other packages, public names, the table of contents."""
 
 import ast
 import importlib
@@ -19,7 +19,7 @@ TABLES = [match.groups() for page in sorted((DOCS / "migration").glob("*.md")) f
 
 
 def rows(table):
-    """The cells of a table: of its head, then of each row."""
+    """The cells of a table's header and rows."""
     cells = [[cell.strip() for cell in line.strip("|\n ").split(" | ")] for line in table.splitlines()]
     return cells[0], cells[2:]
 
@@ -31,7 +31,7 @@ def parse_arguments(node):
 
 
 def source_arguments(package, name):
-    """Of a class that cannot be imported without another package: read in its source."""
+    """The arguments of a class that cannot be imported without another package, from its source."""
     _, module, cls, method = name.split(".")
     folder = Path(importlib.util.find_spec(package).submodule_search_locations[0])
     tree = ast.parse((folder / module / f"{cls.lower()}.py").read_text())

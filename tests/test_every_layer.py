@@ -1,4 +1,4 @@
-"""What holds for every layer of the package, whatever it computes."""
+"""Properties of every layer of the package."""
 
 import mlx.core as mx
 import mlx.nn as nn

@@ -1,4 +1,4 @@
-"""Every layer in every mode inside transformations and transformations of them, against a loop, a difference or the plain call."""
+"""Every layer in every mode inside transformations and nested transformations, compared with a loop, a difference or the plain call."""
 
 import mlx.core as mx
 import numpy as np

@@ -1,4 +1,4 @@
-"""The examples of the quantum-inspired layers and of wiring in space run and draw; a few steps each."""
+"""The examples of quantum-inspired layers and of spatial wiring, with a few steps each."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The example of strides runs, learns and draws; a long training step fits in memory."""
+"""The strides example, and the memory of a long training step."""
 
 import importlib.util
 import subprocess
@@ -37,7 +37,7 @@ def test_it_learns_and_draws(tmp_path, capsys):
 
 
 def test_a_training_step_over_10000_steps_fits_in_memory():
-    """In a process of its own: the peak of this one may already be higher."""
+    """In a separate process, since the peak of this one may already be higher."""
     command = [sys.executable, EXAMPLES / "strides.py", "--long"]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     mebibytes = int(out.split(" s, ")[1].split()[0])

@@ -37,7 +37,7 @@ def whole(name):
 
 
 def step(name):
-    """A function of one step and of the states before it, and arrays for it, as docs/deploy.md writes it."""
+    """A function of one step and the previous states, and arrays for it, as in docs/deploy.md."""
     module, x, dt = made(name), mx.random.normal((B, I)), mx.random.uniform(0, 2, (B,))
     axis, timed = (1 if module.batch_first else 0), is_timed(module)
     _, state = module(mx.expand_dims(x, axis), return_state=True)
@@ -53,7 +53,7 @@ def step(name):
 
 
 def export(folder, name, function, arrays):
-    """Write a function and its arrays; returns what it gives here."""
+    """Export a function and its arrays; returns its results in this process."""
     mx.eval(arrays)
     mx.export_function(f"{folder}/{name}.mlxfn", function, *arrays)
     np.savez(f"{folder}/{name}.npz", *map(np.array, arrays))

@@ -1,4 +1,4 @@
-"""The host runner's fast math: Metal's functions as inaccurate as its specification allows, and every cell's kernels in that mode."""
+"""The host runner's fast math: functions as inaccurate as Metal's specification allows, and every cell's kernels in this mode."""
 
 from functools import partial
 

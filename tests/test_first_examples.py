@@ -1,4 +1,4 @@
-"""The examples from which the project's interface was drawn up: calls and shapes as users of the first document know them."""
+"""The examples from the project's first document: their calls and shapes."""
 
 import mlx.core as mx
 import mlx.nn as nn

@@ -1,4 +1,4 @@
-"""The check of a kernel on its first use: the call's own variant, by a problem that costs little at any size."""
+"""The first-use check of a kernel: with the call's variant, and a problem that is cheap at any size."""
 
 import gc
 import time
@@ -45,7 +45,7 @@ def idle(**text):
 
 
 def noting(calls, **text):
-    """One that notes its kernels and their template arguments too."""
+    """A device that also records its kernels and their template arguments."""
 
     def run(**call):
         calls.add((text["name"], tuple(call["template"])))
@@ -106,7 +106,7 @@ LARGE = {
 
 @pytest.mark.parametrize("make", LARGE.values(), ids=LARGE)
 def test_it_costs_little_at_any_size(make):
-    """All but what the device does: less than 0.1 s and 50 MB, of NumPy's and of MLX's memory together."""
+    """Without the device's part: less than 0.1 s and 50 MB, NumPy's and MLX's memory together."""
     name, spec, arrays = make()
     arrays, times = tree_map(mx.array, arrays), []
     assert RECURRENCES[name].fused.refusal("metal", spec, arrays) is None
@@ -230,7 +230,7 @@ def test_scans_that_are_launched_together_are_checked_together_and_others_apart(
 @on_host
 @pytest.mark.parametrize("sequence", [0, -1], ids=["first", "last"])
 def test_one_wrong_sequence_is_found(sequence):
-    """The last one lies in a group that is filled in part."""
+    """The last one is in a partially filled group."""
 
     def wrong(**text):
         kernel = metal_kernel(**text)
@@ -252,7 +252,7 @@ def test_one_wrong_sequence_is_found(sequence):
 @on_host
 @pytest.mark.parametrize("make", [partial(ltc, 40, 5, 0.5, I=3), partial(gated, "gru", 40, 300), partial(layered, (4, 3, 2), 20)])
 def test_a_part_of_the_units_passes_where_kernels_work(make, monkeypatch):
-    """As of a layer too large to be checked whole."""
+    """As for a layer too large to be checked completely."""
     monkeypatch.setattr(first_use, "part_within", lambda weights, most=0: 0.6)
     name, spec, arrays = make()
     for module in ("ltc", "cell", "cfc"):

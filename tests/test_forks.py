@@ -1,4 +1,4 @@
-"""A forked process goes on with layers and NumPy forms that its parent has used."""
+"""A forked process can use layers and NumPy forms that its parent has used."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""RNN, LSTM and GRU: shapes, the common contract, state, precision, configuration, and what MLX's transformations make of them."""
+"""RNN, LSTM and GRU: shapes, the common contract, state, precision, configuration, and MLX's transformations."""
 
 import json
 
@@ -288,7 +288,7 @@ def test_dropout_drops_this_part_and_keeps_the_mean():
 
 
 def test_all_can_be_dropped(x):
-    """The second layer then sees zeros."""
+    """The second layer then gets zeros."""
     layer, second = GRU(I, H, 2, dropout=1.0), GRU(H, H)
     second.layers[0]["forward"].update(layer.layers[1]["forward"].parameters())
     assert mx.allclose(layer(x), second(mx.zeros((*x.shape[:2], H))), atol=1e-6)
@@ -438,7 +438,7 @@ def test_a_step_by_itself_is_one_launch_and_copies_nothing(kind, x, monkeypatch)
 
 @on_host
 def test_a_step_by_itself_leaves_no_trace_of_padding(x):
-    """What comes after a sequence's end goes through the small kernels too; it reaches nothing, be it no number at all."""
+    """The small kernels also process padding; it affects nothing, even if it is NaN."""
     layer, lengths = LSTM(I, H, proj_size=2), mx.array([2] * B)
     padded = mx.concatenate([x[:, :2], mx.full((B, T - 2, I), mx.nan)], axis=1)
     with kernels_on("host", BY_STEP, metal_kernel) as backend, ember_mlx.use_backend(backend):

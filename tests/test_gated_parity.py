@@ -1,4 +1,4 @@
-"""RNN, LSTM and GRU beside torch.nn's (golden/torch_gated.npz, written by make_golden_torch.py) and mlx.nn's, and the conversions."""
+"""RNN, LSTM and GRU compared with torch.nn's (golden/torch_gated.npz, from make_golden_torch.py) and mlx.nn's, and the conversions."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ ARRAYS = {name: arrays_of(name) for name in CASES}
 
 
 class FakeTensor:
-    """What from_torch reads of a torch tensor."""
+    """The part of a torch tensor's interface that from_torch uses."""
 
     def __init__(self, values, dtype="torch.float32"):
         self.values, self.dtype = values, dtype

@@ -1,4 +1,4 @@
-"""The reproduction of the half-cheetah result: a reduced run on made-up recordings, and its windows."""
+"""The reproduction of the half-cheetah result: a reduced run on synthetic recordings, and its windows."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Sizes whose products an int of the kernels' text cannot hold: refused by name, without memory for them."""
+"""Sizes too large for the kernels' int indices raise an error, without allocating memory."""
 
 import mlx.core as mx
 import pytest

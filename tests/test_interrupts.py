@@ -1,4 +1,4 @@
-"""A training step that is interrupted leaves nothing behind: no thread that works on, no memory that the next step gets."""
+"""An interrupted training step leaves no running threads, and no buffers that the next step uses."""
 
 import random
 import signal
@@ -36,7 +36,7 @@ every_layer = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 
 
 class Interrupted(BaseException):
-    """What the signal's handler raises, like KeyboardInterrupt."""
+    """Raised by the signal handler, like KeyboardInterrupt."""
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ def assert_same(got, expected):
 
 @pytest.fixture
 def working(monkeypatch):
-    """What works on an LTC at the moment, in other threads than this one."""
+    """The other threads that currently compute an LTC."""
     found, adding = set(), threading.Lock()
 
     def counted(function):

@@ -1,4 +1,4 @@
-"""What a forward scan keeps for its backward: for training alone, apart from every other scan's, and no longer than that may come."""
+"""The buffers that a forward scan stores for its backward: only in training, separate for every scan, and freed when no longer needed."""
 
 import gc
 import weakref
@@ -36,7 +36,7 @@ def numpy_form():
 
 @pytest.fixture
 def memories(monkeypatch):
-    """The memory of every scan that keeps something."""
+    """The buffers of every scan that stores something."""
     found = []
 
     def counted(dtype):

@@ -1,4 +1,4 @@
-"""Kernels of the cells other than CfC: their own layouts and blocks of steps."""
+"""Kernels of the cells other than CfC: their layouts and blocks of steps."""
 
 import inspect
 from dataclasses import replace
@@ -115,7 +115,7 @@ def test_mixed_memory_of_too_many_units_is_refused_by_name():
 @devices
 @pytest.mark.parametrize("variant", ["full", "sparse"])
 def test_synapses_far_from_their_middle(device, variant):
-    """Wide open and closed ones; what is no number stays none."""
+    """Fully open and closed synapses; NaN is preserved."""
     recurrence = RECURRENCES["ltc"]
     spec, arrays = recurrence.problem(variant, 2, 3, 8)
     arrays["synapses"]["sigma"] *= 200
@@ -133,7 +133,7 @@ def test_synapses_far_from_their_middle(device, variant):
 @devices
 @pytest.mark.parametrize("solver", ["semi_implicit", "explicit"])
 def test_what_lies_past_a_sequence_changes_no_gradient(device, solver):
-    """Even where a solver leaves the numbers on it."""
+    """Even if a solver overflows there."""
     recurrence = RECURRENCES["ltc"]
     spec, _ = recurrence.problem("sparse", 1, 1, 5)
     spec = replace(spec, solver=solver, unfolds=40)

@@ -1,4 +1,4 @@
-"""Every kernel's own text, run on the CPU by the host runner and, where there is one, on the GPU."""
+"""Every kernel's source, run on the CPU by the host runner and, if there is one, on the GPU."""
 
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -41,7 +41,7 @@ verified = partial(metal_kernel, verify=True)
 
 @contextmanager
 def kernels_on(device, tile=None, maker=verified):
-    """Kernels of a device, named, so that nothing falls back; "host" stands in for Metal."""
+    """Select a device's kernels by name, so that there is no fallback; "host" replaces Metal."""
     with ExitStack() as stack:
         if device == "host":
             stack.enter_context(kernels_made_by("metal", maker))
@@ -291,7 +291,7 @@ class BrokenKernel:
 
 
 def wrong_kernel(**text):
-    """A device that runs kernels, and gets them wrong."""
+    """A device that runs kernels with wrong results."""
     kernel = metal_kernel(**text)
     return lambda **call: [a + 1 for a in kernel(**call)]
 
@@ -319,7 +319,7 @@ def test_a_kernel_that_does_not_work_gives_way_once_and_says_so(monkeypatch, mak
 
 @pytest.mark.parametrize("wrong", ["outputs", "gradients"])
 def test_a_kernel_that_gives_nan_does_not_pass(wrong):
-    """Wherever among the results it is: Python's max passes over one that does not come first."""
+    """For any position among the results: Python's max ignores a NaN that is not first."""
     recurrence, (spec, arrays) = RECURRENCES["lstm"], RECURRENCES["lstm"].problem("lstm", 3, 2, 4)
 
     def forward(_, spec, arrays):
@@ -338,7 +338,7 @@ def test_a_kernel_that_gives_nan_does_not_pass(wrong):
 
 
 def counting(calls):
-    """A device that notes the names of the kernels that it runs."""
+    """A device that records the names of its kernels."""
 
     def make(**text):
         kernel = metal_kernel(**text)
@@ -436,7 +436,7 @@ def test_the_table_has_a_row_for_every_gpu():
 @on_host
 @pytest.mark.parametrize("file", KERNEL_FILES)
 def test_lint_names_file_and_line(file):
-    """A line outside the subset, put into a file of metal/, is found where it stands; the files themselves are clean."""
+    """A line outside the subset, inserted into a file of metal/, is reported with its position; the files themselves are clean."""
     lines = read_source(file).splitlines()
     assert not lint_file(source_folder() / file)
     with TemporaryDirectory() as folder:

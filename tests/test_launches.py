@@ -1,4 +1,4 @@
-"""How long launches last by the figures of the table, and that in pieces they give what they give whole, bit for bit."""
+"""The estimated duration of launches, and the bit-identical results of split launches."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ def budget(ms):
 
 @pytest.fixture
 def on_family(monkeypatch):
-    """Let the table's family be another one, everywhere."""
+    """Use another GPU family everywhere."""
 
     def choose(name):
         for module in [launches, *{sys.modules[recurrence.fused.forward.__module__] for recurrence in RECURRENCES.values()}]:
@@ -55,7 +55,7 @@ def on_family(monkeypatch):
 
 
 def both_ways(recurrence, spec, arrays, ms):
-    """Outputs and gradients as NumPy arrays, with launches of at most so many milliseconds."""
+    """Outputs and gradients as NumPy arrays, with launches of limited duration."""
     rng = np.random.default_rng(1)
     with budget(ms):
         outputs = recurrence.fused.forward("metal", spec, arrays)
@@ -105,7 +105,7 @@ def test_launches_in_pieces_give_the_same_bits(device, name, variant, lengths):
 @on_host
 @pytest.mark.parametrize("variant", ["layered", "default"])
 def test_groups_without_a_step(variant):
-    """What they write is zero, and whole: later pieces have groups whose sequences have all ended."""
+    """They write zeros to their whole outputs: in later pieces all sequences of some groups have ended."""
     spec, arrays = RECURRENCES["cfc"].problem(variant, 4, 5, 9)
     arrays["lengths"] = np.array([0, 0, 4, 1, 0], np.int32)
     with kernels_on("host", Tile(64, 2, 4, True)) as kind, budget(SMALLEST_MS):
@@ -152,7 +152,7 @@ def test_blocks_of_steps_and_pieces_of_launches_are_cut_apart(monkeypatch, block
 
 
 def stand_in(**text):
-    """A kernel whose results hang on its inputs, and cost nothing."""
+    """A cheap kernel whose results depend on its inputs."""
 
     def call(*, inputs, output_shapes, **_):
         seed = sum(a.reshape(-1)[0] for a in inputs[:4] if a.dtype == mx.float32)
@@ -163,7 +163,7 @@ def stand_in(**text):
 
 @pytest.mark.parametrize("name", ["lstm", "cfc"])
 def test_a_long_sequence_step_by_step_is_a_graph_that_can_be_evaluated(name):
-    """Of tens of thousands of operations one after another, both ways."""
+    """With tens of thousands of sequential operations, forward and backward."""
     T, recurrence = 5000, RECURRENCES[name]
     spec, arrays = recurrence.problem(recurrence.variants[0], T, 1, 4)
     token = forced_tile.set(Tile(64, 0, 8, False))
@@ -181,7 +181,7 @@ def test_a_long_sequence_step_by_step_is_a_graph_that_can_be_evaluated(name):
 
 
 def headline(cell, T, B, H, density=1.0):
-    """A recurrence, its specification and its arrays, with nothing computed: they are of zeros, and no kernel runs."""
+    """A recurrence, its specification and arrays of zeros, without running any kernel."""
     if cell == "ltc":
         rng = np.random.default_rng(0)
         spec = LTCSpec(Synapses(rng.random((H, H)) < density), Synapses(np.ones((3, H))))

@@ -1,4 +1,4 @@
-"""A membrane capacitance cm of 0, which a softplus gives, or of next to nothing, with time and without, in every form of the LTC."""
+"""A membrane capacitance cm of 0, as from a softplus, or close to 0, with dt of 0 and above, in every form of the LTC."""
 
 import mlx.core as mx
 import numpy as np

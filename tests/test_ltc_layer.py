@@ -52,7 +52,7 @@ def same(a, b, tolerance=1e-6):
 
 
 def rows(state, b):
-    """Sequence b of a state, in the form in which the layer takes it."""
+    """Sequence b of a state, in the form that the layer takes."""
     cut = [a[b : b + 1] for a in states(state)]
     return cut if isinstance(state, list) else cut[0]
 
@@ -190,7 +190,7 @@ def test_where_no_time_passes_v_stays_and_gradients_are_finite(kind, backend, ba
 @every_backend
 @pytest.mark.parametrize("kind", ["full", "ncp"])
 def test_a_very_long_time_gives_the_steady_state(kind, backend, batch):
-    """There is dv/dt = 0: v is what it tends to, and an implicit step of any other length leaves it there."""
+    """There dv/dt = 0: v is the steady state, and an implicit step of any length does not change it."""
     layer = KINDS[kind](return_state=True, ode_unfolds=200)
     x = batch[0][:, :1]
     with ember_mlx.use_backend(backend):
@@ -201,7 +201,7 @@ def test_a_very_long_time_gives_the_steady_state(kind, backend, batch):
 
 @pytest.mark.parametrize(("solver", "order"), [("semi_implicit", 1), ("explicit", 1), ("rk4", 4)])
 def test_order_of_the_solvers(solver, order):
-    """Halving the parts of a step divides the error by 2 to the solver's order."""
+    """Halving the substeps divides the error by 2 to the power of the solver's order."""
     mx.random.seed(3)
     layer = LTC(FullyConnectedMap(5), 2, solver="rk4", ode_unfolds=256)
     layer.set_dtype(mx.float64)
@@ -230,7 +230,7 @@ def test_time_constants(kind, batch):
 
 @pytest.mark.parametrize("solver", ["semi_implicit", "explicit", "rk4"])
 def test_a_time_constant_is_that_of_the_decay(solver):
-    """Without recurrent synapses v decays to where it tends by a factor e in each time constant."""
+    """Without recurrent synapses v approaches its steady state by a factor of e per time constant."""
     layer = LTC(NeuronMap(3, sensory_adjacency_matrix=np.ones((2, 3))), solver=solver, ode_unfolds=400, return_state=True)
     x = mx.ones((1, 1, 2))
     tau = layer.time_constants(x)[0, 0]

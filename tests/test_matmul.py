@@ -1,4 +1,4 @@
-"""The NumPy forms' matrix products, made in pieces."""
+"""The NumPy forms' matrix products, computed in pieces."""
 
 import numpy as np
 import pytest

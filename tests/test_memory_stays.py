@@ -1,4 +1,4 @@
-"""What stays in memory after calls whose batches differ: nothing that grows with their number."""
+"""Memory does not grow with the number of calls with different batches."""
 
 import os
 import subprocess
@@ -73,7 +73,7 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "655
 
 
 def growth(script, *arguments):
-    """What the script says, in MB."""
+    """The script's result in MB."""
     result = subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=300, env={**os.environ, **ALLOCATOR}
     )

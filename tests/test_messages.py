@@ -1,4 +1,4 @@
-"""Every complaint about an argument, word for word."""
+"""The exact text of every error about an argument."""
 
 import mlx.core as mx
 import numpy as np
@@ -245,7 +245,7 @@ CALLS = {
     "map-skipping-synapse": (
         ValueError,
         lambda: CfC(skipping_map()),
-        "[CfC] neuron_map must have synapses only from the inputs to its first layer, from each layer to the next, and inside a layer, "
+        "[CfC] neuron_map must have synapses only from the inputs to its first layer, from each layer to the next, and within a layer, "
         "got 1 others.",
     ),
     "input-size-zero": (ValueError, lambda: CfC(6, 0), "[CfC] input_size must be at least 1, got 0."),
@@ -384,7 +384,7 @@ def test_message(kind, call, message):
 
 
 def test_values_are_not_looked_at_inside_compile():
-    """There they cannot be had; the result of a negative dt is then that of the equations."""
+    """They are not available there; a negative dt then goes into the equations."""
     run = mx.compile(lambda x, dt: layer()(x, time_deltas=dt))
     assert run(X, -mx.ones((4, 5))).shape == (4, 6)
 

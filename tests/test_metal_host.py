@@ -1,4 +1,4 @@
-"""Kernels of every kind, in the ways that people write them for MLX, compared with NumPy."""
+"""Kernels of every kind, in the styles common for MLX, compared with NumPy."""
 
 import math
 import os
@@ -273,7 +273,7 @@ SIMD = {
 
 @pytest.fixture(scope="module")
 def simdgroup_results():
-    """All expressions in one kernel, for compiling takes longer than running."""
+    """All expressions in one kernel, since compiling takes longer than running."""
     x = mx.random.uniform(0.5, 1.5, (3, 32), key=mx.random.key(2))
     start = "uint i = thread_position_in_grid.x, lane = thread_index_in_simdgroup; T v = x[i] + 0 * T(lane);\n"
     source = start + "\n".join(f"y[{k} * 96 + i] = {expression};" for k, (expression, _) in enumerate(SIMD.values()))

@@ -1,4 +1,4 @@
-"""Every class of fault that the host runner finds, and that it says where."""
+"""Every class of fault that the host runner finds, with its location."""
 
 import mlx.core as mx
 import pytest

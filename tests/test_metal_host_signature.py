@@ -1,4 +1,4 @@
-"""The generated kernel text is MLX's own, byte for byte."""
+"""The generated kernel source equals MLX's, byte for byte."""
 
 import os
 import sys

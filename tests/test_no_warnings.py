@@ -1,4 +1,4 @@
-"""Numbers that are not finite come through the NumPy scans without a warning, as they do in MLX."""
+"""Non-finite numbers pass through the NumPy scans without a warning, as in MLX."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,7 +14,7 @@ LAYERS = {"gru": lambda: GRU(2, 40), "cfc": lambda: CfC(40, 2), "ltc": lambda: L
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", LAYERS)
 def test_nothing_is_said(name):
-    """With so many sequences that threads share them."""
+    """With enough sequences for several threads."""
     layer = LAYERS[name]()
     x = np.full((256, 8, 2), 3e38, np.float32)
     x[5, 3], x[200, 3] = np.inf, np.nan

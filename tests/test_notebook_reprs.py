@@ -1,4 +1,4 @@
-"""What notebooks show of layers and maps: a table of parameters, the wiring's picture."""
+"""The notebook display of layers and maps: a table of parameters, a drawing of the wiring."""
 
 import builtins
 from html.parser import HTMLParser
@@ -59,7 +59,7 @@ MAPS = {
 
 
 class Table(HTMLParser):
-    """The cells of a table by rows; complains where tags do not close in order."""
+    """The cells of a table by rows; raises an error if tags do not close in order."""
 
     def __init__(self, text):
         super().__init__()

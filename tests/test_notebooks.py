@@ -1,4 +1,4 @@
-"""The notebooks are whole: they parse, were executed without an error, and say nothing of the machine. `make notebooks` executes them."""
+"""The notebooks parse, were executed without errors, and contain nothing about the machine. `make notebooks` executes them."""
 
 import base64
 import importlib.util

@@ -127,7 +127,7 @@ def test_every_text_of_a_recurrence_is_checked_once():
 
 @compiles
 def test_the_check_of_all_kernels(monkeypatch, tmp_path, capsys):
-    """A good text, a broken one, and one that spills; a second run compiles only what failed."""
+    """A valid source, a broken one, and one that spills; a second run compiles only the failures."""
     forward = scans_of("cfc", "sm_90")[0]
     work = [
         Work("test, good", *mlx_kernel(CALL)),
@@ -156,7 +156,7 @@ def test_the_check_of_all_kernels(monkeypatch, tmp_path, capsys):
 
 
 def test_a_kernel_has_a_name_of_its_own():
-    """MLX's CUDA build keeps compiled kernels by their names."""
+    """MLX's CUDA build caches compiled kernels by name."""
     texts = {(one.kernel, one.text) for one in nvrtc.all_work(list(RECURRENCES))}
     assert len({kernel for kernel, _ in texts}) == len(texts)
 

@@ -1,4 +1,4 @@
-"""The package as people get it: the wheel in a clean environment, and the NumPy part without MLX."""
+"""The installed package: the wheel in a clean environment, and the NumPy part without MLX."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""The table of predictions is that of today's cost model."""
+"""The table of predictions matches the current cost model."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Saved layers as NumPy-only predictors and step by step: what the layer itself computes, to 1e-6."""
+"""Saved layers as NumPy-only predictors and steppers, which agree with the layer to 1e-6."""
 
 import os
 import subprocess
@@ -192,7 +192,7 @@ def test_a_stepper_keeps_the_weights_that_it_was_made_with():
 
 
 class Mine(GRU):
-    """A class of a user's, which doubles y."""
+    """A user-defined class that doubles y."""
 
     def read_out(self, y, steps):
         return 2 * y

@@ -1,4 +1,4 @@
-"""The look at PTX for shuffles in one arm of a branch."""
+"""The analysis of PTX for shuffles in one arm of a branch."""
 
 import pytest
 

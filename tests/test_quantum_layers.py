@@ -67,7 +67,7 @@ def test_shapes_of_the_specification(make):
 @with_lengths
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_layer_is_its_equations(kind, lengths, dtype, batch):
-    """A transcription of equations (1) to (5) in float64, written apart from the package's forms, with a given noise."""
+    """A transcription of equations (1) to (5) in float64, independent of the package's forms, with given noise."""
     layer = KINDS[kind]()
     layer.set_dtype(getattr(mx, dtype))
     with mx.stream(mx.cpu):
@@ -298,7 +298,7 @@ def test_time_scale_slows_the_relaxation(batch):
 
 @every_kind
 def test_training_lowers_the_loss(kind):
-    """The sum of what came in so far, from irregular samples."""
+    """The task: the running sum of irregular samples."""
     layer, x, dt = KINDS[kind](), mx.random.normal((16, 20, I)), mx.random.uniform(0.1, 2, (16, 20))
     readout = nn.Linear(layer.units, 1)
     target = mx.tanh(0.3 * mx.cumsum(x[..., :1] * dt[..., None], axis=1))

@@ -1,4 +1,4 @@
-"""What the recurrence of LQNet and CTRQNet promises: the rotation keeps |psi|, and without noise nothing leaves its bound."""
+"""Properties of LQNet and CTRQNet: the rotation conserves |psi|, and without noise states are bounded."""
 
 import mlx.core as mx
 import numpy as np

@@ -1,4 +1,4 @@
-"""The release check's verdicts; what it does takes minutes and an index, so commands are put in its commands' place."""
+"""The release check's results, with fake commands, since the real ones take minutes and need an index."""
 
 import sys
 from pathlib import Path

@@ -19,7 +19,7 @@ def xor(monkeypatch):
 
 
 def bits_of(x, dt):
-    """The stream that some events stand for."""
+    """The stream of bits that these events encode."""
     counts = np.round(dt * 32).astype(int)
     bits = [int(x[0, 0])]
     for k in range(1, len(x)):

@@ -1,4 +1,4 @@
-"""Second derivatives where every gate is saturated: zeros, not NaN, of every recurrence in the form that has them."""
+"""Second derivatives with saturated gates are zero, not NaN, for every recurrence."""
 
 import mlx.core as mx
 import numpy as np

@@ -1,4 +1,4 @@
-"""save and load: the same layer comes back, with everything that it computes by, and nothing else is taken from a file."""
+"""save and load: the loaded layer is the same, and nothing else is read from a file."""
 
 import json
 import os
@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def edited_map():
-    """Synapses that no seed gives."""
+    """A map with manually added synapses."""
     neurons = RandomMap(6, 2, I, 0.4, seed=1)
     neurons.add_synapse(0, 5, -1)
     neurons.add_sensory_synapse(1, 4, 1)

@@ -1,4 +1,4 @@
-"""The NumPy forms work on a block of steps at a time, and some in several threads; where blocks and threads are cut changes nothing."""
+"""The NumPy forms process blocks of steps, some in several threads; results do not depend on how blocks and threads are divided."""
 
 import inspect
 

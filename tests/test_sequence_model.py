@@ -1,4 +1,4 @@
-"""SequenceModel: what it hands to which layer, what it returns, and what it refuses."""
+"""SequenceModel: the arguments that it passes to each layer, its results, and its errors."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -35,7 +35,7 @@ def timed(layers):
 
 
 def by_hand(layers, x, dt, lengths=None, by_step=True):
-    """The same, a call of each layer after another."""
+    """The same, by calling each layer in sequence."""
     y = x
     for layer in layers:
         if isinstance(layer, nn.LayerNorm):

@@ -1,4 +1,4 @@
-"""Digits of small numbers: signals, states and times of any size, in every form, by relative error against the float64 NumPy form."""
+"""Accuracy for small numbers: signals, states and times of any size, in every form, by relative error against the float64 NumPy form."""
 
 import math
 

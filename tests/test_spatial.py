@@ -1,4 +1,4 @@
-"""Neuron maps with places in space, and the cost of wiring in it."""
+"""Neuron maps with coordinates, and their wiring cost."""
 
 import copy
 import json
@@ -159,7 +159,7 @@ def test_communicability_is_the_matrix_exponential():
     [
         (
             lambda: EnhancedNeuronMap(9, network_structure=(2, 2, 2)),
-            "network_structure must have at least units = 9 places, got 2 x 2 x 2 = 8.",
+            "network_structure must have at least units = 9 grid points, got 2 x 2 x 2 = 8.",
         ),
         (lambda: EnhancedNeuronMap(9, network_structure=(3, 3)), "network_structure must be three integers (x, y, z), got (3, 3)."),
         (lambda: EnhancedNeuronMap(9, network_structure=(3, 0, 3)), "network_structure must be at least 1, got 0."),
@@ -173,11 +173,11 @@ def test_communicability_is_the_matrix_exponential():
         (lambda: EnhancedNeuronMap(1, coordinates=[[0, np.nan, 0]]), "coordinates must be finite, got nan."),
         (
             lambda: EnhancedNeuronMap(2, coordinates=[[0, 0, 0], [0, 0, 1]], distance_metric="cosine"),
-            "coordinates must differ from the origin where distance_metric is 'cosine', got [0.0, 0.0, 0.0].",
+            "coordinates must differ from the origin if distance_metric is 'cosine', got [0.0, 0.0, 0.0].",
         ),
         (
             lambda: EnhancedNeuronMap(1, coordinates=[[0, 0, 0]], network_structure=(1, 1, 1)),
-            "network_structure must be None where coordinates are given, got (1, 1, 1).",
+            "network_structure must be None if coordinates are given, got (1, 1, 1).",
         ),
         (
             lambda: EnhancedNeuronMap(9, distance_metric="hamming"),

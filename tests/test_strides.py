@@ -1,4 +1,4 @@
-"""StrideAware: each stride's layer on its own steps, held between them, streaming across any cut."""
+"""StrideAware: each stride's layer on its steps, outputs held between them, and streaming with any split."""
 
 import json
 

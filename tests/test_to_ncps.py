@@ -1,4 +1,4 @@
-"""to_ncps_state_dict: the way back of from_ncps on the golden files, and the package ncps itself where it is installed."""
+"""to_ncps_state_dict, the inverse of from_ncps: with the golden files, and with the package ncps if it is installed."""
 
 import importlib.util
 from types import ModuleType
@@ -127,7 +127,7 @@ def test_lower_precision() -> None:
         (lambda: CfC(4, 3, mode="pure", time_scale_factor=2.0), "layer.time_scale_factor must be 1 in the mode 'pure', got 2.0."),
         (
             lambda: CfC(ncp_map(), proj_size=3),
-            "layer.output must be 'motor' where a map that is not fully connected has a projection, got 'units'.",
+            "layer.output must be 'motor' for a projection on a map that is not fully connected, got 'units'.",
         ),
         (lambda: LTC(4, 3, solver="rk4"), "layer.solver must be 'semi_implicit', got 'rk4'."),
     ],

@@ -1,4 +1,4 @@
-"""fit, evaluate and predict: that they learn, what they leave out, how they stop, and what they refuse."""
+"""fit, evaluate and predict: learning, masking, stopping, and errors."""
 
 import signal
 import threading
@@ -381,22 +381,22 @@ BAD_DATA = {
     "empty list": (lambda: Sequences([]), ValueError, r"\[Sequences\] x must hold at least one sequence"),
     "no step": (lambda: Sequences([np.zeros((0, 1)), np.zeros((2, 1))]), ValueError, r"\[Sequences\] x\[0\] must have shape"),
     "other features": (lambda: Sequences([np.zeros((2, 1)), np.zeros((3, 2))]), ValueError, r"x must hold arrays of one dtype"),
-    "text": (lambda: Sequences("abc"), TypeError, r"\[Sequences\] x must be an array"),
-    "number of targets": (lambda: Sequences(X, Y[:3]), ValueError, r"\[Sequences\] y must hold N = 4 entries, as x, got 3"),
+    "text": (lambda: Sequences("abc"), TypeError, r"\[Sequences\] x must be a NumPy or MLX array"),
+    "number of targets": (lambda: Sequences(X, Y[:3]), ValueError, r"\[Sequences\] y must hold N = 4 entries, like x, got 3"),
     "complex targets": (lambda: Sequences(X, Y + 1j), TypeError, r"\[Sequences\] y must hold numbers"),
     "lengths too long": (lambda: Sequences(X, Y, lengths=[1, 2, 3, 4]), ValueError, r"lengths must lie in 1..T = 1..3, got 4 at 3"),
     "lengths of zero": (lambda: Sequences(X, Y, lengths=[1, 0, 3, 3]), ValueError, r"lengths must lie in 1..T = 1..3, got 0 at 1"),
     "lengths of floats": (lambda: Sequences(X, Y, lengths=[1.0, 2, 3, 3]), TypeError, r"lengths must hold integers"),
     "too few lengths": (lambda: Sequences(X, Y, lengths=[1, 2]), ValueError, r"lengths must have shape \(N,\) = \(4,\)"),
     "negative times": (lambda: Sequences(X, Y, -np.ones((4, 3))), ValueError, r"time_deltas must be finite and not negative, got -1"),
-    "times of another shape": (lambda: Sequences(X, Y, np.ones((4, 2))), ValueError, r"time_deltas must have 3 steps, as x, got 2"),
+    "times of another shape": (lambda: Sequences(X, Y, np.ones((4, 2))), ValueError, r"time_deltas must have 3 steps, like x, got 2"),
     "mask of numbers": (lambda: Sequences(X, Y, mask=[1, 0, 1, 1]), TypeError, r"mask\[0\] must hold True and False"),
     "mask of another shape": (
         lambda: Sequences(X, Y, mask=np.ones((4, 3), bool)),
         ValueError,
         r"mask\[0\] must have the first axes of y\[0\]",
     ),
-    "mask without targets": (lambda: Sequences(X, mask=np.ones(4, bool)), ValueError, r"mask must be None where there are no targets"),
+    "mask without targets": (lambda: Sequences(X, mask=np.ones(4, bool)), ValueError, r"mask must be None without targets"),
     "int64 targets": (lambda: Sequences(X, Y + 2**40), ValueError, r"\[Sequences\] y must fit into int32"),
 }
 
@@ -435,7 +435,7 @@ BAD_FITS = {
     "a generator": (
         {"train": (b for b in DATA.batches(2))},
         TypeError,
-        r"train must be Sequences, or batches that can be gone",
+        r"train must be Sequences, or batches that can be iterated again",
     ),
     "arrays": ({"train": X}, TypeError, r"\[fit\] train must be Sequences"),
     "an unknown entry": ({"train": [{"x": X, "labels": Y}]}, ValueError, r"a batch must be a dict of x, y, time_deltas, lengths, mask"),
@@ -449,7 +449,7 @@ BAD_FITS = {
     "monitor": ({"patience": 2}, ValueError, r"\[fit\] monitor must be one of 'loss'"),
     "resume": ({"resume": True}, ValueError, r"\[fit\] resume must be False without a folder `checkpoint`, got True"),
     "every": ({"every": 5}, ValueError, r"\[fit\] every must be None without a folder `checkpoint`, got 5"),
-    "stateful": ({"stateful": True}, ValueError, r"\[fit\] train must be batches that continue each other"),
+    "stateful": ({"stateful": True}, ValueError, r"\[fit\] train must be consecutive batches"),
     "flags": ({"bucket": 1}, TypeError, r"\[fit\] bucket must be"),
     "model": ({"model": lambda x: x}, TypeError, r"\[fit\] model must be an mlx.nn.Module"),
 }

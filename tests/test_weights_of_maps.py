@@ -1,4 +1,4 @@
-"""Weights say which map they are of: they are never taken for those of another one."""
+"""Weights identify their map, and cannot be loaded for another one."""
 
 import mlx.core as mx
 import mlx.nn as nn

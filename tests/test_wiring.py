@@ -1,4 +1,4 @@
-"""Neuron maps: their synapses, checks, configs and the promise that a seed gives one map."""
+"""Neuron maps: their synapses, checks, configs, and reproducibility by seed."""
 
 import copy
 import hashlib
@@ -516,7 +516,7 @@ COMPLAINTS = {
     "layers-float": (
         lambda: NeuronMap(2, layers=[[0.0, 1.0]]),
         TypeError,
-        "[NeuronMap] layers must hold one list of integer neuron ids a layer, got [[0.0, 1.0]].",
+        "[NeuronMap] layers must hold one list of integer neuron ids per layer, got [[0.0, 1.0]].",
     ),
     "layers-empty": (
         lambda: NeuronMap(1, layers=[]),
@@ -532,12 +532,12 @@ COMPLAINTS = {
     "layer-names-number": (
         lambda: NeuronMap(2, layers=[[0], [1]], layer_names=3),
         TypeError,
-        "[NeuronMap] layer_names must be a list of str, one a layer, got 3.",
+        "[NeuronMap] layer_names must be a list of str, one per layer, got 3.",
     ),
     "layer-names-text": (
         lambda: NeuronMap(2, layers=[[0], [1]], layer_names="ab"),
         TypeError,
-        "[NeuronMap] layer_names must be a list of str, one a layer, got 'ab'.",
+        "[NeuronMap] layer_names must be a list of str, one per layer, got 'ab'.",
     ),
     "enhanced-unknown": (
         lambda: EnhancedNCPMap(4, 3, 2, foo=1),
@@ -637,7 +637,7 @@ COMPLAINTS = {
     "forgotten-argument": (
         lambda: ForgetfulMap(2).get_config(),
         ValueError,
-        "[ForgetfulMap] rate must be kept as an attribute, as every constructor argument, got none.",
+        "[ForgetfulMap] rate must be stored as an attribute, like every constructor argument, got none.",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Pictures of neuron maps: a PNG of sensible size, nothing clipped, no window."""
+"""Drawings of neuron maps: a PNG of reasonable size, nothing clipped, no window."""
 
 import importlib.util
 import subprocess

@@ -67,7 +67,7 @@ def call() -> None:
 
 
 def wrong() -> None:
-    """What a type checker finds; it is not run."""
+    """Errors that a type checker must find; not run."""
     CfC("8", input_size=3)  # type: ignore[arg-type]
     CfC(8, input_size=3, moed="pure")  # type: ignore[call-arg]
     Recurrent(GatedUnit, 3, 4, bidirectonal=True)  # type: ignore[call-arg]

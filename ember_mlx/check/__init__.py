@@ -1,3 +1,3 @@
-"""python -m ember_mlx --check: every kernel compiled, compared with NumPy and timed on this machine, in processes that may die."""
+"""python -m ember_mlx --check: compile every kernel, compare it with NumPy and time it, in separate processes that may crash."""
 
-LIMIT = 180.0  # seconds of a job, unless told
+LIMIT = 180.0  # default time limit of a job in seconds

@@ -1,4 +1,4 @@
-"""The check, from start to end."""
+"""The check command."""
 
 import json
 import shutil
@@ -17,20 +17,20 @@ from .report import described, failures, lines_of
 from .results import DONE, Log
 from .workers import Worker
 
-LEAST = 5.0  # seconds that must be left for another job
+LEAST = 5.0  # seconds that must remain to start another job
 SANITIZER = "compute-sanitizer"
 
 
 class Options(NamedTuple):
-    """What is asked for.
+    """The command's options.
 
     Args:
-        json: where results go, and where those of earlier runs are.
-        budget: seconds, or None.
-        quick: the stages `QUICK` alone.
-        only: cells; none: all.
-        limit: seconds of a job.
-        device: as a worker takes it.
+        json: file of results, of this and earlier runs, or None.
+        budget: total time in seconds, or None.
+        quick: whether to run only the stages `QUICK`.
+        only: cells to check; empty: all.
+        limit: time limit per job in seconds.
+        device: as for a worker.
     """
 
     json: Path | None = None
@@ -42,7 +42,7 @@ class Options(NamedTuple):
 
 
 def check(options: Options) -> int:
-    """Run the jobs; the table comes last, whatever happens. Exit status: 0; 1 where one failed; 2 without a GPU; 130 after a signal."""
+    """Run the jobs, and print the table in any case. Exit status: 0; 1 if a job failed; 2 without a GPU; 130 after a signal."""
     end = None if options.budget is None else time.monotonic() + options.budget
     try:
         worker = Worker(options.device)
@@ -66,7 +66,7 @@ def check(options: Options) -> int:
 
 
 def _run_all(worker: Worker, jobs: Sequence[Job], log: Log, options: Options, end: float | None) -> bool:
-    """One job after another, with another worker after each that failed; whether a signal ended it."""
+    """Run the jobs, with a new worker after each failure; returns whether a signal ended the run."""
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         for job in jobs:
@@ -98,7 +98,7 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 def _sanitized(job: Job, options: Options, limit: float) -> dict[str, Any]:
-    """A job in a worker of its own under compute-sanitizer."""
+    """Run a job in a separate worker under compute-sanitizer."""
     if shutil.which(SANITIZER) is None:
         return {"state": "absent"}
     command = [SANITIZER, "--tool", job.given["tool"], "--error-exitcode", "9", sys.executable, "-m", "ember_mlx.check.worker"]

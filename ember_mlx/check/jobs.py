@@ -1,4 +1,4 @@
-"""What the check does, and in which order."""
+"""The jobs of the check, in order."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,15 +14,15 @@ from .rows import CANDIDATES, HEADLINE, OTHER, Row
 STAGES = {
     "errors": "every cell forward and backward against float64",
     "times": "CfC, LTC, LSTM and GRU of 64 units",
-    "peers": "other libraries that are installed, on the same work",
+    "peers": "other installed libraries on the same work",
     "memory": "the peak of a training step",
     "sizes": "other layers and sizes, and their peers",
-    "layouts": "all variants, in every layout that the table can choose",
+    "layouts": "all variants in every layout that the table can choose",
     "sanitizer": "compute-sanitizer's memcheck and racecheck (CUDA)",
-    "tuning": "layouts beside the table's choice",
+    "tuning": "layouts other than the table's choice",
 }
 QUICK = ("errors", "times")
-LONG = 1000  # steps of the rows whose memory and layouts are looked at
+LONG = 1000  # time steps of the rows used for memory and layouts
 HEADLINE_SIZE, SMALL = (33, 5, 64), (7, 3, 31)  # T, B, H
 HEADLINE_VARIANTS = {
     "cfc": ("default", "mixed_memory", "layered"),
@@ -43,8 +43,8 @@ class Job(NamedTuple):
 
     Args:
         stage: a name of `STAGES`.
-        name: what the line is called; with the stage it is unlike any other.
-        given: what `work.run` needs.
+        name: name of the line, unique within its stage.
+        given: the arguments of `work.run`.
     """
 
     stage: str
@@ -58,7 +58,7 @@ class Job(NamedTuple):
 
 
 def all_jobs(kind: str) -> list[Job]:
-    """Every job that kernels of a kind can do here, in the order of `STAGES`."""
+    """Every job for kernels of a kind on this machine, in the order of `STAGES`."""
     jobs = [*_errors(kind), *_times("times", HEADLINE), *_peers("peers", HEADLINE)]
     jobs += [Job("memory", name, {"row": name}) for name, row in HEADLINE.items() if row.T >= LONG]
     for name, row in OTHER.items():
@@ -67,12 +67,12 @@ def all_jobs(kind: str) -> list[Job]:
 
 
 def chosen(jobs: Sequence[Job], stages: Sequence[str], cells: Sequence[str]) -> list[Job]:
-    """The jobs of some stages, and of some cells; no cell: all."""
+    """The jobs of these stages and cells; all cells if none is given."""
     return [job for job in jobs if job.stage in stages and (not cells or job.name.lower().split(" ")[0].rstrip(",") in cells)]
 
 
 def cells_of(jobs: Sequence[Job]) -> list[str]:
-    """The first words of the jobs' names, which `--only` takes."""
+    """The first words of the jobs' names, accepted by `--only`."""
     return list(dict.fromkeys(job.name.lower().split(" ")[0].rstrip(",") for job in jobs))
 
 

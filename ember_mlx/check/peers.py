@@ -1,4 +1,4 @@
-"""Other libraries on the work of a row: what is installed runs, and waits for its results."""
+"""Timed runs of other installed libraries on the work of a row; each run waits for its results."""
 
 import importlib
 import importlib.util
@@ -18,13 +18,13 @@ Array = np.ndarray[Any, Any]
 
 
 def inputs_of(row: Any) -> tuple[Array, Array]:
-    """x (B, T, I) and time deltas (B, T) of a row, or of what else has its sizes."""
+    """x (B, T, I) and time deltas (B, T) for a row, or an object with its sizes."""
     rng = np.random.default_rng(0)
     return rng.standard_normal((row.B, row.T, row.inputs)).astype(np.float32), rng.uniform(0.1, 2, (row.B, row.T)).astype(np.float32)
 
 
 def layer_of(row: Row) -> nn.Module:
-    """The row's own layer."""
+    """The layer of a row."""
     mx.random.seed(0)
     layer = row.layer()
     layer.set_dtype(row.dtype)
@@ -33,7 +33,7 @@ def layer_of(row: Row) -> nn.Module:
 
 
 def own(row: Row, backend: str) -> Runs:
-    """The row's layer in one of its forms."""
+    """The row's layer on one backend."""
     x, dt = inputs_of(row)
     return mlx_runs(layer_of(row), mx.array(x).astype(row.dtype), mx.array(dt), backend)
 
@@ -63,7 +63,7 @@ def _of_mlx(cell: str) -> Callable[[Row], Runs]:
 
 
 def torch_device() -> tuple[Any, str, Run]:
-    """torch without TF32, its GPU's name or "cpu", and what waits for it."""
+    """torch without TF32, its device "cuda", "mps" or "cpu", and a function that synchronises it."""
     torch: Any = importlib.import_module("torch")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -71,7 +71,7 @@ def torch_device() -> tuple[Any, str, Run]:
 
 
 def _torch_runs(make: Callable[[Any], Any], row: Row, times: Array | None = None) -> Runs:
-    """A torch module on its GPU; on the CPU where it has none."""
+    """A torch module on the GPU, or on the CPU if there is none."""
     torch, device, wait = torch_device()
     kind = getattr(torch, str(row.dtype).removeprefix("mlx.core."))
     module, x = make(torch).to(device, kind), torch.tensor(inputs_of(row)[0], device=device, dtype=kind)
@@ -91,7 +91,7 @@ def _torch_runs(make: Callable[[Any], Any], row: Row, times: Array | None = None
 
 
 def _of_torch(cell: str, projected: bool = False) -> Callable[[Row], Runs]:
-    """A layer of torch.nn, on CUDA cuDNN's; with its state projected to half the units if asked for."""
+    """A layer of torch.nn (cuDNN's on CUDA), optionally with its state projected to half the units."""
 
     def runs(row: Row) -> Runs:
         options = {"proj_size": row.units // 2} if projected else {}
@@ -113,7 +113,7 @@ def _of_ncps(cell: str, wired: bool = False) -> Callable[[Row], Runs]:
 
 
 def _flash_lstm(row: Row) -> Runs:
-    """FlashRNN's LSTM with one head; its fused form asks for bfloat16 and CUDA, and its input product is a linear layer here."""
+    """FlashRNN's LSTM with one head; its fused form needs bfloat16 and CUDA, and the input product is a linear layer here."""
 
     def make(torch: Any) -> Any:
         flashrnn: Any = importlib.import_module("flashrnn")
@@ -188,11 +188,11 @@ PEERS: dict[str, Callable[[Row], Runs]] = {
     "ncps LTC NCP": _of_ncps("LTC", wired=True),
 }
 PACKAGES = {"torch": "torch", "ncps": "ncps", "jax": "jax", "FlashRNN": "flashrnn"}
-"""The module that a peer needs, by the first word of its name; MLX's need none."""
+"""The module required by a peer, by the first word of its name; MLX's peers need none."""
 
 
 def runs_of(row: Row, peer: str) -> Runs | None:
-    """A peer's runs, or None where its package is not installed."""
+    """A peer's runs, or None if its package is not installed."""
     package = PACKAGES.get(peer.split(" ")[0])
     if package is not None and importlib.util.find_spec(package) is None:
         return None

@@ -10,7 +10,7 @@ Result = dict[str, Any]
 
 
 def lines_of(log: Log, jobs: Sequence[Job]) -> list[str]:
-    """Everything that was found, stage by stage, and what failed last."""
+    """All results by stage, followed by the failures."""
     lines: list[str] = []
     for stage, title in STAGES.items():
         results, planned = log.of(stage, jobs), sum(job.stage == stage for job in jobs)
@@ -22,7 +22,7 @@ def lines_of(log: Log, jobs: Sequence[Job]) -> list[str]:
 
 
 def failures(log: Log, jobs: Sequence[Job]) -> list[Result]:
-    """Results that are wrong, and those that did not come; a peer's failure is none of ours."""
+    """Wrong and missing results; failures of peers do not count."""
     return [log.results[job.key] for job in jobs if job.key in log.results and _is_failure(job, log.results[job.key])]
 
 
@@ -35,11 +35,11 @@ def _failures(log: Log, jobs: Sequence[Job]) -> list[str]:
     told = [f"{result['key']}: {described(result)}" for result in failed]
     if failed:
         return [*told, f"{len(failed)} of {done} failed"]
-    return [f"everything that was tried works here: {done} of {len(jobs)}"]
+    return [f"all checks that ran passed: {done} of {len(jobs)}"]
 
 
 def described(result: Result) -> str:
-    """A result in a line."""
+    """A result as one line."""
     state = result["state"]
     if "why" in result:
         return f"{state}: {' '.join(str(result['why']).split())[:300]}"

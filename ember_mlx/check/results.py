@@ -1,4 +1,4 @@
-"""Results in a file of JSON lines, each written as it comes."""
+"""Results in a JSON lines file, each written as soon as it is available."""
 
 import datetime
 import json
@@ -15,7 +15,7 @@ Result = dict[str, Any]
 
 
 class Run(NamedTuple):
-    """A machine with some versions, and its results by key."""
+    """A machine with its versions, and its results by key."""
 
     machine: Result
     date: str
@@ -23,7 +23,7 @@ class Run(NamedTuple):
 
 
 def read(path: Path) -> tuple[list[Run], int]:
-    """The runs of a file, those of one machine and versions as one, and how many lines could not be read.
+    """The runs of a file, merged by machine and versions, and the number of unreadable lines.
 
     Raises:
         ValueError: not a file of results.
@@ -51,11 +51,11 @@ def read(path: Path) -> tuple[list[Run], int]:
 
 
 class Log:
-    """The results of this run, and of those before it on the same machine with the same versions.
+    """The results of this run, and of earlier runs on the same machine with the same versions.
 
     Args:
-        path: the file; None: nothing is kept.
-        machine: as a worker describes it.
+        path: the file; None: results are not stored.
+        machine: the description from a worker.
     """
 
     def __init__(self, path: Path | None, machine: Result):
@@ -69,16 +69,16 @@ class Log:
             if run.machine == machine:
                 self.results |= {key: result for key, result in run.results.items() if result.get("state") in DONE}
             else:
-                self.notes.append(f"{path}: {len(run.results)} results of {_difference(run.machine, machine)} are left as they are")
+                self.notes.append(f"{path}: {len(run.results)} results of {_difference(run.machine, machine)} are ignored")
         if broken:
-            self.notes.append(f"{path}: {broken} torn or unknown {'line is' if broken == 1 else 'lines are'} passed over")
+            self.notes.append(f"{path}: {broken} incomplete or unknown {'line is' if broken == 1 else 'lines are'} skipped")
         if self.results:
-            self.notes.append(f"{path}: {len(self.results)} results are taken from there")
+            self.notes.append(f"{path}: {len(self.results)} results are reused")
         torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
         self._write({"format": FORMAT, "machine": machine, "date": datetime.date.today().isoformat()}, "\n" if torn else "")
 
     def add(self, job: Job, result: Result) -> None:
-        """Keep a job's result."""
+        """Store a job's result."""
         self.results[job.key] = {"key": job.key, "stage": job.stage, "name": job.name, **_row(job), **result}
         if self.path is not None:
             self._write(self.results[job.key])

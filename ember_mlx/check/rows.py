@@ -1,4 +1,4 @@
-"""The layers and sizes that are timed."""
+"""The layers and sizes to time."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -14,15 +14,15 @@ INPUTS = 10
 
 
 class Row(NamedTuple):
-    """A layer's forward scan, and both, at a size.
+    """A layer at one size, timed forward and forward + backward.
 
     Args:
-        layer: makes it, with every step returned.
-        units: of the layer, and of its peers.
-        B: sequences.
-        T: steps.
+        layer: a function that makes the layer, with every step returned.
+        units: units of the layer and its peers.
+        B: number of sequences.
+        T: number of time steps.
         peers: names of `peers.PEERS`.
-        dtype: of x and the parameters.
+        dtype: dtype of x and the parameters.
         inputs: features of x.
     """
 

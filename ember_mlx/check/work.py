@@ -1,4 +1,4 @@
-"""What a worker does for a job."""
+"""Running a job in a worker."""
 
 import statistics
 import time
@@ -15,12 +15,12 @@ from ..scans.registry import RECURRENCES
 from .peers import own, runs_of
 from .rows import ROWS, Row
 
-SECONDS, LEAST_RUNS = 1.0, 3  # of a figure
+SECONDS, LEAST_RUNS = 1.0, 3  # duration and minimum number of runs per measurement
 Result = dict[str, Any]
 
 
 def run(kind: str, stage: str, given: Result) -> Result:
-    """Do a job: {"state": ..., what was measured}; an exception is a failure."""
+    """Run a job; returns {"state": ...} with the measurements; an exception is a failure."""
     tile = Tile(*given["tile"]) if "tile" in given else None
     token = forced_tile.set(tile)
     try:
@@ -44,7 +44,7 @@ def _errors(kind: str, recurrence: str, variant: str, size: tuple[int, int, int]
 
 
 def _times(kind: str, row: Row) -> Result:
-    """Milliseconds of the row's layer, and what the cost model expects of its kernels."""
+    """Milliseconds of the row's layer, and the cost model's estimates for its kernels."""
     runs, result = own(row, kind), Result()
     for name, one in zip(("forward", "both"), runs, strict=True):
         result |= _timed(name, one)
@@ -56,7 +56,7 @@ def _times(kind: str, row: Row) -> Result:
 
 
 def _peer(row: Row, peer: str) -> Result:
-    """Milliseconds of a peer's."""
+    """Milliseconds of a peer's runs."""
     runs = runs_of(row, peer)
     if runs is None:
         return {"state": "absent"}
@@ -64,7 +64,7 @@ def _peer(row: Row, peer: str) -> Result:
 
 
 def _memory(kind: str, row: Row) -> Result:
-    """Bytes at the peak of a training step beyond parameters, x and time deltas, and as arrays of (B, T, H)."""
+    """Peak memory of a training step without parameters, x and time deltas, in bytes and in arrays of (B, T, H)."""
     both = own(row, kind)[1]
     both()
     mx.synchronize()
@@ -77,7 +77,7 @@ def _memory(kind: str, row: Row) -> Result:
 
 
 def _timed(name: str, one: Callable[[], None]) -> Result:
-    """The median of runs within a second, three at least, the least and the largest; the first one, which compiles, aside."""
+    """The median, minimum and maximum of the runs within a second, at least three, without the first, which compiles."""
     start, times = time.perf_counter(), list[float]()
     one()
     first = time.perf_counter() - start

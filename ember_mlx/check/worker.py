@@ -1,4 +1,4 @@
-"""A worker: python -m ember_mlx.check.worker; a job a line comes in, its result goes out."""
+"""A worker process: python -m ember_mlx.check.worker reads one job per line and writes its result."""
 
 import argparse
 import importlib
@@ -25,7 +25,7 @@ def kernels_here() -> str | None:
 
 
 def machine(kind: str | None) -> dict[str, Any]:
-    """What results depend on."""
+    """The machine and versions on which results depend."""
     known = ("device_name", "architecture", "memory_size")
     return {
         "ember_mlx": __version__,
@@ -41,18 +41,18 @@ def machine(kind: str | None) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Say hello with what there is to do; then a result for every job, until the input ends."""
+    """Write a greeting with the list of jobs, then a result for every job until the input ends."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--device", help="module:function that returns the kind of kernels, in the place of MLX's device")
+    parser.add_argument("--device", help="module:function that returns the kind of kernels, instead of MLX's device")
     given = parser.parse_args()
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes elsewhere
+    os.dup2(2, 1)  # output of libraries goes to stderr
     if given.device:
         module, function = given.device.split(":")
         kind = getattr(importlib.import_module(module), function)()
     else:
         kind = kernels_here()
-    from .jobs import all_jobs  # here, after the device is what it will be
+    from .jobs import all_jobs  # after the device has been set
     from .work import run
 
     jobs = [] if kind is None else all_jobs(kind)

@@ -1,4 +1,4 @@
-"""The other end of a worker, which may crash or hang."""
+"""The parent's side of a worker process, which may crash or hang."""
 
 import contextlib
 import json
@@ -13,15 +13,15 @@ from typing import Any
 
 from .jobs import Job
 
-START_LIMIT = 120.0  # seconds, until a worker says hello
+START_LIMIT = 120.0  # seconds until a worker's greeting
 
 
 class Worker:
-    """A process that does one job after another.
+    """A process that runs jobs one after another.
 
     Args:
-        device: as `worker.main` takes it.
-        before: a command that the worker's stands behind.
+        device: as for `worker.main`.
+        before: a command to run the worker under.
     """
 
     def __init__(self, device: str | None = None, before: Sequence[str] = ()):
@@ -37,14 +37,14 @@ class Worker:
         self.jobs = [Job(*job) for job in hello["jobs"]]
 
     def run(self, job: Job, limit: float) -> dict[str, Any]:
-        """The result of a job; whatever happened to the process, and after `limit` seconds it is ended."""
+        """The result of a job, even if the process crashes; it is ended after `limit` seconds."""
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # the answer tells its end
+        with contextlib.suppress(BrokenPipeError):  # _answer reports that it has ended
             print(json.dumps([job.stage, job.given]), file=self.process.stdin, flush=True)
         return self._answer(limit)
 
     def end(self) -> int:
-        """Let it end by itself, or end it; returns the exit status."""
+        """Let the process exit, or end it; returns the exit status."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()

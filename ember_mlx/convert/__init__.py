@@ -1,4 +1,4 @@
-"""Layers from models of other packages, and back."""
+"""Conversion of layers from and to other packages."""
 
 from .gated import from_mlx, from_torch, to_torch_state_dict
 from .ncps import from_ncps

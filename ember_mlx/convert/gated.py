@@ -1,6 +1,6 @@
-"""RNN, LSTM and GRU from PyTorch's and MLX's modules, and back to a PyTorch state dict.
+"""RNN, LSTM and GRU from PyTorch's and MLX's modules, and to a PyTorch state dict.
 
-torch is not imported here: a module is known by its class's name and read through its attributes.
+torch is not imported: a module is recognised by its class name and read through its attributes.
 """
 
 from typing import Any
@@ -22,18 +22,18 @@ Tree = dict[str, Array]
 
 LAYERS: dict[str, type[GatedLayer]] = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU}
 SUFFIXES = {"forward": "", "backward": "_reverse"}
-"""Direction -> how torch's names of its parameters end."""
+"""Direction -> suffix of torch's parameter names."""
 
 
 def from_torch(module: Any) -> GatedLayer:
-    """Return an RNN, LSTM or GRU with the weights, and so the outputs, of a torch.nn.RNN, LSTM or GRU.
+    """Return an RNN, LSTM or GRU with the weights, and therefore the outputs, of a torch.nn.RNN, LSTM or GRU.
 
-    torch has two biases, of the products with x and with h; they are added up, but for the GRU's n gate, whose second one is multiplied by
-    the reset gate. What to call differently: the layer returns the state only with ``return_state=True``, [h] or (h, c), each in torch's
-    shape and order; a packed sequence is a padded x with ``lengths``.
+    torch has two biases, for the products with x and with h. They are added, except in the GRU's n gate, whose second bias is multiplied by
+    the reset gate. Differences in calls: the layer returns the state only with ``return_state=True``, as [h] or (h, c), each in torch's
+    shape and order; instead of a packed sequence pass a padded x with ``lengths``.
 
     Args:
-        module: a torch.nn.RNN, LSTM or GRU, on any device, in float16, bfloat16, float32 or float64. It is left as it is.
+        module: a torch.nn.RNN, LSTM or GRU, on any device, in float16, bfloat16, float32 or float64. It is not changed.
 
     Returns:
         The layer, with parameters of the module's dtype (float64 ones run on the CPU only), in the module's training or evaluation mode.
@@ -42,7 +42,7 @@ def from_torch(module: Any) -> GatedLayer:
         TypeError: another object; parameters of another dtype.
 
     Example:
-        The first two lines need torch, which this package does not ask for, so they are skipped as a test.
+        The first two lines need torch, which this package does not require, so they are not tested.
 
         >>> module = torch.nn.LSTM(3, 16, num_layers=2, bidirectional=True, batch_first=True)  # doctest: +SKIP
         >>> from_torch(module)(mx.zeros((2, 7, 3)), lengths=[7, 4]).shape  # doctest: +SKIP
@@ -67,7 +67,7 @@ def from_torch(module: Any) -> GatedLayer:
         module.hidden_size,
         module.num_layers,
         bias=bool(module.bias),
-        dropout=float(module.dropout) if module.num_layers > 1 else 0.0,  # torch's has no effect on one layer
+        dropout=float(module.dropout) if module.num_layers > 1 else 0.0,  # torch ignores it for a single layer
         bidirectional=bool(module.bidirectional),
         batch_first=bool(module.batch_first),
         **options,
@@ -83,13 +83,13 @@ def from_torch(module: Any) -> GatedLayer:
 
 
 def from_mlx(module: nn.RNN | nn.LSTM | nn.GRU) -> GatedLayer:
-    """Return an RNN, LSTM or GRU with the weights, and so the outputs, of an mlx.nn.RNN, LSTM or GRU.
+    """Return an RNN, LSTM or GRU with the weights, and therefore the outputs, of an mlx.nn.RNN, LSTM or GRU.
 
-    What to call differently: x has one batch axis, the first, or none; y holds h alone, of an LSTM too, and the last state is returned with
-    ``return_state=True``, [h] or (h, c), each (1, B, H).
+    Differences in calls: x has at most one batch axis, the first; y holds only h, also for an LSTM; and the last state is returned with
+    ``return_state=True``, as [h] or (h, c), each (1, B, H).
 
     Args:
-        module: of mlx.nn. It is left as it is.
+        module: the mlx.nn module. It is not changed.
 
     Returns:
         The layer, with parameters of the module's dtype, in its training or evaluation mode.
@@ -131,8 +131,8 @@ def to_torch_state_dict(layer: GatedLayer) -> dict[str, Array]:
         layer: an RNN, LSTM or GRU of this package.
 
     Returns:
-        NumPy arrays by torch's names, weight_ih_l0, ..., in the layer's dtype (float32 for bfloat16, which NumPy lacks). bias_ih has the
-        whole bias and bias_hh is 0, but for a GRU's n gate.
+        NumPy arrays by torch's names, weight_ih_l0, ..., in the layer's dtype (float32 for bfloat16, which NumPy lacks). bias_ih holds the
+        whole bias and bias_hh is 0, except in a GRU's n gate.
 
     Raises:
         TypeError: another object.
@@ -158,7 +158,7 @@ def to_torch_state_dict(layer: GatedLayer) -> dict[str, Array]:
 
 
 def _torch_names(layer: GatedLayer, k: int, direction: str) -> dict[str, str]:
-    """What torch calls the parameters of one layer and direction."""
+    """torch's names of the parameters of one layer and direction."""
     names = {"Wx": "weight_ih", "Wh": "weight_hh"}
     names |= {"bias": "bias_ih", "bias_h": "bias_hh"} if layer.bias else {}
     names |= {"Wr": "weight_hr"} if layer.proj_size else {}
@@ -166,7 +166,7 @@ def _torch_names(layer: GatedLayer, k: int, direction: str) -> dict[str, str]:
 
 
 def _from_torch(values: Tree, units: int) -> Tree:
-    """torch's two biases as ours."""
+    """Convert torch's two biases to ours."""
     bias_h = values.pop("bias_h", None)
     if bias_h is None:
         return values
@@ -177,7 +177,7 @@ def _from_torch(values: Tree, units: int) -> Tree:
 
 
 def _to_torch(direction: CellDirection, units: int) -> Tree:
-    """Our biases as torch's two."""
+    """Convert our biases to torch's two."""
     values = {name: numpy_of(a) for name, a in direction.parameters().items()}
     if "bias" in values:
         values["bias_h"] = np.zeros_like(values["bias"])

@@ -1,6 +1,6 @@
 """CfC and LTC layers from the PyTorch models of the package ncps.
 
-Neither torch nor ncps is imported here: a module is known by its class's name and read through its attributes.
+Neither torch nor ncps is imported: a module is recognised by its class name and read through its attributes.
 """
 
 from typing import Any
@@ -17,45 +17,44 @@ from .tensors import HEADS, OWNER, copy_lstm, dtype_of, polarity, put, put_linea
 from .weights import array_of
 
 ACTIVATIONS = {"LeCun": "lecun_tanh", "Tanh": "tanh", "ReLU": "relu", "SiLU": "silu", "GELU": "gelu"}
-"""Class of a backbone's activation in ncps -> its name here."""
+"""ncps's class of the backbone's activation -> its name here."""
 
 
 def from_ncps(module: Any) -> CfC | LTC:
-    """Return a layer with the weights, the synapses and so the outputs of an ncps.torch.CfC or ncps.torch.LTC.
+    """Return a layer with the weights, the synapses and therefore the outputs of an ncps.torch.CfC or ncps.torch.LTC.
 
     A dense CfC becomes a layer on a fully connected map, with the same backbone. A wired one becomes a layer on an explicit
-    :class:`NeuronMap` that holds what the module uses of its wiring: the synapses from the inputs to the first layer, those from
-    each layer to the next, and every synapse inside a layer, where ncps's recurrence is dense whatever the wiring says (polarity +1
-    where the wiring has none; a CfC does not read polarities). Synapses that ncps does not use, as those that skip a layer, are
-    dropped. Like the module, the layer masks f and g alone (``mask_time_heads=False``), and its output is the last layer
-    (``output="motor"``).
+    :class:`NeuronMap` with the synapses that the module uses: those from the inputs to the first layer, those from each layer to the
+    next, and every synapse within a layer, where ncps's recurrence is dense regardless of the wiring (with polarity +1 if the wiring
+    has none; a CfC does not use polarities). Synapses that ncps does not use, such as those that skip a layer, are dropped. Like the
+    module, the layer masks only f and g (``mask_time_heads=False``), and its output is the last layer (``output="motor"``).
 
-    The layer's neuron ids begin with the last layer: motor, command, inter, which are the ids of ncps's own wirings. ncps keeps the
-    state of a wired module the other way round, inter, command, motor, so a state is carried over with
-    ``np.concatenate(np.split(h, np.cumsum(sizes)[:-1], axis=1)[::-1], axis=1)``, ``sizes`` the neurons of each of ncps's layers.
+    The layer's neuron ids begin with the last layer: motor, command, inter, as in ncps's wirings. The state of a wired ncps module has
+    the opposite order: inter, command, motor. Convert it with
+    ``np.concatenate(np.split(h, np.cumsum(sizes)[:-1], axis=1)[::-1], axis=1)``, where ``sizes`` are the neurons of each of ncps's layers.
 
     An LTC becomes an :class:`LTC` on an explicit map with the synapses of the module's masks; neuron ids and states are the same in both
-    packages. Where no time passes ncps gives NaN, the layer the state unchanged, and ncps takes time deltas of several sequences wrongly
-    (it squeezes each step's until they broadcast over the units): compare one sequence at a time.
+    packages. For a time delta of 0 ncps returns NaN, the layer the unchanged state. ncps handles the time deltas of several sequences
+    wrongly (it squeezes each step's values until they broadcast over the units): compare one sequence at a time.
 
-    What to call differently: the layer returns the state only with ``return_state=True``, a CfC's as [h, t] or [h, c, t], an LTC's as v or
-    [v, c], and ``time_deltas`` are (B, T), (B, T, 1) or a scalar, each step's own for each sequence.
+    Differences in calls: the layer returns the state only with ``return_state=True``, for a CfC as [h, t] or [h, c, t], for an LTC as v or
+    [v, c]; and ``time_deltas`` are (B, T), (B, T, 1) or a scalar, with separate values for each step and sequence.
 
     Args:
         module: an ncps.torch.CfC, dense or wired, of any mode, or an ncps.torch.LTC on any wiring; on any device, in float16, bfloat16,
-            float32 or float64. It is left as it is, and later changes of it do not reach the layer.
+            float32 or float64. It is not changed, and later changes to it do not affect the layer.
 
     Returns:
         The layer, with parameters of the module's dtype (float64 ones run on the CPU only) and in the module's training or
-        evaluation mode. ncps drops no unit of the first backbone layer, while a CfC with ``backbone_dropout`` drops units of each:
-        the two differ in training, where there are two backbone layers or more.
+        evaluation mode. ncps drops no unit of the first backbone layer, while a CfC with ``backbone_dropout`` drops units of every
+        layer: the two differ in training with two or more backbone layers.
 
     Raises:
-        TypeError: another object, such as a model of ncps for Keras; parameters of another dtype.
-        ValueError: a module that ncps itself could not run, or whose parts were exchanged for what a CfC does not have.
+        TypeError: another object, such as an ncps model for Keras; parameters of another dtype.
+        ValueError: a module that ncps itself could not run, or with modified parts that a CfC does not support.
 
     Example:
-        The first two lines need torch and ncps, which this package does not ask for, so they are skipped as a test.
+        The first two lines need torch and ncps, which this package does not require, so they are not tested.
 
         >>> module = ncps.torch.CfC(3, ncps.wirings.AutoNCP(16, 4))  # doctest: +SKIP
         >>> from_ncps(module)(mx.zeros((2, 7, 3)), time_deltas=0.5).shape  # doctest: +SKIP
@@ -83,7 +82,7 @@ def _is_wired(module: Any) -> bool:
 
 
 def _empty_layer(module: Any, cells: list[Any]) -> CfC:
-    """The layer with weights of its own."""
+    """The layer with new weights."""
     wired = _is_wired(module)
     return CfC(
         _neuron_map(module.wiring, cells) if wired else cells[0].hidden_size,
@@ -100,7 +99,7 @@ def _empty_layer(module: Any, cells: list[Any]) -> CfC:
 
 
 def _class_of(module: Any) -> str:
-    """CfC or LTC, the class of ncps.torch that the module has or is derived from; else a TypeError."""
+    """CfC or LTC, the ncps.torch class of the module or its base class; else a TypeError."""
     names = {kind.__name__ for kind in type(module).__mro__ if f"{kind.__module__}.".startswith("ncps.torch.")}
     for name in ("CfC", "LTC"):
         if name in names:
@@ -140,7 +139,7 @@ def _neuron_map(wiring: Any, cells: list[Any]) -> NeuronMap:
     adjacency = np.zeros((units, units), np.int8)
     sensory = np.zeros((cells[0].input_size, units), np.int8)
     recurrent_signs, sensory_signs = polarity(wiring.adjacency_matrix), polarity(wiring.sensory_adjacency_matrix)
-    theirs = [list(wiring.get_neurons_of_layer(k)) for k in range(len(cells))]  # the wiring's ids of the same neurons
+    theirs = [list(wiring.get_neurons_of_layer(k)) for k in range(len(cells))]  # the same neurons' ids in the wiring
     for k, ids in enumerate(layers):
         mask = _input_mask(cells[k], k)
         if k:
@@ -152,7 +151,7 @@ def _neuron_map(wiring: Any, cells: list[Any]) -> NeuronMap:
 
 
 def _layer_ids(cells: list[Any]) -> list[NDArray[np.int64]]:
-    """Our neuron ids of each layer: those of the last layer come first."""
+    """Our neuron ids of each layer; the last layer has the first ids."""
     stop, layers = sum(cell.hidden_size for cell in cells), []
     for cell in cells:
         layers.append(np.arange(stop - cell.hidden_size, stop))
@@ -161,14 +160,14 @@ def _layer_ids(cells: list[Any]) -> list[NDArray[np.int64]]:
 
 
 def _layer_names(wiring: Any, count: int) -> list[str] | None:
-    """The neuron type of each layer, where there is one a layer and no two layers share it."""
+    """The neuron type of each layer, or None unless each layer has a single type of its own."""
     kinds = [{str(wiring.get_type_of_neuron(i)) for i in wiring.get_neurons_of_layer(k)} for k in range(count)]
     names = [kind for layer in kinds for kind in layer]
     return names if len(names) == len(set(names)) == count else None
 
 
 def _input_mask(cell: Any, k: int) -> NDArray[np.int8]:
-    """(inputs, H_s) of 0 and 1: what layer k takes from outside. Its own mask is read, since a wiring can change after."""
+    """(inputs, H_s) of 0 and 1: the inputs of layer k, from the cell's mask, since the wiring may have changed later."""
     mask = array_of(cell.sparsity_mask).T
     if not (np.isin(mask, (0, 1)).all() and mask[cell.input_size :].all()):
         expected = "hold only 0 and 1, and only 1 for its layer's own neurons"

@@ -32,7 +32,7 @@ def ltc_from_ncps(module: Any) -> LTC:
 
 
 def _neuron_map(cell: Any) -> NeuronMap:
-    """The synapses of a cell's masks, which count where its wiring was changed later, with the wiring's polarities."""
+    """The synapses of a cell's masks, with the wiring's polarities; the masks count even if the wiring was changed later."""
     wiring = cell._wiring
     adjacency = _mask(cell, "sparsity_mask") * polarity(wiring.adjacency_matrix)
     sensory = _mask(cell, "sensory_sparsity_mask") * polarity(wiring.sensory_adjacency_matrix)
@@ -51,7 +51,7 @@ def _mask(cell: Any, name: str) -> NDArray[np.int8]:
 
 
 def _copy_weights(layer: LTC, module: Any) -> None:
-    """Replace the layer's parameters by the module's: of a matrix over all pairs of neurons, the values of the synapses that exist."""
+    """Replace the layer's parameters by the module's: from its matrices over all pairs of neurons, the values of existing synapses."""
     cell, dtype = module.rnn_cell, dtype_of(module.rnn_cell.gleak)
     for name in [name for name, value in layer.items() if isinstance(value, mx.array) and name != "map_id"]:
         value = array_of(getattr(cell, name))

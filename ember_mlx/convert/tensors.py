@@ -1,4 +1,4 @@
-"""Values out of the PyTorch modules of the package ncps, and into layers."""
+"""Reading values from the PyTorch modules of the package ncps, and writing them to layers."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def polarity(matrix: Any) -> NDArray[np.int8]:
 
 
 def copy_lstm(target: dict[str, mx.array], lstm: Any, order: Array, dtype: mx.Dtype) -> None:
-    """Replace the parameters of a mixed memory: gates a, i, f, o in both packages; `order` holds the place there of each unit here."""
+    """Replace the parameters of a mixed memory: gates a, i, f, o in both packages; `order` is the index there of each unit here."""
     w_x, bias, w_h = array_of(lstm.input_map.weight), array_of(lstm.input_map.bias), array_of(lstm.recurrent_map.weight)
     H, inputs = len(order), w_x.shape[1]
     put(target, "Wx", w_x.reshape(4, H, inputs)[:, order].reshape(4 * H, inputs), dtype, "module.lstm")
@@ -31,13 +31,13 @@ def copy_lstm(target: dict[str, mx.array], lstm: Any, order: Array, dtype: mx.Dt
 
 
 def put_linear(target: dict[str, mx.array], parts: list[Any], dtype: mx.Dtype, place: str) -> None:
-    """Put the weights and biases of dense layers of torch, one below the other, in place of the target's."""
+    """Replace the target's weights and biases by those of torch's dense layers, stacked by rows."""
     put(target, "weight", np.concatenate([array_of(part.weight) for part in parts]), dtype, place)
     put(target, "bias", np.concatenate([array_of(part.bias) for part in parts]), dtype, place)
 
 
 def put(target: Any, name: str, value: Array, dtype: mx.Dtype, place: str) -> None:
-    """Replace one parameter, whose shape must stay."""
+    """Replace one parameter by a value of the same shape."""
     if target[name].shape != value.shape:
         raise bad_argument(OWNER, f"{place} {name}", f"have shape {target[name].shape}", value.shape)
     target[name] = mx.array(value, dtype)

@@ -21,13 +21,13 @@ Array = NDArray[Any]
 def to_ncps_state_dict(layer: CfC | LTC) -> dict[str, Array]:
     """A layer's parameters as a state dict of the ncps.torch.CfC or ncps.torch.LTC with the same options and the same synapses.
 
-    A CfC on a fully connected map without layers is a dense module, ``CfC(input_size, units, ...)``; on any other map a wired one,
-    ``CfC(input_size, wiring, ...)``, whose wiring has a layer for each of the map's, or one, with as many neurons. There the weights of
-    synapses that do not exist are 0, since ncps has masks for what comes from outside a layer alone. An LTC goes with any wiring of as
-    many units: the masks are in the state dict. States are ordered as :func:`from_ncps` says.
+    A CfC on a fully connected map without layers corresponds to a dense module, ``CfC(input_size, units, ...)``. On any other map it
+    corresponds to a wired one, ``CfC(input_size, wiring, ...)``, whose wiring has the map's layers (or a single one) with the same numbers
+    of neurons. The weights of missing synapses are then 0, since ncps masks only the input of a layer. An LTC fits any wiring with the same
+    number of units: the masks are in the state dict. See :func:`from_ncps` for the order of states.
 
-    ncps knows no time scale: a CfC's ``time_scale_factor`` goes into the weights of its time heads. What it has no options for, as
-    ``go_backwards``, must be done outside.
+    ncps has no time scale: a CfC's ``time_scale_factor`` is folded into the weights of its time heads. Options that ncps does not have,
+    such as ``go_backwards``, must be applied outside.
 
     Args:
         layer: a CfC or an LTC of this package.
@@ -38,8 +38,8 @@ def to_ncps_state_dict(layer: CfC | LTC) -> dict[str, Array]:
 
     Raises:
         TypeError: another object.
-        ValueError: a layer that computes what no module of ncps does: a CfC in pure mode with a time scale; a projection of all units of
-            a map that is not fully connected; an LTC with another solver than the semi-implicit one.
+        ValueError: a layer without an equivalent in ncps: a CfC in pure mode with a time scale; a projection of all units of a map that is
+            not fully connected; an LTC with a solver other than the semi-implicit one.
 
     Example:
         >>> from ember_mlx import CfC
@@ -67,7 +67,7 @@ def _cfc(layer: CfC) -> dict[str, Array]:
     if layer.mode == "pure" and layer.time_scale_factor != 1:
         raise bad_argument(OWNER, "layer.time_scale_factor", "be 1 in the mode 'pure'", layer.time_scale_factor)
     if wired and layer.proj_size is not None and layer.output != "motor":
-        expected = "be 'motor' where a map that is not fully connected has a projection"
+        expected = "be 'motor' for a projection on a map that is not fully connected"
         raise bad_argument(OWNER, "layer.output", expected, repr(layer.output))
     state: dict[str, Array] = {}
     for k, stage in enumerate(layer.stages):
@@ -84,7 +84,7 @@ def _stage(layer: CfC, stage: CfCStage, wired: bool) -> dict[str, Array]:
     """The parameters of one CfCCell."""
     state: dict[str, Array] = {}
     for n, dense in enumerate(stage.get("backbone", [])):
-        # Linear, activation, and from the second on a Dropout where anything is dropped
+        # Linear, activation, and with dropout a Dropout from the second layer on
         place = 2 * n + (max(0, n - 1) if layer.backbone_dropout > 0 else 0)
         state |= {f"backbone.{place}.{name}": numpy_of(a) for name, a in dense.items()}
     heads = HEADS[layer.mode]
@@ -106,7 +106,7 @@ def _ltc(layer: LTC) -> dict[str, Array]:
     values = {name: numpy_of(a) for name, a in layer.items() if isinstance(a, mx.array) and name != "map_id"}
     for kind, synapses in (("", layer._synapses), ("sensory_", layer._sensory)):
         values[f"{kind}sparsity_mask"] = np.ones(synapses.count, values["gleak"].dtype)
-        for name in (*PARAMETERS, "sparsity_mask"):  # of the synapses -> of all pairs, 0 where there is none
+        for name in (*PARAMETERS, "sparsity_mask"):  # from synapses to all pairs, 0 where there is no synapse
             whole = np.zeros((synapses.inputs, synapses.units), values["gleak"].dtype)
             whole[synapses.sources, synapses.targets] = values[kind + name]
             values[kind + name] = whole
@@ -115,7 +115,7 @@ def _ltc(layer: LTC) -> dict[str, Array]:
 
 
 def _lstm(lstm: dict[str, mx.array], order: Array) -> dict[str, Array]:
-    """The mixed memory, the gates a, i, f, o in both packages; `order` holds the place here of each unit there."""
+    """The mixed memory, with gates a, i, f, o in both packages; `order` is the index here of each unit there."""
     w_x, w_h, bias, H = *(numpy_of(lstm[name]) for name in ("Wx", "Wh", "bias")), len(order)
     return {
         "lstm.input_map.weight": w_x.reshape(4, H, -1)[:, order].reshape(4 * H, -1),

@@ -1,4 +1,4 @@
-"""Values of other packages' tensors and of our own; torch is not imported here."""
+"""Values of torch tensors and MLX arrays as NumPy arrays; torch is not imported."""
 
 from typing import Any
 

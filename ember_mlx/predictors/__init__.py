@@ -1,1 +1,1 @@
-"""Layers in NumPy, for predictions where MLX is absent and for single steps: built from a configuration and weights, never trained."""
+"""Layers in NumPy, for predictions without MLX and for single steps: built from a configuration and weights, not trainable."""

@@ -1,4 +1,4 @@
-"""Every layer of the package in NumPy; its steps are those of the scans' NumPy forms."""
+"""Every layer of the package in NumPy; the steps are those of the scans' NumPy forms."""
 
 import math
 from typing import Any
@@ -22,7 +22,7 @@ from ..wiring.stages import head_masks, stage_units
 from .running import Array, Layer, Running, Tree, arrays_in, fill, keep_old, last_of, run_over, turned
 
 POSITIVE = ("w", "sensory_w", "cm", "gleak")
-MOST_STEPS = 2**30  # that the clock counts where it can begin again
+MOST_STEPS = 2**30  # the clock wraps here if the strides have a common multiple
 
 
 class _OnMap(Layer):
@@ -40,11 +40,11 @@ class _OnMap(Layer):
         return {name: np.zeros((batch, self.units), self.dtype) for name in names}
 
     def inputs(self, batch: int) -> dict[str, Array]:
-        """Memory for the inputs and the time of a step."""
+        """Buffers for the inputs and the elapsed time of a step."""
         return {"x": np.zeros((1, batch, self.input_size or 0), self.dtype), "dt": np.zeros((1, batch), self.dtype)}
 
     def memory(self) -> Tree:
-        """The LSTM of the mixed memory, as the scan takes it."""
+        """The LSTM weights of the mixed memory, in the form that the scan takes."""
         return {ours: self.weights["lstm"][name] for ours, name in (("w_x", "Wx"), ("w_h", "Wh"), ("b", "bias"))}
 
 
@@ -93,7 +93,7 @@ class _RunningCfC(Running):
 
 
 def _stage_tree(stage: Tree, inputs: int, mask: Array | None) -> Tree:
-    """A stage's weights as the scan takes them."""
+    """A stage's weights in the form that the scan takes."""
     first, *rest = [*(stage["backbone"][str(k)] for k in range(len(stage.get("backbone", {})))), stage["heads"]]
     weight = first["weight"] if mask is None else first["weight"] * mask
     tree: Tree = {"w_x": weight[:, :inputs], "w_h": weight[:, inputs:], "b": first["bias"]}
@@ -152,7 +152,7 @@ class _RunningLTC(Running):
 
 
 class Stacked(Layer):
-    """layers/stacked.py, in NumPy: layers one above the other, each in one direction or in both."""
+    """layers/stacked.py, in NumPy: stacked layers, each in one direction or both."""
 
     def __init__(self, config: Tree, weights: Tree, dtype: np.dtype[Any]):
         super().__init__(config, weights, dtype)
@@ -193,7 +193,7 @@ class Stacked(Layer):
 
 
 class _RunningStacked(Running):
-    """All layers, in one direction."""
+    """All layers of a unidirectional model."""
 
     def __init__(self, layer: Stacked, batch: int):
         super().__init__(layer.zero(batch))
@@ -263,7 +263,7 @@ class RunningCell(Running):
 
 
 class RNN(_OfCell):
-    """Of tanh or relu."""
+    """With tanh or relu."""
 
     @property
     def cell(self) -> Cell:
@@ -271,13 +271,13 @@ class RNN(_OfCell):
 
 
 class GRU(_OfCell):
-    """As torch has it."""
+    """As in torch."""
 
     cell = GRU_CELL
 
 
 class LSTM(_OfCell):
-    """As torch has it, with a projection where there is one."""
+    """As in torch, optionally with a projection."""
 
     @property
     def cell(self) -> Cell:
@@ -331,7 +331,7 @@ class LQNet(_OnMap):
 
 
 class CTRQNet(LQNet):
-    """The same with time constants, and a drive that may oscillate."""
+    """An LQNet with time constants and optionally an oscillating drive."""
 
     def __init__(self, config: Tree, weights: Tree, dtype: np.dtype[Any]):
         self.harmonic = config["use_harmonic_embedding"]
@@ -365,13 +365,13 @@ class _RunningQuantum(Running):
 
 
 class StrideAware(Layer):
-    """layers/strides.py, in NumPy: a layer for each stride, which takes every so manyth step.
+    """layers/strides.py, in NumPy: one layer per stride s, which takes every s-th step.
 
     Args:
-        config: as ever.
-        weights: as ever.
-        dtype: as ever.
-        layers: one for each stride.
+        config: as in Layer.
+        weights: as in Layer.
+        dtype: as in Layer.
+        layers: one per stride.
     """
 
     def __init__(self, config: Tree, weights: Tree, dtype: np.dtype[Any], layers: list[Layer]):

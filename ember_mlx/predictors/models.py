@@ -1,4 +1,4 @@
-"""What holds layers, and layers of mlx.nn, in NumPy."""
+"""Models made of layers, and layers of mlx.nn, in NumPy."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Function = Callable[[Array], Array]
 
 
 class Bidirectional(Layer):
-    """A layer over each sequence from its first step to its last valid one, and one the other way round."""
+    """Two layers: one runs forwards over each sequence, the other backwards from its last valid step."""
 
     steps_alone = False
 
@@ -43,8 +43,8 @@ class OfMLX(Layer):
 
     Args:
         cell: "gru" or "lstm".
-        weights: as ever.
-        dtype: as ever.
+        weights: as in Layer.
+        dtype: as in Layer.
     """
 
     def __init__(self, cell: str, weights: Tree, dtype: np.dtype[Any]):
@@ -62,7 +62,7 @@ class OfMLX(Layer):
 
 
 class Pointwise(Layer):
-    """A function of each step alone."""
+    """A function applied to each step separately."""
 
     recurrent = False
 
@@ -94,7 +94,7 @@ class _RunningPointwise(Running):
 
 
 class SequenceModel(Layer):
-    """Layers one after another."""
+    """A sequence of layers."""
 
     def __init__(self, layers: list[Layer], dtype: np.dtype[Any]):
         super().__init__({}, {}, dtype)
@@ -113,7 +113,7 @@ class SequenceModel(Layer):
         return _RunningModel(self, batch)
 
     def wanted(self, layer: Layer, sequences: bool | None) -> bool | None:
-        """Whether a layer gives every step."""
+        """Whether a layer returns every step; None: its own setting."""
         return sequences if layer is self.with_states[-1] else True
 
     def run(self, x: Array, dt: Array, lengths: Array | None, state: Any, sequences: bool | None = None) -> tuple[Array, Any]:
@@ -130,7 +130,7 @@ class SequenceModel(Layer):
 
 
 class Sequential(SequenceModel):
-    """mlx.nn's, which hands on x alone: each layer gives what it was made to give."""
+    """mlx.nn's Sequential, which passes on x alone; each layer uses its own settings."""
 
     def __init__(self, layers: list[Layer], dtype: np.dtype[Any]):
         super().__init__(layers, dtype)
@@ -174,7 +174,7 @@ def _rms_norm(config: Tree, weights: Tree) -> Function:
 
 
 def _over_root(x: Array, eps: float) -> Array:
-    """x over the root of its mean square."""
+    """x divided by its root mean square."""
     return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + x.dtype.type(eps))
 
 

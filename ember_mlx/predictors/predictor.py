@@ -1,4 +1,4 @@
-"""What a user has of a saved layer where there is no MLX."""
+"""Running a saved layer without MLX."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +15,12 @@ from . import layers, models
 from .running import Array, Layer, Tree, fill, read_state
 
 OWNER, STEPPER = "Predictor", "stepper"
-SILENT: dict[str, Any] = {"all": "ignore"}  # as MLX, which never warns of numbers
+SILENT: dict[str, Any] = {"all": "ignore"}  # as in MLX, no floating-point warnings
 RECURRENT = {name: getattr(layers, name) for name in ("CfC", "LTC", "RNN", "GRU", "LSTM", "Recurrent", "LQNet", "CTRQNet")}
 
 
 def load(path: str | Path, classes: Sequence[type[Cell]] = ()) -> "Predictor":
-    """A layer or model that `ember_mlx.save` wrote, as a predictor that needs NumPy alone.
+    """Load a layer or model written by `ember_mlx.save` as a predictor that needs only NumPy.
 
     Args:
         path: the file.
@@ -29,7 +29,7 @@ def load(path: str | Path, classes: Sequence[type[Cell]] = ()) -> "Predictor":
     Raises:
         FileNotFoundError: there is no such file.
         TypeError: a class that is no cell.
-        ValueError: a file that is cut off, no saved layer or of another format, or one with a class that this package does not have.
+        ValueError: a file that is truncated, not a saved layer, of another format, or with a class that this package does not have.
 
     Example:
         >>> import tempfile
@@ -39,7 +39,7 @@ def load(path: str | Path, classes: Sequence[type[Cell]] = ()) -> "Predictor":
         >>> layer = ember_mlx.CfC(20, 4)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     ember_mlx.save(layer, f"{folder}/layer.safetensors")
-        ...     predict = ember_mlx.reference.load(f"{folder}/layer.safetensors")  # this line works where MLX is not installed
+        ...     predict = ember_mlx.reference.load(f"{folder}/layer.safetensors")  # this line works without MLX
         >>> x = np.ones((2, 7, 4))
         >>> y, state = predict(x, time_deltas=0.5, return_state=True)
         >>> bool(np.allclose(y, np.array(layer(mx.array(x), time_deltas=0.5)), atol=1e-6))
@@ -60,23 +60,23 @@ def load(path: str | Path, classes: Sequence[type[Cell]] = ()) -> "Predictor":
 
 
 class Predictor:
-    """A layer or model in NumPy, as it computes when it is not trained: without dropout and noise.
+    """A layer or model in NumPy, in evaluation mode: without dropout and noise.
 
-    It takes what the layer takes and returns what the layer returns, to 1e-6, in float32 (float64 where the weights are), as NumPy arrays;
-    numbers of other kinds are converted.
+    It takes the layer's arguments and returns the layer's results to 1e-6, as NumPy arrays in float32 (float64 if the weights are float64);
+    other dtypes are converted.
 
     Args:
-        described: class and configuration, as `ember_mlx.save` writes them; a cell may stand for its own description.
+        described: class and configuration, in the form written by `ember_mlx.save`; a cell may stand for its own description.
         weights: arrays by name.
-        dtype: another one to compute in.
+        dtype: dtype of the computation; None: chosen as above.
 
     Call:
         ``predictor(x, initial_state=None, time_deltas=None, lengths=None, *, return_sequences=None, return_state=None)``, as the layer's;
         see its class for the shapes.
 
     Raises:
-        TypeError: an argument of a wrong kind.
-        ValueError: an argument of a wrong shape or value.
+        TypeError: an argument of the wrong type.
+        ValueError: an argument with a wrong shape or value.
     """
 
     def __init__(self, described: Tree, weights: dict[str, Array], dtype: Any = None):
@@ -126,7 +126,7 @@ class Predictor:
         return (y, final) if (layer.return_state if return_state is None else return_state) else y
 
     def stepper(self, batch: int = 1) -> "Stepper":
-        """The layer step by step; see :class:`Stepper`.
+        """Make a :class:`Stepper`, which runs the layer one time step at a time.
 
         Raises:
             ValueError: a layer that is bidirectional or runs backwards.
@@ -144,7 +144,7 @@ class Predictor:
         if lengths is None:
             return None
         if not batched or isinstance(self.layer, models.Sequential):
-            raise bad_argument(OWNER, "lengths", "be None for an mlx.nn.Sequential, and where x has no batch axis", lengths)
+            raise bad_argument(OWNER, "lengths", "be None for an mlx.nn.Sequential, and if x has no batch axis", lengths)
         ends = np.asarray(lengths)
         if ends.dtype.kind not in "iu":
             raise bad_argument(OWNER, "lengths", "hold integers", ends.dtype, TypeError)
@@ -173,17 +173,17 @@ class Predictor:
 
 
 class Stepper:
-    """A layer step by step, for control loops and sensors: it holds the state, and each call of `step` changes it.
+    """Runs a layer one time step at a time, for control loops and sensors: it holds the state, and each call of `step` updates it.
 
-    Its weights are those that the layer had when the stepper was made. There is no dropout and no noise.
+    Its weights are those of the layer when the stepper was made. There is no dropout and no noise.
 
     Args:
         predictor: the layer.
-        batch: B, sequences that are stepped together.
+        batch: B, number of sequences stepped together.
 
     Raises:
-        TypeError: a batch that is no integer.
-        ValueError: a batch below 1; a layer that is bidirectional or runs backwards, which has no single steps.
+        TypeError: a batch that is not an integer.
+        ValueError: a batch below 1; a layer that is bidirectional or runs backwards, and so cannot run step by step.
 
     Example:
         >>> import numpy as np
@@ -212,14 +212,14 @@ class Stepper:
         """Take a step.
 
         Args:
-            x: (B, I), or (I,) where B is 1.
-            dt: time elapsed before it, a number or (B,); 1 for a layer that knows no time.
+            x: (B, I), or (I,) if B is 1.
+            dt: elapsed time before the step, a number or (B,); must be 1 for a layer that does not use elapsed time.
 
         Returns:
-            y (B, O), or (O,) where x has one axis: what the layer returns of this step with return_sequences.
+            y (B, O), or (O,) if x has one axis: the layer's output at this step.
 
         Raises:
-            TypeError: no numbers.
+            TypeError: values that are not numbers.
             ValueError: a wrong shape; a dt that is negative or not finite.
         """
         a = as_numbers("x", x, self.dtype)
@@ -234,7 +234,7 @@ class Stepper:
 
     @property
     def state(self) -> Any:
-        """A copy of the states, in the form in which the layer's call takes and returns them; it can be set."""
+        """A copy of the states, in the form that the layer's call takes and returns; can be set."""
         return self._to_caller(_copied(self.running.state))
 
     @state.setter
@@ -242,16 +242,16 @@ class Stepper:
         fill(self.running.state, read_state(STEPPER, self._from_caller(state), self.layer.zero(len(self._ones)), "state"))
 
     def _to_caller(self, state: Any) -> Any:
-        """States of NumPy arrays as the caller sees them."""
+        """Convert NumPy states to the caller's form."""
         return state
 
     def _from_caller(self, state: Any) -> Any:
-        """The other way round."""
+        """The inverse of `_to_caller`."""
         return state
 
 
 def as_numbers(name: str, a: Any, dtype: np.dtype[Any]) -> Array:
-    """An array of real numbers in that dtype, or a TypeError."""
+    """Convert to an array of real numbers in this dtype, or raise a TypeError."""
     a = np.asarray(a)
     if a.dtype.kind not in "fiu":
         raise bad_argument(STEPPER, name, "be an array of numbers", a.dtype, TypeError)
@@ -259,13 +259,13 @@ def as_numbers(name: str, a: Any, dtype: np.dtype[Any]) -> Array:
 
 
 def check_step(shape: tuple[int, ...], batch: int, inputs: int) -> None:
-    """Raise a ValueError for a step's x that is neither (B, I) nor, where B is 1, (I,)."""
+    """Raise a ValueError unless a step's x is (B, I) or, if B is 1, (I,)."""
     if shape != (batch, inputs) and (batch > 1 or shape != (inputs,)):
         raise bad_argument(STEPPER, "x", f"have shape (B, I) = ({batch}, {inputs}){f' or ({inputs},)' if batch == 1 else ''}", shape)
 
 
 def check_times(dt: Any, timed: bool, ones: Array) -> Array:
-    """A step's time as (B,), or an error."""
+    """Check a step's time and return it as (B,)."""
     a = as_numbers("dt", dt, ones.dtype)
     if a.shape not in ((), ones.shape):
         raise bad_argument(STEPPER, "dt", f"be a number or have shape (B,) = {ones.shape}", a.shape)
@@ -277,7 +277,7 @@ def check_times(dt: Any, timed: bool, ones: Array) -> Array:
 
 
 def _made(described: Tree, weights: Tree, dtype: np.dtype[Any]) -> Layer:
-    """The layer of a description."""
+    """Make the layer from its description."""
     name, config = described["class"], described.get("config", {})
     if "layers" in described:
         parts = weights.get("layers", {})
@@ -326,7 +326,7 @@ def _copied(state: Any) -> Any:
 
 
 def _with_batch(state: Any) -> Any:
-    """A caller's state without a batch axis, with one."""
+    """Add a batch axis to a caller's state."""
     if state is None:
         return None
     return type(state)(map(_with_batch, state)) if isinstance(state, (list, tuple)) else np.expand_dims(np.asarray(state), -2)

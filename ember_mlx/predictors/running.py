@@ -1,4 +1,4 @@
-"""Layers at one step of some sequences, and what runs them over all steps."""
+"""Running layers over B sequences: one step at a time, or over all steps."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ Tree = dict[str, Any]
 
 
 class Running(ABC):
-    """A layer and the states of B sequences, which each step changes.
+    """A layer with the states of B sequences, which each step updates.
 
     Args:
-        state: as a caller sees it; its arrays are the memory in which the states are.
+        state: in the caller's form; its arrays are the buffers of the states.
     """
 
     def __init__(self, state: Any):
@@ -25,7 +25,7 @@ class Running(ABC):
 
     @abstractmethod
     def advance(self, x: Array, dt: Array) -> None:
-        """Take a step, from the inputs (B, I) and the times elapsed before it (B,)."""
+        """Take a step, from the inputs (B, I) and the elapsed times before it (B,)."""
 
     @abstractmethod
     def output(self) -> Array:
@@ -33,18 +33,18 @@ class Running(ABC):
 
 
 class Layer(ABC):
-    """What a saved layer is, in NumPy.
+    """A saved layer in NumPy.
 
     Args:
         config: the constructor's arguments.
-        weights: a tree of arrays, as the layer has them.
-        dtype: of all that is computed.
+        weights: a tree of arrays, with the layer's structure.
+        dtype: dtype of the computation.
     """
 
     input_size: int | None = None
-    """Features of x, where they are known."""
+    """Features of x, or None if unknown."""
     timed = False
-    """Whether a step depends on the time elapsed before it."""
+    """Whether a step depends on the elapsed time before it."""
     recurrent = True
     """Whether it has states."""
     steps_alone = True
@@ -58,24 +58,24 @@ class Layer(ABC):
 
     @abstractmethod
     def zero(self, batch: int) -> Any:
-        """A state of zeros, as a caller sees it."""
+        """A state of zeros, in the caller's form."""
 
     @abstractmethod
     def begin(self, batch: int) -> Running:
-        """The layer at the first step of so many sequences."""
+        """The layer before the first step of `batch` sequences."""
 
     def run(self, x: Array, dt: Array, lengths: Array | None, state: Any, sequences: bool | None = None) -> tuple[Array, Any]:
-        """Take all steps of B sequences.
+        """Run all steps of B sequences.
 
         Args:
             x: (T, B, I).
             dt: (T, B).
             lengths: (B,), or None.
-            state: as a caller gives it, with nothing left out.
-            sequences: whether y holds every step; None: as the layer was made.
+            state: in the caller's form, complete.
+            sequences: whether y holds every step; None: the layer's setting.
 
         Returns:
-            y (T, B, O), zero past each length, or (B, O) of the last valid step, and the state after that.
+            y (T, B, O), zero past each length, or (B, O) at the last valid step, and the state after it.
         """
         if self.config.get("go_backwards"):
             x, dt = turned(x, lengths), turned(dt, lengths)
@@ -90,7 +90,7 @@ class Layer(ABC):
 
 
 def run_over(running: Running, x: Array, dt: Array, lengths: Array | None) -> Array:
-    """All steps one after another: y (T, B, O), zero past each length; the states stay there as they are."""
+    """Run all steps: y (T, B, O), zero past each length; states do not change past each length."""
     outputs = []
     for t in range(len(x)):
         valid = None if lengths is None else t < lengths
@@ -106,7 +106,7 @@ def run_over(running: Running, x: Array, dt: Array, lengths: Array | None) -> Ar
 
 
 def keep_old(a: Array, old: Array, new: Array) -> None:
-    """Set a state (..., B, F) back to the old one where `new` (B,) is False."""
+    """Restore a state (..., B, F) to its old values where `new` (B,) is False."""
     np.copyto(a, old, where=~new[:, None])
 
 
@@ -126,11 +126,11 @@ def fill(state: Any, given: Any) -> None:
 
 
 def read_state(owner: str, given: Any, like: Any, name: str = "initial_state") -> Any:
-    """A caller's state in the form of another one, zeros where it says None.
+    """A caller's state in the form of `like`, with zeros for None.
 
     Raises:
-        TypeError: no list or tuple where there should be one, or no numbers.
-        ValueError: another number of parts, or another shape.
+        TypeError: a missing list or tuple, or values that are not numbers.
+        ValueError: a wrong number of parts, or a wrong shape.
     """
     if given is None:
         return like
@@ -150,7 +150,7 @@ def read_state(owner: str, given: Any, like: Any, name: str = "initial_state") -
 
 
 def turned(a: Array, lengths: Array | None) -> Array:
-    """(T, B, ...) with the first `lengths` (B,) steps of each sequence in reverse order, all of them if None, and the others in place."""
+    """(T, B, ...) with the first `lengths` (B,) steps of each sequence (all if None) in reverse order; later steps stay in place."""
     if lengths is None:
         return a[::-1]
     t = np.arange(len(a))[:, None]

@@ -1,4 +1,4 @@
-"""A run's state in files, from which it goes on as if it had never stopped."""
+"""Checkpoints of a training run, from which it resumes with identical results."""
 
 import warnings
 from dataclasses import dataclass, field, fields
@@ -22,17 +22,17 @@ WHAT = "checkpoint"
 
 @dataclass
 class RunState:
-    """How far a run has come.
+    """The progress of a run.
 
     Args:
         epoch: completed epochs.
-        done: batches of the next one that are done, `loss` and `targets` being their sums.
-        step: batches done in all.
-        seconds: time spent.
+        done: completed batches of the current epoch; `loss` and `targets` are their sums.
+        step: completed batches in total.
+        seconds: elapsed time.
         waiting: epochs since the last improvement.
-        history: what each epoch measured.
-        best: the weights after the best one, by path, where early stopping wants them.
-        states: those that the model ended the last batch with, where batches continue each other.
+        history: the measurements of each epoch.
+        best: the weights after the best epoch, by path, if early stopping needs them.
+        states: the model's states after the last batch, with `stateful`.
     """
 
     epoch: int = 0
@@ -47,23 +47,23 @@ class RunState:
     states: Any = None
 
     def count(self, loss: float, targets: int) -> None:
-        """A batch is done."""
+        """Record a completed batch."""
         self.done, self.step = self.done + 1, self.step + 1
         self.loss, self.targets = self.loss + loss * targets, self.targets + targets
 
     def next_epoch(self) -> None:
-        """An epoch is completed."""
+        """Record a completed epoch."""
         self.states = None
         self.epoch, self.done, self.loss, self.targets, self.waiting = self.epoch + 1, 0, 0.0, 0, self.waiting + 1
 
 
 class Checkpoints:
-    """A folder of checkpoints of one run, each a safetensors file whose metadata says the rest in JSON.
+    """A folder with the checkpoints of one run: safetensors files with further state as JSON in their metadata.
 
     Args:
-        folder: made if it is missing.
-        fixed: the run's settings, which must be the same when it goes on.
-        keep: how many of the newest stay.
+        folder: the folder, created if missing.
+        fixed: the run's settings, which must not change on resume.
+        keep: number of newest checkpoints to keep.
     """
 
     def __init__(self, folder: str | Path, fixed: dict[str, Any], keep: int):
@@ -78,7 +78,7 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
 
     def write(self, model: nn.Module, optimizer: optim.Optimizer, state: RunState, precision: Precision) -> None:
-        """Write a checkpoint whole or not at all: under another name first; then the oldest ones go."""
+        """Write a checkpoint atomically, then delete the oldest ones."""
         trees = {"model": model.parameters(), "optimizer": optimizer.state, "best": state.best}
         arrays = {f"{part}/{path}": a for part, tree in trees.items() for path, a in _arrays(tree).items()}
         states = _put_away(state.states, arrays)
@@ -96,22 +96,22 @@ class Checkpoints:
         try:
             write_safetensors(path, arrays, told)
         except OSError as error:
-            raise OSError(f"[{OWNER}] {path} could not be written, the ones before it are as they were: {error}") from error
+            raise OSError(f"[{OWNER}] {path} could not be written; older checkpoints are unchanged: {error}") from error
         for old in self.files()[self.keep :]:
             old.unlink()
 
     def restore(self, model: nn.Module, optimizer: optim.Optimizer, state: RunState, precision: Precision) -> None:
-        """Take back the newest checkpoint that can be read; without any, nothing changes.
+        """Restore the newest checkpoint that can be read; without any checkpoint, change nothing.
 
         Raises:
-            ValueError: it is of another model, or of a run with other settings; or none of them can be read.
+            ValueError: the checkpoint belongs to another model or to a run with other settings, or none can be read.
         """
         found = self.files()
         for path in found:
             try:
                 arrays, told = read_safetensors(path, WHAT, FORMAT)
             except (OSError, RuntimeError, ValueError, KeyError) as error:
-                warnings.warn(f"[{OWNER}] {path} cannot be read, the one before it is taken: {error}", RuntimeWarning, stacklevel=3)
+                warnings.warn(f"[{OWNER}] {path} cannot be read; using the one before it: {error}", RuntimeWarning, stacklevel=3)
                 continue
             self._take(path, arrays, told, model, optimizer, state, precision)
             return
@@ -119,9 +119,9 @@ class Checkpoints:
             raise bad_argument("fit", "resume", f"find a checkpoint in {self.folder} that can be read", f"none of {len(found)}")
 
     def check_empty(self) -> None:
-        """Raise an error where another run's checkpoints are."""
+        """Raise an error if the folder already holds checkpoints."""
         if self.files():
-            expected = "be a folder without checkpoints where resume is False"
+            expected = "be a folder without checkpoints if resume is False"
             raise bad_argument("fit", "checkpoint", expected, f"{self.files()[0]}")
 
     def _take(
@@ -164,12 +164,12 @@ _NUMBERS = [f.name for f in fields(RunState) if f.name not in ("history", "best"
 
 
 def _arrays(tree: Any) -> dict[str, mx.array]:
-    """A tree's arrays by path; a schedule's rate is a plain number until its first step."""
+    """A tree's arrays by path; a schedule's learning rate is a plain number until its first step."""
     return {path: a for path, a in tree_flatten(tree) if isinstance(a, mx.array)}
 
 
 def _put_away(tree: Any, arrays: dict[str, mx.array]) -> Any:
-    """A tree of states with its arrays' names in their place; they are added to `arrays`. JSON has no tuples: their kind is told."""
+    """Replace a state tree's arrays by names, and add them to `arrays`. Tuples are marked, since JSON has none."""
     if isinstance(tree, mx.array):
         name = f"states/{sum(key.startswith('states/') for key in arrays)}"
         arrays[name] = tree
@@ -178,7 +178,7 @@ def _put_away(tree: Any, arrays: dict[str, mx.array]) -> Any:
 
 
 def _taken_out(told: Any, arrays: dict[str, mx.array]) -> Any:
-    """The tree that `_put_away` described."""
+    """The inverse of `_put_away`."""
     if isinstance(told, str):
         return arrays[told]
     if told is None:

@@ -1,4 +1,4 @@
-"""Sequences and their targets, in batches."""
+"""Sequences with targets, and their batches."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,14 +17,14 @@ Array = NDArray[Any]
 
 
 class Batch(NamedTuple):
-    """Some sequences, padded to the longest of them.
+    """A batch of sequences, padded to the longest one.
 
     Args:
         x: (B, T, I).
-        y: targets (B, ...), or of every step (B, T, ...); None: none are known.
+        y: targets (B, ...), or per step (B, T, ...), or None.
         time_deltas: (B, T), or None.
-        lengths: (B,) int32 valid steps, or None where all are.
-        mask: bool of the first axes of y: which targets count; None: all.
+        lengths: (B,) int32 valid steps, or None if all are valid.
+        mask: bool with the first axes of y: which targets count; None: all.
     """
 
     x: mx.array
@@ -34,11 +34,11 @@ class Batch(NamedTuple):
     mask: mx.array | None = None
 
     def each(self, function: Callable[[mx.array], mx.array]) -> "Batch":
-        """The batch with every array changed by a function."""
+        """The batch with a function applied to every array."""
         return Batch(**{name: function(a) for name, a in self._asdict().items() if a is not None})
 
     def inputs(self) -> dict[str, mx.array]:
-        """What a model is called with beside x."""
+        """The keyword arguments of the model's call."""
         given = {"time_deltas": self.time_deltas, "lengths": self.lengths}
         return {name: a for name, a in given.items() if a is not None}
 
@@ -47,17 +47,17 @@ class Sequences:
     """Sequences with their targets, for `fit`, `evaluate` and `predict`.
 
     Args:
-        x: (N, T, I), or a list of N arrays (T_i, I); of NumPy or MLX. NumPy's float64 becomes float32, integers are refused.
-        y: targets: one of each sequence, (N,) classes or (N, K) numbers; or one of each step, (N, T), (N, T, K), or a list of N arrays
-            (T_i,) or (T_i, K). Integers become int32, float64 float32. None: for `predict`.
-        time_deltas: (N, T), or a list of N arrays (T_i,): the time that passed before each step; None: 1 each.
-        lengths: (N,) integers in 1..T, the valid steps; None: all, or with a list each array's own.
+        x: (N, T, I), or a list of N arrays (T_i, I), of NumPy or MLX. NumPy's float64 becomes float32; integers are an error.
+        y: targets: one per sequence, (N,) classes or (N, K) numbers; or one per step, (N, T), (N, T, K), or a list of N arrays
+            (T_i,) or (T_i, K). Integers become int32, float64 becomes float32. None: for `predict`.
+        time_deltas: (N, T), or a list of N arrays (T_i,): the elapsed time before each step; None: 1 for every step.
+        lengths: (N,) integers in 1..T, the valid steps; None: all, or each array's length if x is a list.
         mask: bool, shaped like the first axes of y, or a list: which targets count in loss and metrics; None: all up to each length.
-        per_step: whether an array y has its targets by step; None: where its second axis is T.
+        per_step: whether an array y has one target per step; None: yes if its second axis is T.
 
     Raises:
-        TypeError: an argument of a wrong kind or dtype.
-        ValueError: an argument of a wrong shape or value, or no sequence.
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: an argument with a wrong shape or value, or no sequence.
 
     Example:
         >>> import numpy as np
@@ -86,7 +86,7 @@ class Sequences:
         self.mask = None if mask is None else _column("mask", mask, "b")
         for name, column in (("y", self.y), ("time_deltas", self.time_deltas), ("mask", self.mask)):
             if column is not None and len(column) != len(self):
-                raise bad_argument(OWNER, name, f"hold N = {len(self)} entries, as x", len(column))
+                raise bad_argument(OWNER, name, f"hold N = {len(self)} entries, like x", len(column))
         for name in ("y", "mask") if self.per_step else ():
             self._check_steps(name, getattr(self, name), steps)
         self._check_time_deltas(steps)
@@ -100,9 +100,9 @@ class Sequences:
         """All sequences once, in batches.
 
         Args:
-            batch_size: sequences of a batch; the last one may have fewer.
-            seed: of their random order, an integer or a list of them; None: as they are.
-            bucket: whether sequences of about the same length come together, which saves padding.
+            batch_size: sequences per batch; the last batch may have fewer.
+            seed: seed of the random order, an integer or a list of integers; None: no shuffling.
+            bucket: whether sequences of similar length share a batch, which reduces padding.
         """
         return map(self.batch, self.order(batch_size, seed=seed, bucket=bucket))
 
@@ -115,7 +115,7 @@ class Sequences:
         return [order[start : start + batch_size] for start in range(0, len(self), batch_size)]
 
     def batch(self, index: NDArray[np.integer]) -> Batch:
-        """The sequences of these indices, cut behind the longest of them."""
+        """The sequences with these indices, truncated to the longest one."""
         lengths = None if self.lengths is None else self.lengths[index]
         T = self._steps().max() if lengths is None else lengths.max()
         columns = ((self.x, True), (self.y, self.per_step), (self.time_deltas, True))
@@ -124,7 +124,7 @@ class Sequences:
         return Batch(*(None if a is None else mx.array(a) for a in (x, y, dt, lengths, mask)))  # type: ignore[arg-type]
 
     def counted_targets(self) -> NDArray[Any]:
-        """(n, ...): the targets that count, of all sequences."""
+        """(n, ...): the targets of all sequences that count."""
         assert self.y is not None
         ends = None if self.lengths is None or not self.per_step else self.lengths
         parts = [y if ends is None else y[: ends[k]] for k, y in enumerate(self.y)]
@@ -133,7 +133,7 @@ class Sequences:
         return np.concatenate([np.atleast_1d(a) for a in parts])
 
     def _steps(self) -> NDArray[np.int64]:
-        """(N,): steps that each entry of x holds."""
+        """(N,): steps of each entry of x."""
         return np.array([len(a) for a in self.x]) if isinstance(self.x, list) else np.full(len(self.x), self.x.shape[1])
 
     def _read_lengths(self, lengths: Any) -> NDArray[np.int32] | None:
@@ -165,17 +165,17 @@ class Sequences:
         by_step = isinstance(self.y, list) or (self.y.ndim > 1 and not isinstance(self.x, list) and self.y.shape[1] == steps[0])
         if per_step and not by_step:
             shape = self.y.shape if isinstance(self.y, np.ndarray) else "a list"
-            raise bad_argument(OWNER, "y", "have one target a step where per_step is True", shape)
+            raise bad_argument(OWNER, "y", "have one target per step if per_step is True", shape)
         return by_step
 
     def _check_steps(self, name: str, column: Any, steps: NDArray[np.int64]) -> None:
-        """Raise an error where a column by step has not the steps of x."""
+        """Raise an error if a per-step column does not have the steps of x."""
         if column is None:
             return
         found = [len(a) if a.ndim else 0 for a in column] if isinstance(column, list) else [column.shape[1] if column.ndim > 1 else 0]
         for k, (n, wanted) in enumerate(zip(found, steps.tolist(), strict=False)):
             if n != wanted:
-                raise bad_argument(OWNER, f"{name}[{k}]" if isinstance(column, list) else name, f"have {wanted} steps, as x", n)
+                raise bad_argument(OWNER, f"{name}[{k}]" if isinstance(column, list) else name, f"have {wanted} steps, like x", n)
 
     def _check_time_deltas(self, steps: NDArray[np.int64]) -> None:
         self._check_steps("time_deltas", self.time_deltas, steps)
@@ -191,23 +191,23 @@ class Sequences:
         if self.mask is None:
             return
         if self.y is None:
-            raise bad_argument(OWNER, "mask", "be None where there are no targets", type_name(self.mask))
+            raise bad_argument(OWNER, "mask", "be None without targets", type_name(self.mask))
         for k, (a, target) in enumerate(zip(self.mask, self.y, strict=True)):
             if np.shape(a) != np.shape(target)[: np.ndim(a)]:
                 raise bad_argument(OWNER, f"mask[{k}]", f"have the first axes of y[{k}], {np.shape(target)}", np.shape(a))
 
 
 def as_sequences(owner: str, name: str, data: Any) -> Sequences:
-    """Sequences themselves, or x alone."""
+    """Return Sequences unchanged, or wrap x."""
     if isinstance(data, Sequences):
         return data
     if isinstance(data, (mx.array, np.ndarray, list)):
         return Sequences(data)
-    raise bad_argument(owner, name, "be Sequences, or x as Sequences takes it", type_name(data), TypeError)
+    raise bad_argument(owner, name, "be Sequences, or x as for Sequences", type_name(data), TypeError)
 
 
 def as_batch(owner: str, item: Any) -> Batch:
-    """An entry of an iterable of batches: a Batch, a tuple (x, y, ...) in its order, or a dict of its names."""
+    """An entry of an iterable of batches as a Batch: a Batch, a tuple (x, y, ...) in its order, or a dict with its names."""
     if isinstance(item, Mapping):
         unknown = [name for name in item if name not in Batch._fields]
         if unknown or "x" not in item:
@@ -221,16 +221,16 @@ def as_batch(owner: str, item: Any) -> Batch:
 
 
 def is_batches(data: Any) -> bool:
-    """Whether data are batches, made by somebody else."""
+    """Whether data is an iterable of batches."""
     return isinstance(data, Iterable) and not isinstance(data, (Sequences, mx.array, np.ndarray, str, Mapping))
 
 
 def _column(name: str, values: Any, kinds: str) -> Any:
-    """A (N, ...) NumPy array, or a list of N arrays where they differ in length; in 32 bits where NumPy's default is 64."""
+    """An (N, ...) NumPy array, or a list of N arrays of different lengths; NumPy's 64-bit defaults are converted to 32 bits."""
     if isinstance(values, Sequence) and not isinstance(values, str) and len({np.shape(a) for a in values}) > 1:
         arrays = [_array(f"{name}[{k}]", a, kinds) for k, a in enumerate(values)]
         if any(a.ndim == 0 for a in arrays) or len({(a.dtype, a.shape[1:]) for a in arrays}) > 1:
-            raise bad_argument(OWNER, name, "hold arrays of one dtype that differ in their first axis alone", [a.shape for a in arrays[:4]])
+            raise bad_argument(OWNER, name, "hold arrays of one dtype that differ only in their first axis", [a.shape for a in arrays[:4]])
         return arrays
     if isinstance(values, Sequence) and not isinstance(values, str):
         values = np.stack([np.asarray(_array(f"{name}[{k}]", a, kinds)) for k, a in enumerate(values)]) if len(values) else np.zeros(0)
@@ -244,7 +244,7 @@ def _array(name: str, a: Any, kinds: str) -> Array:
     if isinstance(a, mx.array):
         a = np.array(a.astype(mx.float32) if a.dtype == mx.bfloat16 else a)
     elif not isinstance(a, (np.ndarray, np.generic, int, float, bool, list, tuple)):
-        raise bad_argument(OWNER, name, "be an array of NumPy or MLX, or a list of them", type_name(a), TypeError)
+        raise bad_argument(OWNER, name, "be a NumPy or MLX array, or a list of them", type_name(a), TypeError)
     a = check_rectangular(OWNER, name, a)
     if a.dtype.kind not in kinds:
         expected = {"f": "floating-point numbers", "fiub": "numbers", "b": "True and False"}[kinds]
@@ -256,7 +256,7 @@ def _array(name: str, a: Any, kinds: str) -> Array:
 
 
 def _rows(column: Any, index: NDArray[np.integer], steps: int | None) -> Array:
-    """Entries of a column, padded with zeros, or cut, to `steps`."""
+    """Entries of a column, zero-padded or truncated to `steps`."""
     if isinstance(column, np.ndarray):
         return column[index] if steps is None else column[index, :steps]
     n = max(len(column[i]) for i in index) if steps is None else steps

@@ -1,4 +1,4 @@
-"""What a training run measured."""
+"""The measurements of a training run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 
 class History(dict[str, list[float]]):
-    """What was measured after each epoch: name -> one number an epoch.
+    """The measurements of each epoch: name -> one number per epoch.
 
-    "loss" is the mean over the epoch's training batches; "validation_loss" and "validation_<metric>" are those of the validation data after
-    the epoch; "seconds" is the time since the start.
+    "loss" is the mean over the epoch's training batches; "validation_loss" and "validation_<metric>" are computed on the validation data
+    after the epoch; "seconds" is the time since the start.
 
     Attributes:
         stopped: why training ended: "epochs" (all done), "patience", "callback" or "interrupted".
-        best_epoch: the epoch, counted from 1, whose weights the model has where early stopping restored them; else None.
+        best_epoch: the epoch, counted from 1, whose weights early stopping restored; else None.
     """
 
     stopped: str = "epochs"
@@ -27,14 +27,14 @@ class History(dict[str, list[float]]):
         """Draw the losses and each metric over the epochs; needs matplotlib.
 
         Args:
-            path: where to save the picture, a PNG unless the name ends otherwise; None: it is not saved.
+            path: file to save the figure to, a PNG unless the suffix says otherwise; None: not saved.
 
         Returns:
             The matplotlib figure.
 
         Raises:
             ImportError: matplotlib is missing.
-            ValueError: no epoch was completed.
+            ValueError: no completed epoch.
         """
         try:
             from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -69,12 +69,12 @@ class History(dict[str, list[float]]):
             self.setdefault(name, []).append(number)
 
     def to_config(self) -> dict[str, Any]:
-        """As values that JSON can hold."""
+        """The history as JSON-serialisable values."""
         return {"numbers": dict(self), "best_epoch": self.best_epoch, "stopped": self.stopped}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "History":
-        """The history that `to_config` described."""
+        """The history from `to_config`'s result."""
         history = cls({name: list(values) for name, values in config["numbers"].items()})
         history.best_epoch, history.stopped = config["best_epoch"], config["stopped"]
         return history

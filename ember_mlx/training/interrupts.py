@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps."""
+"""Handling of Ctrl-C between training steps."""
 
 import signal
 import threading
@@ -9,9 +9,9 @@ from typing import Any
 
 @contextmanager
 def stop_between_steps() -> Iterator[list[int]]:
-    """Yields a list that is empty until Ctrl-C, so that a step is not cut in two; a second Ctrl-C raises KeyboardInterrupt as ever.
+    """Yield a list that is empty until Ctrl-C, so that the current step is completed; a second Ctrl-C raises KeyboardInterrupt.
 
-    Signals reach the main thread alone: in others the list stays empty.
+    Only the main thread receives signals: in other threads the list stays empty.
     """
     asked: list[int] = []
 
@@ -21,7 +21,7 @@ def stop_between_steps() -> Iterator[list[int]]:
         asked.append(number)
 
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield asked  # or somebody else has plans for it
+        yield asked  # or another handler is installed
         return
     signal.signal(signal.SIGINT, note)
     try:

@@ -1,4 +1,4 @@
-"""Training, evaluation and prediction: one readable loop for any mlx.nn.Module."""
+"""Training, evaluation and prediction for any mlx.nn.Module."""
 
 import inspect
 import math
@@ -59,45 +59,44 @@ def fit(
 ) -> History:
     """Train a model.
 
-    Ctrl-C ends the run after the step that it meets: the model keeps what it has learned, and the history says so.
+    Ctrl-C ends the run after the current step: the model keeps its weights, and the history records the interrupt.
 
     Args:
-        model: any mlx.nn.Module that maps x (B, T, I) to predictions, (B, ...) or (B, T, ...); `time_deltas` and `lengths` are handed to
-            it too where the data have them.
-        train: Sequences, or an iterable of batches, (x, y, time_deltas, lengths, mask) or dicts of these names; it is gone through
-            once an epoch.
-        epochs: how often.
+        model: any mlx.nn.Module that maps x (B, T, I) to predictions, (B, ...) or (B, T, ...); `time_deltas` and `lengths` are passed to
+            it too if the data have them.
+        train: Sequences, or an iterable of batches, (x, y, time_deltas, lengths, mask) or dicts with these names, iterated once per epoch.
+        epochs: number of epochs.
         loss: "cross_entropy" (of logits and classes), "mse", "mae", "bce" (of logits) or "huber", means over the targets that count; or a
-            function (predictions, y) -> scalar, which is given these targets alone.
-        batch_size: sequences of a step, where train is Sequences.
-        metrics: "accuracy", "mae", "mse", "auc", or functions (predictions, y) -> float of NumPy arrays, of the validation data.
-        validation: Sequences, or a list of batches, on which loss and metrics are taken after each epoch.
-        learning_rate: of Adam, or one of mlx.optimizers' schedules.
-        optimizer: used in its place; MLX's own Adam has no bias correction unless told.
-        clip_norm: the gradients' norm is cut to this; None: never.
-        seed: of the order of the data and of dropout: `mx.random.seed` is called before each step with a number made of it and the step's.
-        bucket: whether sequences of about the same length share a batch. It saves padding, which this package's layers do not compute
-            anyway, and makes batches less random.
+            function (predictions, y) -> scalar, which is given only these targets.
+        batch_size: sequences per step, if train is Sequences.
+        metrics: "accuracy", "mae", "mse", "auc", or functions (predictions, y) -> float of NumPy arrays, for the validation data.
+        validation: Sequences, or a list of batches, on which loss and metrics are computed after each epoch.
+        learning_rate: Adam's learning rate, or a schedule of mlx.optimizers.
+        optimizer: an optimizer to use instead of Adam with bias correction.
+        clip_norm: maximum norm of the gradients; None: no clipping.
+        seed: seed of the data order and of dropout: `mx.random.seed` is called before each step with a seed derived from it and the step.
+        bucket: whether sequences of similar length share a batch. It reduces padding, which this package's layers skip anyway, and makes
+            batches less random.
         patience: epochs without a better `monitor` before training stops; the best weights are restored then and at the end.
         monitor: "loss", "validation_loss" or "validation_<metric>".
-        callbacks: functions (model, history), called after each epoch; training stops where one returns True.
-        progress: whether a progress bar is shown, where rich is installed and there is a terminal or notebook, else a line an epoch.
+        callbacks: functions (model, history), called after each epoch; training stops if one returns True.
+        progress: whether to show progress: a bar if rich is installed and there is a terminal or notebook, else one line per epoch.
         checkpoint: a folder for checkpoints.
-        every: steps from one checkpoint to the next; None: one after each epoch.
-        keep: how many of the newest stay.
-        resume: whether to go on from the newest checkpoint, if there is one; the run then ends as one that was never stopped.
-        precision: "float32"; or "bfloat16" or "float16": x and weights are cast for each step, the weights that are trained stay float32,
-            and with float16 the loss is scaled, and a step whose gradients overflow left out.
-        stateful: whether each batch starts with the states that the one before ended with, as those of `stream_batches` do.
-        distributed: whether each batch is divided among the processes of mlx.launch; all are given the same data.
+        every: steps between checkpoints; None: one after each epoch.
+        keep: number of newest checkpoints to keep.
+        resume: whether to resume from the newest checkpoint, if there is one; results are the same as without the interruption.
+        precision: "float32", "bfloat16" or "float16". In half precision x and the weights are cast for each step, while the trained weights
+            stay float32; with float16 the loss is scaled, and a step whose gradients overflow is skipped.
+        stateful: whether each batch starts from the states at the end of the one before, as for the batches of `stream_batches`.
+        distributed: whether each batch is divided among the processes of mlx.launch; every process is given the same data.
 
     Returns:
-        What was measured; see `History`.
+        The measurements; see `History`.
 
     Raises:
-        TypeError: an argument of a wrong kind.
-        ValueError: an argument of a wrong value, or data that do not fit the model or the loss; before the first step where train is
-            Sequences.
+        TypeError: an argument of the wrong type.
+        ValueError: an argument with a wrong value, or data that do not fit the model or the loss; raised before the first step if train
+            is Sequences.
         RuntimeError: another process of a distributed run was lost.
         FloatingPointError: the loss or a gradient is not finite; the weights are those before the step.
 
@@ -187,7 +186,7 @@ def fit(
             state.next_epoch()
             if patience is not None and is_best(history[monitor], monitor):
                 history.best_epoch, state.best, state.waiting = state.epoch, dict(tree_flatten(model.parameters())), 0
-            if any([callback(model, history) is True for callback in callbacks]):  # a list: each of them is called
+            if any([callback(model, history) is True for callback in callbacks]):  # a list, so that every callback is called
                 history.stopped = "callback"
             elif patience is not None and state.waiting >= patience:
                 history.stopped = "patience"
@@ -210,12 +209,12 @@ class _Feed:
         self.count = -(-len(data) // batch_size) if isinstance(data, Sequences) else len(data) if hasattr(data, "__len__") else None
 
     def random_seed(self, step: int) -> int:
-        """A step's seed: other processes have others, and a run that goes on has the one that it would have had."""
+        """A step's seed: different for each process, and unchanged on resume."""
         rank = 0 if self.peers is None else self.peers.rank
         return int(np.random.SeedSequence([self.seed, step, rank]).generate_state(1)[0])
 
     def batches(self, epoch: int, skip: int) -> Iterator[Batch | None]:
-        """Those of an epoch, without the first ones; None where this process has no part of a batch."""
+        """The batches of an epoch without the first `skip`; None if this process has no part of a batch."""
         part = slice(None) if self.peers is None else slice(self.peers.rank, None, self.peers.size)
         if isinstance(self.data, Sequences):
             for index in self.data.order(self.batch_size, seed=[self.seed, epoch], bucket=self.bucket)[skip:]:
@@ -231,7 +230,7 @@ class _Feed:
 
 
 class _Stepper:
-    """One step of the optimizer after another."""
+    """Runs optimizer steps."""
 
     def __init__(
         self,
@@ -250,7 +249,7 @@ class _Stepper:
         optimizer.init(model.trainable_parameters())
 
     def step(self, batch: Batch | None, states: Any, where: str, interrupted: list[int]) -> tuple[float, int, Any, bool]:
-        """Take a step. Returns the loss, how many targets it is the mean of, the states, and whether any process is asked to stop."""
+        """Take a step. Returns the loss, the number of targets in its mean, the states, and whether any process was interrupted."""
         parameters = self.model.trainable_parameters()
         if batch is None:
             value, targets, gradients = mx.array(0.0), mx.array(0), tree_map(mx.zeros_like, parameters)
@@ -301,21 +300,21 @@ def evaluate(
     batch_size: int = 256,
     stateful: bool = False,
 ) -> dict[str, float]:
-    """Metrics, and a loss, over all targets of some data at once.
+    """Metrics, and a loss, over all targets of a data set.
 
     Args:
-        model: any mlx.nn.Module, as `fit` takes it; it is in evaluation mode meanwhile.
+        model: any mlx.nn.Module, as for `fit`; run in evaluation mode.
         data: Sequences, or an iterable of batches, with targets.
         metrics: as in `fit`.
-        loss: as in `fit`; None: none.
-        batch_size: sequences computed together, where data are Sequences.
+        loss: as in `fit`; None: no loss.
+        batch_size: sequences per batch, if data is Sequences.
         stateful: as in `fit`.
 
     Returns:
-        Name -> number; "loss" comes first.
+        Name -> number, with "loss" first.
 
     Raises:
-        TypeError: an argument of a wrong kind.
+        TypeError: an argument of the wrong type.
         ValueError: an unknown loss or metric, or data that do not fit the model.
     """
     owner = "evaluate"
@@ -333,19 +332,19 @@ def evaluate(
 
 
 def predict(model: nn.Module, data: Any, *, batch_size: int = 256, stateful: bool = False) -> NDArray[Any] | list[NDArray[Any]]:
-    """What a model predicts.
+    """A model's predictions.
 
     Args:
-        model: any mlx.nn.Module, as `fit` takes it; it is in evaluation mode meanwhile.
-        data: Sequences, x alone as Sequences takes it, or an iterable of batches.
-        batch_size: sequences computed together, where data are no batches.
+        model: any mlx.nn.Module, as for `fit`; run in evaluation mode.
+        data: Sequences, x as for Sequences, or an iterable of batches.
+        batch_size: sequences per batch, if data is not batches.
         stateful: as in `fit`.
 
     Returns:
-        (N, ...); where the model predicts every step and sequences differ in length, a list of N arrays (T_i, ...).
+        (N, ...); or a list of N arrays (T_i, ...) if the model predicts every step and sequences differ in length.
 
     Raises:
-        TypeError: an argument of a wrong kind.
+        TypeError: an argument of the wrong type.
         ValueError: data that do not fit the model.
     """
     rows: list[NDArray[Any]] = []
@@ -375,7 +374,7 @@ def _predictions(owner: str, model: nn.Module, data: Any, batch_size: int, state
 
 
 def call(model: nn.Module, batch: Batch, stateful: bool, states: Any) -> tuple[mx.array, Any]:
-    """A model's predictions, and the states after them where it is asked for them."""
+    """A model's predictions, and with `stateful` the states after them."""
     if not stateful:
         return model(batch.x, **batch.inputs()), None
     y, states = model(batch.x, initial_state=states, return_state=True, **batch.inputs())
@@ -387,7 +386,7 @@ def _as_numpy(a: mx.array) -> NDArray[Any]:
 
 
 def is_best(values: Sequence[float], monitor: str) -> bool:
-    """Whether the last value is better than all before."""
+    """Whether the last value is better than all earlier ones."""
     sign = -1 if monitor.removeprefix("validation_") in LARGER_IS_BETTER else 1
     return all(sign * values[-1] < sign * value for value in values[:-1])
 
@@ -408,7 +407,7 @@ def _check_monitor(monitor: str, patience: int | None, metrics: Any, validation:
 
 
 def _check_inputs(owner: str, name: str, model: nn.Module, batch: Batch, stateful: bool) -> None:
-    """Raise a TypeError where the data have what the model's call does not take."""
+    """Raise a TypeError if the data have inputs that the model's call does not take."""
     parameters = inspect.signature(type(model).__call__).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
@@ -419,14 +418,14 @@ def _check_inputs(owner: str, name: str, model: nn.Module, batch: Batch, statefu
 
 
 def _rehearse(owner: str, name: str, model: nn.Module, data: Any, loss: Loss, stateful: bool) -> None:
-    """Raise an error, before the first step, where data, model and loss do not fit each other."""
+    """Raise an error before the first step if data, model and loss do not fit each other."""
     if not isinstance(model, nn.Module):
         raise bad_argument(owner, "model", "be an mlx.nn.Module", type_name(model), TypeError)
     if not isinstance(data, Sequences) and (not is_batches(data) or iter(data) is data):
         got = type_name(data)
-        raise bad_argument(owner, name, "be Sequences, or batches that can be gone through again, as a list of them", got, TypeError)
+        raise bad_argument(owner, name, "be Sequences, or batches that can be iterated again, such as a list", got, TypeError)
     if stateful and isinstance(data, Sequences):
-        raise bad_argument(owner, name, "be batches that continue each other, as stream_batches gives them, where stateful", "Sequences")
+        raise bad_argument(owner, name, "be consecutive batches, as from stream_batches, if stateful is True", "Sequences")
     first = next(iter(data.batches(min(2, len(data))) if isinstance(data, Sequences) else data), None)
     if first is None:
         raise bad_argument(owner, name, "hold at least one batch", "none")

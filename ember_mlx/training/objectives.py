@@ -1,4 +1,4 @@
-"""Losses and metrics by name, over the targets that count."""
+"""Losses and metrics by name, over the unmasked targets."""
 
 from collections.abc import Callable
 from typing import Any
@@ -40,11 +40,11 @@ LOSSES: dict[str, Loss] = {
     "bce": _elementwise(nn.losses.binary_cross_entropy),
     "huber": _elementwise(nn.losses.huber_loss),
 }
-"""Means over all targets; "cross_entropy" and "bce" are of logits."""
+"""Means over all targets; "cross_entropy" and "bce" take logits."""
 
 
 def _accuracy(predictions: Array, y: Array) -> float:
-    if predictions.shape == y.shape or predictions.shape == (*y.shape, 1):  # logits of two classes
+    if predictions.shape == y.shape or predictions.shape == (*y.shape, 1):  # logits of a binary classifier
         return float(((_squeezed(predictions, y) > 0) == (y > 0.5)).mean())
     _check_classes("metrics", predictions, y)
     return float((predictions.argmax(axis=-1) == y).mean())
@@ -59,7 +59,7 @@ def _mse(predictions: Array, y: Array) -> float:
 
 
 def _auc(predictions: Array, y: Array) -> float:
-    """The area under the receiver operating characteristic: how often a positive's score exceeds a negative's, ties half."""
+    """The area under the ROC curve: the fraction of pairs in which a positive's score exceeds a negative's; ties count half."""
     scores = predictions[..., 1] - predictions[..., 0] if predictions.shape == (*y.shape, 2) else _squeezed(predictions, y)
     scores, positive = scores.ravel(), y.ravel() > 0.5
     if positive.all() or not positive.any():
@@ -75,7 +75,7 @@ LARGER_IS_BETTER = ("accuracy", "auc")
 
 
 def loss_of(owner: str, loss: Any) -> Loss:
-    """A loss by name, or a function (predictions, y) -> scalar itself."""
+    """The loss of this name, or the given function (predictions, y) -> scalar."""
     if callable(loss):
         return loss
     if not isinstance(loss, str):
@@ -86,7 +86,7 @@ def loss_of(owner: str, loss: Any) -> Loss:
 
 
 def metrics_of(owner: str, metrics: Any) -> dict[str, Metric]:
-    """Metrics by name, or functions (predictions, y) -> float of NumPy arrays themselves."""
+    """The metrics of these names, or the given functions (predictions, y) -> float of NumPy arrays."""
     if isinstance(metrics, str) or not isinstance(metrics, (list, tuple)):
         raise bad_argument(owner, "metrics", "be a list of names and functions", repr(metrics), TypeError)
     for metric in metrics:
@@ -96,29 +96,29 @@ def metrics_of(owner: str, metrics: Any) -> dict[str, Metric]:
 
 
 def counted(predictions: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
-    """Predictions and targets without those that do not count: padding, and what the mask leaves out; each (n, ...) then."""
+    """Predictions and targets that count, each (n, ...): without padding and masked targets."""
     y, chosen = batch.y, _chosen(predictions, batch)
-    assert y is not None, "callers refuse batches without targets"
+    assert y is not None, "callers reject batches without targets"
     if chosen is None:
         return predictions, y
     if y.shape[: chosen.ndim] != chosen.shape:
-        raise bad_argument("fit", "y", f"have shape {chosen.shape} or (*{chosen.shape}, K), as the predictions", y.shape)
+        raise bad_argument("fit", "y", f"have shape {chosen.shape} or (*{chosen.shape}, K), like the predictions", y.shape)
     rows = mx.array(np.flatnonzero(chosen))
     chosen_predictions, chosen_y = (a.reshape(-1, *a.shape[chosen.ndim :])[rows] for a in (predictions, y))
     return chosen_predictions, chosen_y
 
 
 def _chosen(predictions: mx.array, batch: Batch) -> NDArray[np.bool_] | None:
-    """Which targets count, or None where all do."""
+    """Which targets count, or None if all do."""
     mask = None if batch.mask is None else np.array(batch.mask)
-    if batch.lengths is None or predictions.ndim < 3:  # one target a sequence: no padding is among them
+    if batch.lengths is None or predictions.ndim < 3:  # one target per sequence, so no padding
         return mask
     valid = np.arange(batch.x.shape[1]) < np.array(batch.lengths)[:, None]
     return valid if mask is None else mask & valid.reshape(valid.shape + (1,) * (mask.ndim - 2))
 
 
 def count_of(predictions: mx.array, batch: Batch) -> int:
-    """How many targets count."""
+    """The number of targets that count."""
     chosen = _chosen(predictions, batch)
     return int(np.prod(predictions.shape[: max(1, predictions.ndim - 1)])) if chosen is None else int(chosen.sum())
 
@@ -126,7 +126,7 @@ def count_of(predictions: mx.array, batch: Batch) -> int:
 def check_labels(owner: str, y: Array, classes: int) -> None:
     """Raise an error unless y are integers in 0 .. classes - 1."""
     if y.dtype.kind not in "iu":
-        raise bad_argument(owner, "y", "hold integers, the numbers of classes", y.dtype, TypeError)
+        raise bad_argument(owner, "y", "hold integers, the class indices", y.dtype, TypeError)
     wrong = y[(y < 0) | (y >= classes)]
     if wrong.size:
         raise bad_argument(owner, "y", f"hold classes in 0 .. {classes - 1}, as the model predicts {classes}", wrong[0])

@@ -1,4 +1,4 @@
-"""The processes of a distributed run, and what happens when one of them is lost."""
+"""Communication between the processes of a distributed run, with detection of lost processes."""
 
 import queue
 import threading
@@ -16,8 +16,8 @@ Joined = tuple[mx.array, mx.array, Any, bool]
 class Peers:
     """Sums over all processes.
 
-    MLX's ring raises an error when a peer is gone, or waits for ever, which nothing can interrupt: so a thread of its own waits, and the
-    caller gives up on it.
+    If a peer is gone, MLX's ring either raises an error or waits forever, which cannot be interrupted. So a separate thread waits, and the
+    caller gives up after a timeout.
     """
 
     def __init__(self, group: Any):
@@ -27,10 +27,10 @@ class Peers:
         threading.Thread(target=self._work, daemon=True).start()
 
     def join(self, value: mx.array, targets: mx.array, gradients: Any, asked: bool) -> Joined:
-        """Loss, number of targets and gradients of the whole batch from every process's part, and whether any is asked to stop.
+        """Combine every process's part into the whole batch's loss, number of targets and gradients, and whether any process must stop.
 
         Raises:
-            RuntimeError: a process is lost, or has not come as far as this one for 30 seconds.
+            RuntimeError: a process is lost, or did not reach this step within 30 seconds.
         """
         mx.eval(value, targets, gradients)
         self._asked.put(lambda: self._join(value, targets, gradients, asked))

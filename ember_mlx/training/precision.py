@@ -1,4 +1,4 @@
-"""Steps in half precision, with the weights that are trained in float32."""
+"""Training steps in half precision, with float32 master weights."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ FIRST_SCALE, LARGEST_SCALE, GROW_AFTER = 2.0**15, 2.0**24, 2000
 
 
 class Precision:
-    """The dtype of a step's computation and, with float16, the factor of its loss, by which small gradients stay above zero.
+    """The dtype of a step's computation and, with float16, the loss scale, which keeps small gradients from underflowing.
 
-    The factor is halved, and the step left out, when a gradient overflows, and doubled after 2,000 steps without that.
+    When a gradient overflows, the scale is halved and the step skipped; after 2,000 steps without overflow it is doubled.
     Source: Micikevicius et al. (2018), Mixed precision training, arXiv:1710.03740.
     """
 
@@ -29,7 +29,7 @@ class Precision:
         return tree_map(lambda a: a.astype(self.dtype) if mx.issubdtype(a.dtype, mx.floating) else a, tree)
 
     def adapt(self, finite: bool) -> bool:
-        """Note whether a step's gradients were finite; returns whether the step is to be taken."""
+        """Record whether a step's gradients were finite; returns whether to take the step."""
         if not self.may_overflow:
             return finite
         self.good = self.good + 1 if finite else 0
@@ -42,9 +42,9 @@ class Precision:
         return finite
 
     def to_config(self) -> dict[str, float]:
-        """As values that JSON can hold."""
+        """The state as JSON-serialisable values."""
         return {"scale": self.scale, "good": self.good}
 
     def restore(self, config: dict[str, Any]) -> None:
-        """Take back what `to_config` gave."""
+        """Restore the state from `to_config`'s result."""
         self.scale, self.good = config["scale"], config["good"]

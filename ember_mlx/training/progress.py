@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes on."""
+"""Display of a run's progress."""
 
 import sys
 from collections.abc import Iterator
@@ -13,17 +13,17 @@ class _Silent:
     """Shows nothing."""
 
     def epoch(self, number: int, done: int, history: History) -> None:
-        """An epoch begins, or goes on after `done` batches."""
+        """Called when an epoch begins, or resumes after `done` batches."""
 
     def step(self, loss: float) -> None:
-        """A step was taken."""
+        """Called after a step."""
 
     def line(self, epoch: int, history: History) -> None:
-        """An epoch has ended."""
+        """Called after an epoch."""
 
 
 class _Lines(_Silent):
-    """A line an epoch."""
+    """Prints one line per epoch."""
 
     def __init__(self, epochs: int):
         self.epochs = epochs
@@ -33,7 +33,7 @@ class _Lines(_Silent):
 
 
 class _Bar(_Silent):
-    """A bar of rich, on a terminal or in a notebook."""
+    """A rich progress bar, in a terminal or notebook."""
 
     def __init__(self, epochs: int, batches: int | None, bar: Any):
         self.batches, self.bar = batches, bar
@@ -54,7 +54,7 @@ class _Bar(_Silent):
 
 @contextmanager
 def show_progress(wanted: bool, epochs: int, batches: int | None) -> Iterator[_Silent]:
-    """Yields what is told of every step and epoch."""
+    """Yield the display, which is called after every step and epoch."""
     notebook = "ipykernel" in sys.modules
     if not wanted or find_spec("rich") is None or not (notebook or sys.stdout.isatty()):
         yield _Lines(epochs) if wanted else _Silent()

@@ -1,4 +1,4 @@
-"""Long recordings in windows: truncated backpropagation through time."""
+"""Windows of long recordings, for truncated backpropagation through time."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from .data import Batch, Sequences
 
 
 class StreamBatches:
-    """Windows of long recordings that continue each other: see `stream_batches`."""
+    """Consecutive windows of long recordings; see `stream_batches`."""
 
     def __init__(self, data: Sequences, steps: int):
         self._data, self.steps = data, steps
@@ -27,21 +27,21 @@ class StreamBatches:
 
 
 def stream_batches(x: Any, y: Any = None, *, steps: int, time_deltas: Any = None, mask: Any = None) -> StreamBatches:
-    """Cut recordings into windows, for `fit(..., stateful=True)`: the states go on from window to window, the gradients do not.
+    """Split recordings into windows, for `fit(..., stateful=True)`: states are carried from window to window, gradients are not.
 
     Args:
-        x: (N, T, I): N recordings side by side.
-        y: targets by step, (N, T) or (N, T, K); None: for `predict`.
-        steps: of a window; the last one may have fewer.
+        x: (N, T, I): N parallel recordings.
+        y: targets per step, (N, T) or (N, T, K); None: for `predict`.
+        steps: time steps per window; the last window may have fewer.
         time_deltas: (N, T), or None.
         mask: (N, T), which targets count; None: all.
 
     Returns:
-        An iterable of batches with a length, that can be gone through again.
+        An iterable of batches with a length, which can be iterated again.
 
     Raises:
-        TypeError: an argument of a wrong kind or dtype.
-        ValueError: an argument of a wrong shape.
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: an argument of the wrong shape.
 
     Example:
         >>> import numpy as np

@@ -1,4 +1,4 @@
-"""Neuron maps: which neurons of a layer are joined by synapses, and with which sign (NumPy only)."""
+"""Neuron maps: the synapses between the neurons of a layer, and their signs (NumPy only)."""
 
 from .maps import FullyConnectedMap, RandomMap
 from .ncp import AutoNCPMap, NCPMap

@@ -1,4 +1,4 @@
-"""Pictures of neuron maps: layers as columns, or a ring for a map without layers."""
+"""Drawings of neuron maps: layers as columns, or a ring for a map without layers."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 Points = NDArray[np.float64]
 
-# Blue and vermilion of Okabe and Ito, which colour-blind readers tell apart; the heads differ too. Neurons are pale.
+# Blue and vermilion of Okabe and Ito, which colour-blind readers can distinguish; the heads differ too. Neurons are pale.
 EXCITATORY, INHIBITORY = "#0072B2", "#D55E00"
 GROUP_COLOURS = {"sensory": "#C8C8C8", "inter": "#7FCDB8", "command": "#DDA0C4", "motor": "#F2C14E", "output": "#F2C14E"}
 OTHER_COLOURS = ["#7FCDB8", "#DDA0C4", "#A8C8EC", "#D8D08A"]
 INK = "#333333"
 
-RADIUS = 0.34  # of a neuron; neighbours in a column lie 1 apart
+RADIUS = 0.34  # of a neuron; neighbours in a column are 1 apart
 MARGIN_INCHES, TITLE_INCHES = 0.25, 0.5
 
 
 @dataclass
 class Group:
-    """Neurons drawn in one colour and named once in the legend."""
+    """Neurons with a common colour and legend entry."""
 
     name: str
     ids: NDArray[np.int64]  # neuron ids, or input indices for the sensory group
@@ -38,27 +38,27 @@ class Group:
 
 @dataclass
 class Layout:
-    """Where the neurons stand and how the synapses run, in units of the distance between neighbours."""
+    """The positions of neurons and the routes of synapses, in units of the distance between neighbours."""
 
     groups: list[Group]
     sensory: Points  # (inputs, 2)
     neurons: Points  # (units, 2)
-    outward: Points  # (units, 2), the direction in which a self-connection leaves
-    headings: list[tuple[str, float, float]]  # names over the columns, with their places
+    outward: Points  # (units, 2), the direction of a self-connection
+    headings: list[tuple[str, float, float]]  # names above the columns, with their positions
     ring: bool
 
 
 def draw_map(neuron_map: NeuronMap, path: str | Path | None = None, *, title: str | None = None, show_ids: bool | None = None) -> Figure:
-    """Draw a neuron map; `NeuronMap.draw` says more.
+    """Draw a neuron map; see `NeuronMap.draw`.
 
     Args:
         neuron_map: the map, with its inputs if it is built.
-        path: where to save the picture; None: it is not saved.
+        path: file to save the figure to; None: not saved.
         title: the heading; None: class and sizes.
-        show_ids: whether ids are written into the neurons; None: where they are large enough.
+        show_ids: whether to write ids into the neurons; None: if they are large enough.
 
     Returns:
-        The matplotlib figure, which belongs to no window.
+        The matplotlib figure, not attached to a window.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -78,10 +78,10 @@ def draw_map(neuron_map: NeuronMap, path: str | Path | None = None, *, title: st
     heading = _default_title(neuron_map) if title is None else title
     labels = _legend_labels(neuron_map, layout)
     low, high = _extent(layout)
-    scale = float(np.clip(13 / max(high - low), 0.05, 0.5))  # inches a unit: readable when small, a page when large
+    scale = float(np.clip(13 / max(high - low), 0.05, 0.5))  # inches per unit: readable for small maps, at most a page for large ones
     frame = _frame((high - low) * scale, heading, labels)
     figure = Figure(figsize=(frame.width, frame.height), facecolor="white")
-    FigureCanvasAgg(figure)  # no window, whatever backend the user chose
+    FigureCanvasAgg(figure)  # no window, regardless of the user's backend
     axes = figure.add_axes(frame.graph, xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", anchor="W")
     axes.set_axis_off()
     _draw_synapses(axes, neuron_map, layout, scale)
@@ -95,7 +95,7 @@ def draw_map(neuron_map: NeuronMap, path: str | Path | None = None, *, title: st
 
 @dataclass
 class Frame:
-    """Size of the figure in inches, and the places of its parts as fractions of it."""
+    """Size of the figure in inches, and the positions of its parts as fractions of it."""
 
     width: float
     height: float
@@ -104,7 +104,7 @@ class Frame:
 
 
 def _frame(graph_inches: Points, heading: str, labels: list[str]) -> Frame:
-    """The graph at the left, the legend at its right, the heading above; wide enough for the texts."""
+    """The graph on the left, the legend on its right, the heading above; wide enough for the texts."""
     legend = 0.85 + 0.082 * max(len(label) for label in labels)
     width = max(graph_inches[0] + legend, 0.12 * len(heading)) + 2 * MARGIN_INCHES
     height = max(graph_inches[1], 0.28 * len(labels) + 0.3) + TITLE_INCHES + 2 * MARGIN_INCHES
@@ -119,12 +119,12 @@ def _default_title(neuron_map: NeuronMap) -> str:
 
 
 def _column_layout(neuron_map: NeuronMap) -> Layout:
-    """Sensory neurons at the left, then one column a layer."""
+    """Sensory neurons on the left, then one column per layer."""
     layers = list(zip(neuron_map.layer_names or [], neuron_map.layers or [], strict=True))
     inputs = np.arange(neuron_map.input_dim or 0)
     columns = [("sensory", inputs), *layers] if len(inputs) else layers
     tallest = max(len(ids) for _, ids in columns)
-    # Tall columns need room for their steep synapses, long names for themselves.
+    # Tall columns need space for steep synapses, and long names need width.
     gap = max(3.4 + 0.22 * tallest, 0.22 * max(len(name) for name, _ in columns))
     neurons, groups, headings = np.zeros((neuron_map.units, 2)), [], []
     for column, (name, ids) in enumerate(columns):
@@ -140,7 +140,7 @@ def _column_layout(neuron_map: NeuronMap) -> Layout:
 
 
 def _ring_layout(neuron_map: NeuronMap) -> Layout:
-    """Neurons on a ring in the order of their ids, the outputs at its right end; sensory neurons at the left."""
+    """Neurons on a ring in the order of their ids, with the outputs on the right; sensory neurons on the left."""
     units, outputs, inputs = neuron_map.units, neuron_map.output_dim, neuron_map.input_dim or 0
     radius = (1.15 * units + 8) / (2 * np.pi)
     angles = -2 * np.pi / units * (np.arange(units) - (outputs - 1) / 2)
@@ -158,7 +158,7 @@ def _ring_layout(neuron_map: NeuronMap) -> Layout:
 
 
 def _extent(layout: Layout) -> tuple[Points, Points]:
-    """Lower left and upper right corner, with room for neurons, self-connections and headings."""
+    """Lower left and upper right corner, with space for neurons, self-connections and headings."""
     points = np.concatenate([group.points for group in layout.groups])
     room = 1.4 if layout.ring else 0.9
     low, high = points.min(axis=0) - room, points.max(axis=0) + room
@@ -177,7 +177,7 @@ def _draw_synapses(axes: Axes, neuron_map: NeuronMap, layout: Layout, scale: flo
         return
     crowd = np.sqrt(len(curves))
     alphas, widths = strengths * np.clip(12 / crowd, 0.12, 0.8), strengths * np.clip(22 / crowd, 0.35, 1.3)
-    head_size = float(np.clip(np.sqrt(6 * neuron_map.units / len(curves)), 0.55, 1.0))  # many heads share a neuron's rim
+    head_size = float(np.clip(np.sqrt(6 * neuron_map.units / len(curves)), 0.55, 1.0))  # smaller if many heads share a neuron's rim
     heading = _unit(curves[:, -1] - curves[:, -3])
     for polarity, colour in ((1, EXCITATORY), (-1, INHIBITORY)):
         chosen = polarities == polarity
@@ -203,7 +203,7 @@ def _heads(tips: Points, directions: Points, polarity: int, size: float) -> Poin
 
 
 def _curves(neuron_map: NeuronMap, layout: Layout) -> tuple[Points, NDArray[np.int8], Points]:
-    """Lines of all synapses (synapses, samples, 2), their polarities (synapses,) and how strongly to draw them."""
+    """Lines of all synapses (synapses, samples, 2), their polarities (synapses,) and their drawing strengths."""
     source, target = np.nonzero(neuron_map.adjacency_matrix)
     controls = _inner_controls(layout, source, target)
     polarities, strengths = neuron_map.adjacency_matrix[source, target], np.ones(len(source))
@@ -212,7 +212,7 @@ def _curves(neuron_map: NeuronMap, layout: Layout) -> tuple[Points, NDArray[np.i
         source, target = np.nonzero(matrix)
         controls = np.concatenate([_straight_controls(layout.sensory[source], layout.neurons[target]), controls])
         polarities = np.concatenate([matrix[source, target], polarities])
-        # Sensory synapses cross a ring: fainter, they leave the recurrent ones visible.
+        # Sensory synapses cross the ring: drawn fainter, so that the recurrent ones remain visible.
         strengths = np.concatenate([np.full(len(source), 0.6 if layout.ring else 1.0), strengths])
     start, c1, c2, end = np.moveaxis(controls, 1, 0)
     start = start + (RADIUS + 0.02) * _unit(c1 - start)
@@ -228,25 +228,25 @@ def _straight_controls(start: Points, end: Points) -> Points:
 
 
 def _inner_controls(layout: Layout, source: NDArray[np.int64], target: NDArray[np.int64]) -> Points:
-    """Bezier control points (n, 4, 2) of the synapses among neurons: bent where a straight line would hide something."""
+    """Bezier control points (n, 4, 2) of the synapses between neurons, bent if a straight line would hide something."""
     start, end = layout.neurons[source], layout.neurons[target]
     controls = _straight_controls(start, end)
     step = end - start
     length = np.linalg.norm(step, axis=1, keepdims=True)
     if layout.ring:
-        # Near neighbours are joined inside the ring, not through the neurons between them.
+        # Near neighbours are connected inside the ring, not through the neurons between them.
         radius = np.linalg.norm(layout.neurons[0])
         sagitta = radius - np.sqrt(np.maximum(radius**2 - length**2 / 4, 0))
         depth = 4 / 3 * np.clip(1.0 - sagitta, 0, 0.6 * radius)
-        side = np.clip(0.08 * length, 0.2, 0.8) * _across(_unit(step))  # a synapse and its reverse part ways
+        side = np.clip(0.08 * length, 0.2, 0.8) * _across(_unit(step))  # separates a synapse from its reverse
         controls[:, 1] += side - depth * layout.outward[source]
         controls[:, 2] += side - depth * layout.outward[target]
     else:
-        # Inside one column at the right, where fewer synapses pass than at the left; upward ones further out.
+        # Within a column on the right side, where fewer synapses pass than on the left; upward ones further out.
         same = np.abs(step[:, 0]) < 1e-9
         bulge = np.minimum(0.5 + 0.25 * length[:, 0], 2.4) * np.where(step[:, 1] > 0, 1.3, 1.0)
         controls[:, 1:3, 0] += np.where(same, bulge, 0.0)[:, None]
-        # A synapse to an earlier layer leaves the straight line to the forward one.
+        # A synapse to an earlier layer is bent away from the straight line of the forward one.
         back = np.where(step[:, :1] < -1e-9, np.minimum(0.15 * length, 1.2), 0.0)
         controls[:, 1:3] += (back * _across(_unit(step)))[:, None]
     loops = source == target
@@ -262,7 +262,7 @@ def _loop_controls(points: Points, outward: Points) -> Points:
 
 
 def _across(vectors: Points) -> Points:
-    """The vectors (n, 2) turned left by a right angle."""
+    """The vectors (n, 2) rotated left by 90 degrees."""
     return vectors[:, ::-1] * [-1, 1]
 
 
@@ -299,7 +299,7 @@ def _colours(layout: Layout) -> list[str]:
 
 
 def _legend_labels(neuron_map: NeuronMap, layout: Layout) -> list[str]:
-    """Names and numbers of the groups of neurons, then of the excitatory and the inhibitory synapses."""
+    """Names and counts of the groups of neurons, then of the excitatory and the inhibitory synapses."""
     matrices = [neuron_map.adjacency_matrix]
     if neuron_map.is_built():
         matrices.append(neuron_map.sensory_adjacency_matrix)

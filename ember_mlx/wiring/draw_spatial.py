@@ -1,4 +1,4 @@
-"""Pictures of neuron maps whose neurons have places in space."""
+"""Drawings of neuron maps whose neurons have coordinates."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from .spatial import SpatialMap
 
 SIZE = (10.4, 6.6)  # inches
-MOST_IDS = 40  # neurons up to which ids are written without being asked for
+MOST_IDS = 40  # most neurons for which ids are written by default
 
 
 def draw_spatial_map(
     neuron_map: SpatialMap, path: str | Path | None = None, *, title: str | None = None, show_ids: bool | None = None
 ) -> Figure:
-    """Draw a spatial map; `SpatialMap.draw` says more.
+    """Draw a spatial map; see `SpatialMap.draw`.
 
     Args:
         neuron_map: the map.
-        path: where to save the picture; None: it is not saved.
+        path: file to save the figure to; None: not saved.
         title: the heading; None: class and sizes.
-        show_ids: whether ids are written beside the neurons; None: up to MOST_IDS of them.
+        show_ids: whether to write ids next to the neurons; None: for up to MOST_IDS neurons.
 
     Returns:
-        The matplotlib figure, which belongs to no window.
+        The matplotlib figure, not attached to a window.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -42,7 +42,7 @@ def draw_spatial_map(
     except ImportError as error:
         raise ImportError('[NeuronMap] draw needs matplotlib: pip install "ember-mlx[plot]".') from error
     figure = Figure(figsize=SIZE, facecolor="white")
-    FigureCanvasAgg(figure)  # no window, whatever backend the user chose
+    FigureCanvasAgg(figure)  # no window, regardless of the user's backend
     axes = figure.add_axes((0.0, 0.0, 0.76, 0.97), projection="3d", computed_zorder=False)
     draw_synapses(axes, neuron_map.coordinates, neuron_map.adjacency_matrix.astype(float))
     _draw_neurons(axes, neuron_map, neuron_map.units <= MOST_IDS if show_ids is None else show_ids)
@@ -56,7 +56,7 @@ def draw_spatial_map(
 
 
 def draw_synapses(axes: Any, coordinates: NDArray[np.float64], strengths: NDArray[np.float64]) -> None:
-    """Lines from source to target, (units, units) signed strengths: the largest is drawn darkest."""
+    """Draw lines from source to target, for signed strengths (units, units): the largest is darkest."""
     from matplotlib.colors import to_rgba
     from mpl_toolkits.mplot3d.art3d import Line3DCollection
 
@@ -73,7 +73,7 @@ def draw_synapses(axes: Any, coordinates: NDArray[np.float64], strengths: NDArra
 
 
 def _groups(neuron_map: SpatialMap) -> list[tuple[str, NDArray[np.int64], str]]:
-    """Name, neuron ids and colour of the neurons drawn alike."""
+    """Name, neuron ids and colour of each group of neurons."""
     ids, outputs = np.arange(neuron_map.units), neuron_map.output_dim
     if neuron_map.layers is None:
         parts = [("other", ids[outputs:]), ("output", ids[:outputs])]
@@ -94,7 +94,7 @@ def _draw_neurons(axes: Any, neuron_map: SpatialMap, show_ids: bool) -> None:
 
 
 def _set_axes(axes: Any, coordinates: NDArray[np.float64]) -> None:
-    """Equal scales along the three axes, and no more ticks than help."""
+    """Set equal scales along the three axes, and few ticks."""
     low, high = coordinates.min(axis=0), coordinates.max(axis=0)
     extent = np.maximum(high - low, 0.25 * max(float((high - low).max()), 1.0))
     middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""Neuron maps without layers: every synapse, or a random part of them."""
+"""Neuron maps without layers: all synapses, or a random subset."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .neuron_map import NeuronMap, check_sparsity, random_order, random_polariti
 
 
 class FullyConnectedMap(NeuronMap):
-    """A map in which every input and every neuron reaches every neuron.
+    """A map in which every input and every neuron connects to every neuron.
 
     Args:
         units: number of neurons.
         output_dim: number of output neurons; None: all units.
         input_dim: number of inputs; None: known later, from `build`.
-        self_connections: whether a neuron also reaches itself.
+        self_connections: whether a neuron also connects to itself.
         excitatory_fraction: probability, in [0, 1], that a synapse is excitatory.
         seed: seed of the polarities; None: a fresh one, kept in `seed`.
 
@@ -62,11 +62,11 @@ class FullyConnectedMap(NeuronMap):
 
 
 class RandomMap(NeuronMap):
-    """A map with a random part of all synapses, the same part of the recurrent and of the sensory ones.
+    """A map with a random subset of all synapses, the same fraction of the recurrent and of the sensory ones.
 
     The number of recurrent synapses is units² * (1 - sparsity_level), rounded, and that of sensory ones
-    inputs * units * (1 - sparsity_level). Among such maps, one is drawn in which every neuron receives a synapse from
-    an input or from another neuron, as far as the two numbers allow.
+    inputs * units * (1 - sparsity_level). As far as these numbers allow, every neuron receives a synapse from an input
+    or from another neuron.
 
     Args:
         units: number of neurons.
@@ -102,13 +102,13 @@ class RandomMap(NeuronMap):
         self.excitatory_fraction = check_excitatory_fraction(type(self).__name__, excitatory_fraction)
 
     def make_synapses(self, rng: np.random.Generator) -> NDArray[np.int8]:
-        """Return a random part of all recurrent synapses, (units, units)."""
+        """Return a random subset of all recurrent synapses, (units, units)."""
         order = random_order(rng, (self.units, self.units), self.synapse_weights())
         return self._draw_synapses(rng, order, np.ones(self.units, bool), spare_diagonal=True)
 
     def make_sensory_synapses(self, rng: np.random.Generator) -> NDArray[np.int8]:
-        """Return a random part of all sensory synapses, (inputs, units)."""
-        # A synapse of a neuron with itself is not counted: it brings nothing in.
+        """Return a random subset of all sensory synapses, (inputs, units)."""
+        # A neuron's synapse with itself does not count, since it carries no input.
         from_others = self.adjacency_matrix * (1 - np.eye(self.units, dtype=np.int8))
         needy = np.count_nonzero(from_others, axis=0) == 0
         return self._draw_synapses(rng, random_order(rng, (self.require_input_dim(), self.units)), needy)
@@ -116,7 +116,7 @@ class RandomMap(NeuronMap):
     def _draw_synapses(
         self, rng: np.random.Generator, order: NDArray[np.float64], needy: NDArray[np.bool_], spare_diagonal: bool = False
     ) -> NDArray[np.int8]:
-        """Take the first synapses of an order (sources, units), such that the `needy` targets (units,) come first in receiving one."""
+        """Take the first synapses of an order (sources, units), giving priority to the `needy` targets (units,)."""
         candidates = order + np.eye(self.units) if spare_diagonal else order
         first, targets = np.argmin(candidates, axis=0), np.arange(self.units)
         order[first[needy], targets[needy]] -= 1

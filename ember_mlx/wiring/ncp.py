@@ -10,18 +10,17 @@ from ..validation import check_integer, check_number, check_size
 from .neuron_map import NeuronMap, check_sparsity, random_order, random_polarities
 
 _EXCITATORY_FRACTION = 0.5
-_COMMAND_FRACTION = 0.4  # of the neurons of an AutoNCPMap that are no motor neurons
+_COMMAND_FRACTION = 0.4  # fraction of an AutoNCPMap's non-motor neurons
 
 
 class NCPMap(NeuronMap):
     """A neural circuit policy: inputs -> inter -> command -> motor neurons, with recurrent command neurons.
 
-    Every input reaches `sensory_fanout` inter neurons and every inter neuron `inter_fanout` command neurons; a neuron
-    that none of these reach gets as many synapses as its neighbours have on average. Every motor neuron listens to
-    `motor_fanin` command neurons; a command neuron that none of these choose gets as many motor targets as its
-    neighbours have on average. Among the command neurons, self-connections included, there are
-    `recurrent_command_synapses`. Half of the synapses are excitatory. The ids are motor neurons first, then command,
-    then inter neurons.
+    Every input connects to `sensory_fanout` inter neurons and every inter neuron to `inter_fanout` command neurons; a
+    neuron left without a source gets the average number of synapses of its layer. Every motor neuron receives from
+    `motor_fanin` command neurons; a command neuron left without a target gets the average number of motor targets.
+    Between command neurons, including self-connections, there are `recurrent_command_synapses`. Half of the synapses
+    are excitatory. Ids are motor neurons first, then command, then inter neurons.
 
     Without explicit fan-outs, with density = 1 - sparsity_level:
 
@@ -34,12 +33,12 @@ class NCPMap(NeuronMap):
         command_neurons: number of command neurons.
         motor_neurons: number of motor neurons, which are the outputs.
         sensory_neurons: number of inputs; None: known later, from `build`.
-        sparsity_level: fraction of missing synapses, in [0, 1), that the numbers below follow unless given.
+        sparsity_level: fraction of missing synapses, in [0, 1), which gives the defaults of the numbers below.
         seed: seed of the synapses; None: a fresh one, kept in `seed`.
-        sensory_fanout: inter neurons that an input reaches, in [1, inter_neurons].
-        inter_fanout: command neurons that an inter neuron reaches, in [1, command_neurons].
-        recurrent_command_synapses: synapses among the command neurons, in [0, command_neurons²].
-        motor_fanin: command neurons that reach a motor neuron, in [1, command_neurons].
+        sensory_fanout: inter neurons per input, in [1, inter_neurons].
+        inter_fanout: command neurons per inter neuron, in [1, command_neurons].
+        recurrent_command_synapses: synapses between command neurons, in [0, command_neurons²].
+        motor_fanin: command neurons per motor neuron, in [1, command_neurons].
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -95,7 +94,7 @@ class NCPMap(NeuronMap):
         self.sensory_fanout = self._count("sensory_fanout", sensory_fanout, inter * density, inters)
         self.inter_fanout = self._count("inter_fanout", inter_fanout, command * density, commands)
         self.motor_fanin = self._count("motor_fanin", motor_fanin, command * density, commands)
-        # The recurrent synapses are the only ones that a policy can do without.
+        # Only the recurrent synapses may be 0.
         self.recurrent_command_synapses = self._count(
             "recurrent_command_synapses", recurrent_command_synapses, 2 * command * density, pairs, minimum=0
         )
@@ -127,7 +126,7 @@ class NCPMap(NeuronMap):
         return matrix
 
     def _count(self, name: str, given: int | None, wanted: float, limit: tuple[str, int], minimum: int = 1) -> int:
-        """The given number of synapses, checked, or the wanted one as a whole number within the limit."""
+        """The given number of synapses, checked, or the wanted one rounded and clipped to the limit."""
         limit_name, largest = limit
         if given is None:
             return min(max(int(wanted), 1), largest)
@@ -139,7 +138,7 @@ class NCPMap(NeuronMap):
 
 
 class AutoNCPMap(NCPMap):
-    """A neural circuit policy of a given size: 40 % of the neurons that are no outputs are command neurons.
+    """A neural circuit policy of a given size: 40 % of the non-motor neurons are command neurons.
 
     Args:
         units: number of neurons.
@@ -185,7 +184,7 @@ class AutoNCPMap(NCPMap):
 
 
 def _connect(rng: np.random.Generator, weights: NDArray[np.float64], fanout: int) -> NDArray[np.int8]:
-    """Signed synapses (sources, targets): `fanout` of each source, and the mean fan-in for a target that got none."""
+    """Signed synapses (sources, targets): `fanout` per source, and the mean fan-in for a target that has none."""
     sources, targets = weights.shape
     mask = _choose(rng, weights, fanout)
     fanin = min(max(sources * fanout // targets, 1), sources)
@@ -195,7 +194,7 @@ def _connect(rng: np.random.Generator, weights: NDArray[np.float64], fanout: int
 
 
 def _choose(rng: np.random.Generator, weights: NDArray[np.float64], count: int) -> NDArray[np.int8]:
-    """A mask of the weights' shape with `count` ones at random places of each row, likelier where the weight is larger."""
+    """A mask of the weights' shape with `count` ones at random positions of each row, likelier for larger weights."""
     mask = np.zeros(weights.shape, np.int8)
     order = random_order(rng, weights.shape, None if (weights == 1).all() else weights)
     np.put_along_axis(mask, np.argsort(order, axis=1, kind="stable")[:, :count], 1, axis=1)

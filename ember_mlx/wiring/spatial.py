@@ -1,4 +1,4 @@
-"""Neuron maps whose neurons have places in space: near neurons are joined more often than far ones."""
+"""Neuron maps whose neurons have coordinates: near neurons are connected more often than distant ones."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 Points = NDArray[np.float64]
 
-# of the layers' arguments, those that a map can state for its neurons
+# the layer arguments for which a map can set defaults
 NEURON_PARAMS = ("time_scale_factor",)
-TAYLOR_TERMS = 24  # 1/25! is 6e-26: beyond float64 for a matrix of norm 1
+TAYLOR_TERMS = 24  # 1/25! is 6e-26, below float64's precision for a matrix of norm 1
 
 
 def _cosine(a: Points, b: Points) -> Points:
@@ -40,10 +40,9 @@ METRICS: dict[str, Callable[[Points, Points], Points]] = {
 
 
 class SpatialMap(NeuronMap):
-    """What maps with places in space add to a map that chooses its synapses at random; EnhancedNeuronMap and EnhancedNCPMap are made of it.
+    """A mixin that adds coordinates to a map with random synapses; the base of EnhancedNeuronMap and EnhancedNCPMap.
 
-    A class of its own is this one and a map: ``class MyMap(SpatialMap, RandomMap)``, whose constructor calls `_set_space` after the
-    map's own.
+    Combine it with a map: ``class MyMap(SpatialMap, RandomMap)``, with a constructor that calls `_set_space` after the map's constructor.
     """
 
     def _set_space(
@@ -55,15 +54,15 @@ class SpatialMap(NeuronMap):
         neuron_type: str | None,
         neuron_params: Mapping[str, float] | None,
     ) -> None:
-        """Check and keep what the constructors of the subclasses describe."""
+        """Check and store the spatial arguments, which the subclasses' constructors describe."""
         owner = type(self).__name__
         if coordinates is not None and network_structure is not None:
-            raise bad_argument(owner, "network_structure", "be None where coordinates are given", network_structure)
+            raise bad_argument(owner, "network_structure", "be None if coordinates are given", network_structure)
         self.network_structure = None if coordinates is not None else _checked_structure(owner, network_structure, self.units)
         self._coordinates = _checked_coordinates(owner, coordinates, self.units, self.network_structure)
         self.distance_metric = check_choice(owner, "distance_metric", distance_metric, METRICS)
         if distance_metric == "cosine" and not self._coordinates.any(axis=1).all():
-            raise bad_argument(owner, "coordinates", "differ from the origin where distance_metric is 'cosine'", [0.0, 0.0, 0.0])
+            raise bad_argument(owner, "coordinates", "differ from the origin if distance_metric is 'cosine'", [0.0, 0.0, 0.0])
         self.distance_power = check_interval(owner, "distance_power", distance_power, 0, math.inf, open_below=True)
         if neuron_type is not None and not isinstance(neuron_type, str):
             raise bad_argument(owner, "neuron_type", "be a str or None", repr(neuron_type), TypeError)
@@ -72,29 +71,29 @@ class SpatialMap(NeuronMap):
 
     @property
     def coordinates(self) -> Points:
-        """The neurons' places, (units, 3), in the order of their ids; read-only."""
+        """The neurons' coordinates, (units, 3), in the order of their ids; read-only."""
         view = self._coordinates.view()
         view.flags.writeable = False
         return view
 
     @property
     def neuron_params(self) -> dict[str, float]:
-        """Arguments of layers that the map states for its neurons."""
+        """Default values of layer arguments, set by the map."""
         return dict(self._neuron_params)
 
     @property
     def distance_matrix(self) -> Points:
-        """The distance of each two neurons by `distance_metric`, to the power of `distance_power`, (units, units)."""
+        """The pairwise distances of neurons by `distance_metric`, to the power of `distance_power`, (units, units)."""
         points = self._coordinates
         return np.asarray(METRICS[self.distance_metric](points[:, None], points[None, :]) ** self.distance_power)
 
     @property
     def communicability_matrix(self) -> Points:
-        """How well signals travel between each two neurons along all paths of synapses, (units, units); see `communicability`."""
+        """The communicability of each pair of neurons, (units, units); see `communicability`."""
         return communicability(np.abs(self.adjacency_matrix).astype(np.float64))
 
     def synapse_weights(self) -> Points:
-        """Return exp(-d / mean d), (units, units), d the distances: near neurons are joined more often than far ones."""
+        """Return exp(-d / mean d), (units, units), with the distances d: near neurons are connected more often than distant ones."""
         distance = self.distance_matrix
         return np.exp(-distance / max(float(distance.mean()), np.finfo(float).tiny))
 
@@ -108,20 +107,20 @@ class SpatialMap(NeuronMap):
         return {name: getattr(self, name) for name in names}
 
     def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments and both matrices; see NeuronMap.get_config."""
+        """Return the constructor arguments and both matrices; see NeuronMap.get_config."""
         config = super().get_config()
         return config if self.network_structure is None else {**config, "coordinates": None}
 
     def draw(self, path: str | Path | None = None, *, title: str | None = None, show_ids: bool | None = None) -> Figure:
-        """Draw the neurons at their places, with their recurrent synapses.
+        """Draw the neurons at their coordinates, with their recurrent synapses.
 
         Args:
-            path: where to save the picture, a PNG unless the name ends otherwise; None: it is not saved.
+            path: file to save the figure to, a PNG unless the suffix says otherwise; None: not saved.
             title: the heading; None: class and sizes.
-            show_ids: whether neuron ids are written beside the neurons; None: up to 40 of them.
+            show_ids: whether to write neuron ids next to the neurons; None: for up to 40 neurons.
 
         Returns:
-            The matplotlib figure, which belongs to no window.
+            The matplotlib figure, not attached to a window.
 
         Raises:
             ImportError: if matplotlib is not installed.
@@ -131,12 +130,12 @@ class SpatialMap(NeuronMap):
             >>> figure.axes[0].name
             '3d'
         """
-        from .draw_spatial import draw_spatial_map  # only who draws needs matplotlib
+        from .draw_spatial import draw_spatial_map  # only drawing needs matplotlib
 
         return draw_spatial_map(self, path, title=title, show_ids=show_ids)
 
     def __eq__(self, other: object) -> bool:
-        """Maps are equal when class, sizes, layers, all synapses, places and parameters are."""
+        """Maps are equal if their class, sizes, layers, all synapses, coordinates and parameters are equal."""
         equal = super().__eq__(other)
         if equal is not True or not isinstance(other, SpatialMap):
             return equal
@@ -147,11 +146,11 @@ class SpatialMap(NeuronMap):
 
 
 class EnhancedNeuronMap(SpatialMap, RandomMap):
-    """A random map of neurons with places in space.
+    """A random map of neurons with coordinates.
 
-    The numbers of synapses are those of :class:`RandomMap`. Recurrent synapses are drawn one after another, each with a probability in
-    proportion to exp(-d / mean d), d the distance of its two neurons; a neuron's synapse with itself, at distance 0, is the likeliest.
-    The inputs have no places: their synapses are drawn as in RandomMap.
+    The numbers of synapses are those of :class:`RandomMap`. Recurrent synapses are drawn one after another, each with a probability
+    proportional to exp(-d / mean d), where d is the distance of its two neurons; self-connections, at distance 0, are the most likely.
+    Inputs have no coordinates: their synapses are drawn as in RandomMap.
 
     Args:
         units: number of neurons.
@@ -159,19 +158,18 @@ class EnhancedNeuronMap(SpatialMap, RandomMap):
         input_dim: number of inputs; None: known later, from `build`.
         sparsity_level: fraction of missing synapses, in [0, 1).
         seed: seed of the synapses; None: a fresh one, kept in `seed`.
-        coordinates: (units, 3), each neuron's place, in any unit of length.
-        network_structure: numbers (x, y, z) of places along three axes, 1 apart, which the neurons fill in the order of their ids, z
-            first; at least `units` places. None, without coordinates: about as many along each axis.
+        coordinates: (units, 3), each neuron's position, in any unit of length.
+        network_structure: size (x, y, z) of a grid with spacing 1, which the neurons fill in the order of their ids, z first; at least
+            `units` grid points. None, without coordinates: a grid of similar size along each axis.
         distance_metric: "euclidean", "manhattan", "chebyshev" or "cosine" (1 - cosine of the angle at the origin).
         distance_power: every distance is raised to it; greater than 0.
-        neuron_type: a name for the kind of neuron, for whoever reads the map.
-        neuron_params: {"time_scale_factor": number}: what a CfC or CTRQNet on this map takes for its argument of that name, where none is
-            given to it.
+        neuron_type: a name for the kind of neuron, for information only.
+        neuron_params: {"time_scale_factor": number}: the default for this argument of a CfC or CTRQNet on this map.
         excitatory_fraction: probability, in [0, 1], that a synapse is excitatory.
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if an argument is out of range, or there are fewer places than units.
+        ValueError: if an argument is out of range, or there are fewer grid points than units.
 
     Example:
         >>> neuron_map = EnhancedNeuronMap(30, output_dim=2, input_dim=4, sparsity_level=0.8, network_structure=(4, 4, 2))
@@ -207,32 +205,32 @@ class EnhancedNeuronMap(SpatialMap, RandomMap):
 
 
 class EnhancedNCPMap(SpatialMap, NCPMap):
-    """A neural circuit policy of neurons with places in space.
+    """A neural circuit policy of neurons with coordinates.
 
-    The numbers of synapses and the layers are those of :class:`NCPMap`. Wherever that one draws targets or sources, they are drawn here
-    with a probability in proportion to exp(-d / mean d), d the distance of the two neurons. The inputs have no places.
+    The numbers of synapses and the layers are those of :class:`NCPMap`. Targets and sources are drawn with a probability proportional to
+    exp(-d / mean d), where d is the distance of the two neurons. Inputs have no coordinates.
 
     Args:
         inter_neurons: number of inter neurons.
         command_neurons: number of command neurons.
         motor_neurons: number of motor neurons, which are the outputs.
         sensory_neurons: number of inputs; None: known later, from `build`.
-        sparsity_level: fraction of missing synapses, in [0, 1), that the numbers of synapses follow unless given.
+        sparsity_level: fraction of missing synapses, in [0, 1), which gives the defaults of the numbers of synapses.
         seed: seed of the synapses; None: a fresh one, kept in `seed`.
-        coordinates: (units, 3), each neuron's place: motor neurons first, then command, then inter neurons.
-        network_structure: numbers (x, y, z) of places along three axes, 1 apart; see :class:`EnhancedNeuronMap`.
+        coordinates: (units, 3), each neuron's position: motor neurons first, then command, then inter neurons.
+        network_structure: size (x, y, z) of a grid; see :class:`EnhancedNeuronMap`.
         distance_metric: "euclidean", "manhattan", "chebyshev" or "cosine".
         distance_power: every distance is raised to it; greater than 0.
-        neuron_type: a name for the kind of neuron, for whoever reads the map.
+        neuron_type: a name for the kind of neuron, for information only.
         neuron_params: {"time_scale_factor": number}; see :class:`EnhancedNeuronMap`.
-        sensory_fanout: inter neurons that an input reaches, as in :class:`NCPMap`.
-        inter_fanout: command neurons that an inter neuron reaches.
-        recurrent_command_synapses: synapses among the command neurons.
-        motor_fanin: command neurons that reach a motor neuron.
+        sensory_fanout: inter neurons per input, as in :class:`NCPMap`.
+        inter_fanout: command neurons per inter neuron.
+        recurrent_command_synapses: synapses between command neurons.
+        motor_fanin: command neurons per motor neuron.
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if an argument is out of range, or there are fewer places than units.
+        ValueError: if an argument is out of range, or there are fewer grid points than units.
 
     Example:
         >>> policy = EnhancedNCPMap(10, 6, 4, 5, network_structure=(5, 2, 2), neuron_params={"time_scale_factor": 0.5})
@@ -282,11 +280,11 @@ class EnhancedNCPMap(SpatialMap, NCPMap):
 
 
 def communicability(weights: Points) -> Points:
-    """Return exp(M) without its diagonal, M_ij = |w_ij| / sqrt(s_i s_j): how well signals travel along all paths.
+    """Return exp(M) without its diagonal, M_ij = |w_ij| / sqrt(s_i s_j): a measure of the signals along all paths between two neurons.
 
-    s_i is the mean of what leaves and what enters neuron i, so that M is the degree-normalised matrix of Achterberg et al. where w is
-    symmetric, and neurons without outgoing synapses have a finite one. A symmetric M is exponentiated by its eigenvectors, any other by
-    its series, whose terms cannot cancel since none is negative.
+    s_i is the mean of neuron i's total outgoing and incoming weights. For symmetric w, M is the degree-normalised matrix of Achterberg et
+    al.; for others it is finite even for neurons without outgoing synapses. A symmetric M is exponentiated by its eigenvectors, any other
+    by its power series, whose terms cannot cancel since none is negative.
 
     Args:
         weights: (units, units), indexed [source, target]; only magnitudes count.
@@ -325,15 +323,15 @@ def _checked_structure(owner: str, structure: Sequence[int] | None, units: int) 
         raise bad_argument(owner, "network_structure", "be three integers (x, y, z)", repr(structure), TypeError)
     x, y, z = (check_integer(owner, "network_structure", n) for n in structure)
     if x * y * z < units:
-        raise bad_argument(owner, "network_structure", f"have at least units = {units} places", f"{x} x {y} x {z} = {x * y * z}")
+        raise bad_argument(owner, "network_structure", f"have at least units = {units} grid points", f"{x} x {y} x {z} = {x * y * z}")
     return x, y, z
 
 
 def _checked_coordinates(owner: str, coordinates: ArrayLike | None, units: int, structure: tuple[int, int, int] | None) -> Points:
     if coordinates is None:
-        _, y, z = (min(n, units) for n in structure or (1, 1, 1))  # no neuron is beyond these
+        _, y, z = (min(n, units) for n in structure or (1, 1, 1))  # the part of the grid that can be occupied
         ids = np.arange(units)
-        # from 1 on: the origin has no direction, which the cosine asks for
+        # starting at 1, since the cosine is undefined at the origin
         return (np.stack([ids // (y * z), ids // z % y, ids % z], axis=1) + 1).astype(np.float64)
     points = check_rectangular(owner, "coordinates", coordinates)
     if points.dtype.kind not in "iuf":

@@ -1,4 +1,4 @@
-"""A neuron map as the stages of one CfC step: its layers one after another, or all units at once."""
+"""A neuron map as the stages of a CfC step: its layers in sequence, or all units at once."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,7 @@ from .neuron_map import NeuronMap
 
 
 def stage_units(owner: str, neuron_map: NeuronMap) -> tuple[tuple[int, int], ...]:
-    """The units [start, stop) of each of the map's layers in the order of the step; one range for a map without layers.
+    """The units [start, stop) of each of the map's layers in the order of computation; a single range for a map without layers.
 
     Raises:
         ValueError: a layer whose neuron ids are not consecutive.
@@ -25,10 +25,10 @@ def stage_units(owner: str, neuron_map: NeuronMap) -> tuple[tuple[int, int], ...
 
 
 def stage_masks(owner: str, neuron_map: NeuronMap) -> list[NDArray[np.float32] | None]:
-    """For each stage (H_s, fan-in) of 0 and 1 over [u, h], or None where every synapse exists.
+    """For each stage a mask (H_s, fan-in) of 0 and 1 over [u, h], or None if every synapse exists.
 
     Raises:
-        ValueError: a layered map with synapses that a layer-by-layer step cannot carry.
+        ValueError: a layered map with synapses that a layer-by-layer step does not support.
     """
     sensory, recurrent = neuron_map.get_input_mask(), neuron_map.get_recurrent_mask()  # (I, H), (H, H): [source, target]
     if neuron_map.layers is None:
@@ -45,13 +45,13 @@ def stage_masks(owner: str, neuron_map: NeuronMap) -> list[NDArray[np.float32] |
         masks.append(np.concatenate([source[:, ids], np.ones((len(ids), len(ids)), np.float32)]).T)
     lost = int((recurrent * (1 - carried)).sum() + (sensory * (1 - carried_sensory)).sum())
     if lost:
-        expected = "have synapses only from the inputs to its first layer, from each layer to the next, and inside a layer"
+        expected = "have synapses only from the inputs to its first layer, from each layer to the next, and within a layer"
         raise bad_argument(owner, "neuron_map", expected, f"{lost} others")
     return masks
 
 
 def head_masks(owner: str, neuron_map: NeuronMap, mode: str, mask_time_heads: bool) -> list[NDArray[np.float32] | None]:
-    """For each stage the mask of all heads, (heads * H_s, fan-in): f alone in the mode pure, else f, g, t_a, t_b one below the other."""
+    """For each stage the mask of all heads, (heads * H_s, fan-in): f in pure mode, else f, g, t_a, t_b stacked by rows."""
     masks = stage_masks(owner, neuron_map)
     return masks if mode == "pure" else [None if mask is None else _of_all_heads(mask, mask_time_heads) for mask in masks]
 

@@ -1,8 +1,8 @@
-"""Execute the notebooks of this folder and write their outputs into them, without what differs from machine to machine.
+"""Execute the notebooks of this folder and store their outputs, without machine-dependent metadata.
 
 python examples/notebooks/run.py                    # all of them, in place
 python examples/notebooks/run.py 01_first_steps     # one
-python examples/notebooks/run.py --check            # fails where a cell does, and writes nothing
+python examples/notebooks/run.py --check            # fails if a cell fails, and writes nothing
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-CELL_SECONDS = 300  # no cell may take longer
-COLOURS = 128  # of a picture
+CELL_SECONDS = 300  # time limit per cell
+COLOURS = 128  # colours per image
 
 
 def clean(notebook: Any) -> Any:
-    """Leave a notebook with its cells and outputs alone: the same ids, counts and metadata wherever it was executed.
+    """Keep only a notebook's cells and outputs, with the same ids, counts and metadata on every machine.
 
     Example:
         >>> import nbformat
@@ -57,7 +57,7 @@ def clean(notebook: Any) -> Any:
 
 
 def _joined(outputs: list[Any]) -> list[Any]:
-    """What a cell printed is one output, however many messages it came in."""
+    """Merge a cell's printed messages into one output."""
     joined: list[Any] = []
     for output in outputs:
         if joined and output.output_type == "stream" == joined[-1].output_type and output.name == joined[-1].name:
@@ -68,7 +68,7 @@ def _joined(outputs: list[Any]) -> list[Any]:
 
 
 def shrink_pictures(notebook: Any) -> Any:
-    """Give each picture a palette: a third of the bytes, and no difference that one sees."""
+    """Convert each image to a palette: a third of the size, without a visible difference."""
     from PIL import Image
 
     for data in (output.data for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output):
@@ -81,7 +81,7 @@ def shrink_pictures(notebook: Any) -> Any:
 
 
 def execute(path: Path) -> Any:
-    """The notebook of a file, executed in a kernel of this Python and cleaned.
+    """Execute a notebook in a kernel of this Python, and clean it.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell fails; its message shows the cell and the traceback.
@@ -96,10 +96,10 @@ def execute(path: Path) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Execute notebooks; 1 where one fails."""
+    """Execute notebooks; returns 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="of notebooks in this folder (default: all)")
-    parser.add_argument("--check", action="store_true", help="fail where a cell does, and write nothing")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="notebooks of this folder (default: all)")
+    parser.add_argument("--check", action="store_true", help="fail if a cell fails, and write nothing")
     options = parser.parse_args(arguments)
     known = {path.stem: path for path in sorted(HERE.glob("*.ipynb"))}
     wanted = [Path(name).stem for name in options.names] or list(known)

@@ -1,1 +1,1 @@
-"""A standing attack: random layers, calls and histories against plain float64 loops; `python -m tests.attack`, or `make attack`."""
+"""Randomised tests: layers, calls and histories compared with plain float64 loops; `python -m tests.attack`, or `make attack`."""

@@ -1,4 +1,4 @@
-"""Attack the package for some time: `python -m tests.attack --seconds 600 --seed 3`, or once more `--only SEED:INDEX`.
+"""Run randomised tests for some time: `python -m tests.attack --seconds 600 --seed 3`, or once more `--only SEED:INDEX`.
 
 Each wrong configuration is printed with the command that repeats it; the last line says how many were tried, how many of them were
 wrong, what was refused, and how many interrupts were survived. The exit status is 1 where anything was wrong.

@@ -1,4 +1,4 @@
-"""CfC: what is drawn, and the float64 loop."""
+"""CfC: random configurations, and the float64 loop."""
 
 from functools import partial
 from math import erf
@@ -11,7 +11,7 @@ TIMED = True
 
 
 def complex_erf(a):
-    """With an imaginary part that is small."""
+    """For a small imaginary part."""
     return np.vectorize(erf, otypes=[float])(a.real) + 2j / np.sqrt(np.pi) * np.exp(-(a.real**2)) * a.imag
 
 

@@ -1,4 +1,4 @@
-"""What the float64 loops share. They are written from the equations alone: no module named here or below imports the package.
+"""Functions shared by the float64 loops, which are written from the equations alone: no module named here or below imports the package.
 
 Every array has a leading axis of members, (N, ...): one pass of a loop runs a problem, the same one with rounded inputs, and what gives
 their derivatives. A loop knows one sequence: x is (T, N, I), dt (T, N, 1), a state (N, features).
@@ -31,7 +31,7 @@ def dot(W, x):
 
 
 def sigma(a):
-    """The logistic function, with its digits where it is small."""
+    """The logistic function, accurate where it is small."""
     e = np.exp(-absolute(a))
     return np.where(a.real < 0, e, 1) / (1 + e)
 

@@ -1,4 +1,4 @@
-"""RNN, LSTM and GRU, as torch.nn defines them: what is drawn, and the float64 loop."""
+"""RNN, LSTM and GRU, as torch.nn defines them: random configurations, and the float64 loop."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""What may happen around a training step: interrupts, other threads, other calls in between. The step's bits must not change.
+"""Events around a training step: interrupts, other threads, other calls in between. The step's bits must not change.
 
 Each history takes a problem and returns what is wrong, and how many interrupts the step survived.
 """
@@ -22,7 +22,7 @@ REPETITIONS = 3  # of a step, in each of two threads
 
 
 class Interrupted(KeyboardInterrupt):
-    """What the signal's handler raises."""
+    """Raised by the signal handler."""
 
 
 def gradient_of(problem):
@@ -50,12 +50,12 @@ def same(a, b):
 
 
 def another(problem):
-    """A problem of the same kind with other numbers and a layer of its own."""
+    """A problem of the same kind with other numbers and a separate layer."""
     return make(problem.config | {"seed": problem.config["seed"] + 1})
 
 
 def larger(problem):
-    """A problem of the same kind, of so many sequences that the NumPy form shares them among threads."""
+    """A problem of the same kind, with enough sequences for several threads."""
     config = problem.config
     if not config["batched"]:
         return problem
@@ -110,7 +110,7 @@ def other_shapes_between(problem):
 
 
 def two_threads(problem):
-    """Two layers train at once, each as if it were alone."""
+    """Two layers train at the same time without affecting each other."""
     problem = larger(problem)
     problems, form = (problem, another(problem)), ember_mlx.current_backend()
     wanted = [step(one) for one in problems]
@@ -125,7 +125,7 @@ def two_threads(problem):
 
 
 def interrupted(problem):
-    """A step is interrupted at random moments; the next one is as ever."""
+    """A step is interrupted at random times; the next one must be unaffected."""
     problem = larger(problem)
     wanted, moments, count, faults = step(problem), random.Random(problem.config["seed"]), 0, []
     other = another(problem)

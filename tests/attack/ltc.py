@@ -1,4 +1,4 @@
-"""LTC: what is drawn, and the float64 loop."""
+"""LTC: random configurations, and the float64 loop."""
 
 from functools import partial
 

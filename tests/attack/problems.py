@@ -164,7 +164,7 @@ def noisy(config):
 
 
 def is_padding(config):
-    """Which steps lie past their sequence's length, in the layout of the caller's x without features."""
+    """A mask of padding steps, in the layout of the caller's x without features."""
     T, B = config["T"], config["B"]
     if not config["batched"]:
         return np.zeros(T, bool)
@@ -198,7 +198,7 @@ def draw_times(config, rng):
 
 
 def drawn_parameter(path, a, rng):
-    """Near what the layer starts with; of the same sign where that matters."""
+    """A value near the layer's initial one, with the same sign if that matters."""
     near = a + 0.1 * rng.standard_normal(a.shape)
     return np.abs(near) if path.split(".")[-1] in ("w", "sensory_w", "cm", "gleak") else near
 
@@ -246,7 +246,7 @@ def run(problem, leaves):
 
 
 def state_of(problem, leaves):
-    """The initial state as the call takes it."""
+    """The initial state in the form that the call takes."""
     if not any(given for _, given in problem.states):
         return None
     entries = []

@@ -1,4 +1,4 @@
-"""LQNet and CTRQNet: what is drawn, and the float64 loop."""
+"""LQNet and CTRQNet: random configurations, and the float64 loop."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""A whole call in float64: each sequence by itself, backwards, in both directions, and at several strides."""
+"""A whole call in float64: each sequence separately, backwards, in both directions, and at several strides."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""One configuration: what is tried on it, and what came of it."""
+"""The trial of one configuration and its outcome."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -91,7 +91,7 @@ def attempts(draw, problem, want, thorough):
 
 
 def is_short(config):
-    """Whether mx.compile, which calls a compiler of C++ for every step's operations, has done soon."""
+    """Whether mx.compile, which runs a C++ compiler on every step's operations, is fast enough."""
     return config["T"] * config["options"].get("ode_unfolds", 1) * len(config["strides"] or [1]) <= 2
 
 

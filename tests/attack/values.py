@@ -1,4 +1,4 @@
-"""What a problem's outputs, slopes and curvature are in float64, and whether a result agrees."""
+"""A problem's outputs, slopes and curvature in float64, and the comparison of results with them."""
 
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ class Value(NamedTuple):
     moved: float
 
     def is_followed(self):
-        """Whether arithmetic of that rounding can come near it."""
+        """Whether arithmetic with this rounding can approximate it."""
         size = largest(self.value)
         return bool(np.isfinite(self.value).all() and np.isfinite(self.moved) and size < LARGEST and self.moved <= FOLLOWED * size)
 
@@ -78,7 +78,7 @@ def stepped(problem, base, names, step):
 
 
 def value_of(a):
-    """From the exact result and those of rounded inputs."""
+    """The Value from the exact result and those of rounded inputs."""
     return Value(a[0], largest(a - a[0]))
 
 
@@ -136,12 +136,12 @@ def judge_outputs(problem, want, got, loose=0.0, in_halves=False):
 
 
 def largest_of(dtype):
-    """What a result may be to be finite for certain."""
+    """The largest magnitude that a result may have to be certainly finite."""
     return 6e4 if dtype == mx.float16 else LARGEST
 
 
 def times(problem, in_halves):
-    """By how many times what rounded inputs move a result by it may differ."""
+    """The allowed error as a multiple of the change caused by rounded inputs."""
     return ATTACK_TIMES_ROUNDING + (HALF[DTYPES[problem.config["dtype"]]] / ROUNDING if in_halves else 0)
 
 
@@ -170,7 +170,7 @@ def judge_gradient(problem, want, got, loose=0.0, in_halves=False):
 
 
 def uses(config):
-    """How many gradients of an array are added up in its dtype."""
+    """The number of gradients of an array that are added in its dtype."""
     both = config["both"] or config["options"].get("bidirectional", False)
     return len(config["strides"] or [1]) * (2 if both else 1) * (1 if config["again"] is None else 2)
 

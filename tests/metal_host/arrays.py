@@ -1,4 +1,4 @@
-"""Arrays on their way from MLX to the kernel and back: NumPy views, bfloat16 through its bits."""
+"""Conversion of arrays from MLX to the kernel and back: NumPy views, bfloat16 by its bits."""
 
 import ctypes
 import math
@@ -67,7 +67,7 @@ def to_mlx(array: np.ndarray) -> mx.array:
 
 
 def aligned_memory(size: int) -> np.ndarray:
-    """Bytes that begin where Metal's buffers may: vectors loaded from there need their alignment."""
+    """Bytes with the alignment of Metal's buffers, which vector loads need."""
     memory = np.empty(size + ALIGNMENT, np.uint8)
     begin = -memory.ctypes.data % ALIGNMENT
     return memory[begin : begin + size]
@@ -101,7 +101,7 @@ def as_input(value, row_contiguous: bool) -> HostArray:
 
 
 def new_output(shape, dtype: mx.Dtype, init_value) -> np.ndarray:
-    """An output's memory: filled with `init_value`, else with NaN (integers: all bits set), so that gaps show."""
+    """An output's memory: filled with `init_value`, else with NaN (integers: all bits set), so that unwritten elements are visible."""
     kind = NUMPY_TYPES[dtype]
     memory = aligned_memory(math.prod(shape) * kind.itemsize)
     array = np.ndarray(tuple(shape), kind, memory.data)

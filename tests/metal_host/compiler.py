@@ -1,4 +1,4 @@
-"""Compiling with the clang of the ziglang wheel, and the cache of what was compiled."""
+"""Compiling with the clang of the ziglang wheel, and the cache of compiled files."""
 
 import functools
 import getpass
@@ -52,7 +52,7 @@ OPENCL_WORDS = {"__global": "device", "__local": "threadgroup", "__private": "th
 
 
 def require_platform() -> None:
-    """Raise where fibers or the instruction set are missing."""
+    """Raise an error if fibers or the instruction set are not supported."""
     system, machine = platform.system(), platform.machine().lower()
     if system not in ("Linux", "Darwin") or machine not in ("x86_64", "amd64", "aarch64", "arm64"):
         raise UnsupportedPlatformError(f"[metal_host] needs Linux or macOS on x86-64 or aarch64, not {system} on {machine}.")
@@ -100,14 +100,14 @@ def clang() -> list[str]:
 
 
 def linker() -> list[str]:
-    """Links one object to a library whose missing symbols the runtime has."""
+    """Links one object to a library whose undefined symbols are in the runtime."""
     if sys.platform == "darwin":
         return [str(zig()), "cc", "-shared", "-Wl,-undefined,dynamic_lookup"]
     return [str(zig()), "ld.lld", "-shared", "--allow-shlib-undefined"]
 
 
 def unsupported_reason() -> str | None:
-    """Why this machine cannot run kernels, for a test's skip; None where it can."""
+    """The reason why this machine cannot run kernels, for skipping tests; None if it can."""
     try:
         zig()
         mlx_include()
@@ -121,7 +121,7 @@ def unsupported_reason() -> str | None:
 
 @functools.cache
 def cache_directory() -> Path:
-    """Where compiled kernels lie: $EMBER_METAL_HOST_CACHE, or a directory of this user's among the temporary files."""
+    """The directory of compiled kernels: $EMBER_METAL_HOST_CACHE, or a temporary directory of the user."""
     chosen = os.environ.get(CACHE_VARIABLE)
     path = Path(chosen) if chosen else Path(tempfile.gettempdir()) / f"ember-metal-host-{getpass.getuser()}"
     path.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ def cache_directory() -> Path:
 
 @functools.cache
 def shim_digest() -> str:
-    """A digest of everything but the kernel that decides what is compiled."""
+    """A digest of everything except the kernel that affects compilation."""
     digest = hashlib.sha256()
     for path in sorted([*INCLUDE.rglob("*.h"), INCLUDE / "metal_stdlib", *mlx_include().glob("mlx/backend/metal/kernels/*.h")]):
         digest.update(path.read_bytes())
@@ -161,7 +161,7 @@ def run(command: list[str], text: str | None = None) -> subprocess.CompletedProc
 
 
 def must_run(command: list[str], what: str) -> None:
-    """Run a tool that has no reason to fail."""
+    """Run a tool that must not fail."""
     result = run(command)
     if result.returncode:
         raise MetalHostError(f"[metal_host] {what} failed: {' '.join(command)}\n{result.stderr[:4000]}")
@@ -210,7 +210,7 @@ def kernel_library(kernel: str, text: str, checked: bool, originals: dict[str, s
 
 
 def check_address_spaces(kernel: str, text: str, originals: dict[str, str]) -> None:
-    """Parse the text with real address spaces; raise what the compiler says."""
+    """Parse the source with real address spaces; raise the compiler's errors."""
 
     def make(path: Path) -> None:
         result = run([*clang(), *ADDRESS_FLAGS, *precompiled_prelude("cl", ADDRESS_FLAGS), "-fsyntax-only", "-"], text)
@@ -233,7 +233,7 @@ def bfloat_conversions_as_errors(output: str) -> str:
 
 
 def is_about_address_spaces(output: str) -> bool:
-    """Does the first error, with its notes, speak of address spaces?"""
+    """Whether the first error, with its notes, is about address spaces."""
     first = re.split(r"(?m)^(?=.*: error: )", output)[1:2]
     return bool(first) and bool(re.search(r"address space|__(?:global|local|private|constant|generic)\b", first[0]))
 
@@ -258,6 +258,6 @@ def compile_message(kernel: str, output: str, originals: dict[str, str]) -> str:
 
 
 def quoted_line(originals: dict[str, str], file: str, line: int) -> list[str]:
-    """One line of the kernel's text, as its author wrote it."""
+    """One line of the kernel's original source."""
     text = originals.get(file, "").splitlines()
     return [f"    {line:5d} | {text[line - 1]}"] if 0 < line <= len(text) else []

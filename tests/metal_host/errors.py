@@ -1,4 +1,4 @@
-"""What the host runner can say about a kernel: one exception class for every class of fault."""
+"""The host runner's errors: one exception class for every class of fault."""
 
 
 class MetalHostError(Exception):
@@ -69,7 +69,7 @@ class ReadOnlyWriteError(KernelFault):
 
 
 class UninitialisedReadError(KernelFault):
-    """A read of threadgroup memory or of an output that nobody has written."""
+    """A read of unwritten threadgroup memory or of an unwritten output."""
 
 
 class UnwrittenOutputError(KernelFault):

@@ -1,4 +1,4 @@
-"""From a kernel's Metal text to the two texts that clang compiles: one to run, one to check address spaces."""
+"""Converts a kernel's Metal source to the two sources that clang compiles: one to run, one to check address spaces."""
 
 import re
 
@@ -16,7 +16,7 @@ THREADGROUP_VARIABLE = re.compile(
 )
 LITERAL = re.compile(r"(?<![\w.])((?:\d+\.\d*|\.\d+|\d+)(?:[eE][+-]?\d+)?)(h|H|bf|BF)\b")
 
-# Where each built-in argument comes from; `c` is the thread's msl_context.
+# The source of each built-in argument; `c` is the thread's msl_context.
 ATTRIBUTE_VALUES = {
     "dispatch_quadgroups_per_threadgroup": "c->simdgroups * 8",
     "dispatch_simdgroups_per_threadgroup": "c->simdgroups",
@@ -42,7 +42,7 @@ ATTRIBUTE_VALUES = {
 
 
 def without_comments(text: str) -> str:
-    """Comments as blanks: lines and columns stay."""
+    """Replace comments by blanks, keeping lines and columns."""
 
     def blank(match: re.Match) -> str:
         found = match.group(0)
@@ -52,14 +52,14 @@ def without_comments(text: str) -> str:
 
 
 def vector_names(text: str) -> str:
-    """A pattern for the vector types of this text, its own aliases included."""
+    """A pattern for the vector types of this source, including its aliases."""
     aliases = re.findall(rf"\busing\s+(\w+)\s*=\s*(?:metal::)?(?:{VECTOR})\s*;", text)
     aliases += re.findall(rf"\btypedef\s+(?:metal::)?(?:{VECTOR})\s+(\w+)\s*;", text)
     return "|".join([VECTOR, *map(re.escape, aliases)])
 
 
 def rewrite_vectors(text: str, vector: str) -> str:
-    """`float4(a, b)`, `static_cast<float4>(v)` and `(float4)v` in words that clang has."""
+    """`float4(a, b)`, `static_cast<float4>(v)` and `(float4)v` in clang's syntax."""
     text = re.sub(rf"\bstatic_cast\s*<\s*(?:metal::)?({vector})\s*>\s*\(", r"::metal::make<\1>(", text)
     text = re.sub(rf"(?<![\w)>])\(\s*(?:metal::)?({vector})\s*\)\s*(?=[\w(])", r"::metal::caster<\1>()->*", text)
     return re.sub(rf"(?<!operator )(?<![\w.])(?:metal::)?({vector})\s*\(", r"::metal::make<\1>(", text)
@@ -84,7 +84,7 @@ def threadgroup_for_check(match: re.Match) -> str:
 
 
 def rewritten(text: str, vector: str, check: bool) -> str:
-    """One piece of the kernel's text for clang, line by line where it was."""
+    """One piece of the kernel's source for clang, with the same lines."""
     text = rewrite_vectors(text, vector)
     text = LITERAL.sub(lambda m: f"(({'half' if m[2] in 'hH' else 'bfloat'}){m[1]})", text)
     return THREADGROUP_VARIABLE.sub(threadgroup_for_check if check else threadgroup_for_run, text)
@@ -114,11 +114,11 @@ def pieces(signature: Signature, header: str, source: str, check: bool) -> str:
 
 
 def text_to_run(signature: Signature, header: str, source: str) -> str:
-    """The C++ text that becomes machine code."""
+    """The C++ source that is compiled and run."""
     return pieces(signature, header, source, check=False) + '#line 1 "entry"\n' + entry_text(signature)
 
 
 def text_to_check(signature: Signature, header: str, source: str) -> str:
-    """The text in which address spaces are real; it is parsed, with the templates of the kernel instantiated, and no more."""
+    """The source with real address spaces; it is only parsed, with the kernel's templates instantiated."""
     instantiation = f"template decltype({signature.function}{signature.template}) {signature.function}{signature.template};\n"
     return pieces(signature, header, source, check=True) + (instantiation if signature.template else "")

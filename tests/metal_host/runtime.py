@@ -1,4 +1,4 @@
-"""Calling the runtime: the structures it takes, and its faults in words."""
+"""Calling the runtime: its argument structures, and messages for its faults."""
 
 import ctypes
 import ctypes.util
@@ -24,7 +24,7 @@ u32, u64, address = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p
 
 
 class Place(ctypes.Structure):
-    """Who did something, and where in the text."""
+    """The thread and source location of an access."""
 
     _fields_ = (
         *((name, u32) for name in ("thread", "group", "writes", "atomic")),
@@ -35,7 +35,7 @@ class Place(ctypes.Structure):
 
 
 class Fault(ctypes.Structure):
-    """What the runtime found."""
+    """A fault found by the runtime."""
 
     _fields_ = (("kind", ctypes.c_int32), ("span", ctypes.c_int32), ("offset", ctypes.c_int64), ("size", u32), ("count", u32))
     _fields_ += (("here", Place), ("there", Place))
@@ -120,7 +120,7 @@ class Buffer:
     initialised: bool = True
 
     def span(self, byte_cells: bool) -> Span:
-        """Its bounds, and whether the checker keeps one cell a byte or one an element."""
+        """Its bounds, and whether the checker keeps one cell per byte or per element."""
         low, high = byte_range(self.data)
         cell_bytes = 1 if byte_cells else self.data.itemsize
         return Span(low, high - low, self.writable, self.initialised, cell_bytes, 0, 0, 0)
@@ -157,10 +157,10 @@ def launch(
 
 
 class FaultReport:
-    """Says in words what a launch ran into."""
+    """Makes the message for a launch's fault."""
 
     def __init__(self, name: str, kernel: LoadedKernel, buffers: list[Buffer], request: Launch, originals: dict[str, str]):
-        """Keep what the words are made from."""
+        """Store the inputs of the message."""
         self.name, self.kernel, self.buffers, self.request, self.originals = name, kernel, buffers, request, originals
 
     def exception(self) -> errors.KernelFault:
@@ -191,7 +191,7 @@ class FaultReport:
         return errors.SimdgroupError, text
 
     def inactive_lane(self, fault: Fault):
-        """A shuffle reads a lane that is not there."""
+        """A shuffle reads an absent lane."""
         text = f"thread {fault.here.thread} reads lane {fault.count} of its simdgroup, which takes no part in this function"
         return errors.SimdgroupError, text
 
@@ -205,7 +205,7 @@ class FaultReport:
         return errors.DataRaceError, text
 
     def write_conflict(self, fault: Fault):
-        """Two different values for one place."""
+        """Two different values for one address."""
         here, there = fault.here, fault.there
         text = (
             f"write conflict on {self.target(fault)}: {self.who(there)} and {self.who(here, there)} write different values "
@@ -219,11 +219,11 @@ class FaultReport:
         return errors.OutOfBoundsError, f"out-of-bounds {verb} of {fault.size} bytes at {self.target(fault)} by {self.who(fault.here)}"
 
     def read_only_write(self, fault: Fault):
-        """A write into an input."""
+        """A write to an input."""
         return errors.ReadOnlyWriteError, f"{self.who(fault.here)} writes into the input {self.target(fault)}"
 
     def uninitialised_read(self, fault: Fault):
-        """A read of what nobody wrote."""
+        """A read of unwritten memory."""
         where = "of this threadgroup " if fault.span == THREADGROUP_SPAN else ""
         return errors.UninitialisedReadError, f"{self.who(fault.here)} reads {self.target(fault)}, which no thread {where}has written"
 
@@ -236,12 +236,12 @@ class FaultReport:
     # The parts of a sentence
 
     def who(self, place: Place, other: Place | None = None) -> str:
-        """The thread, and its threadgroup where it matters."""
+        """The thread, and its threadgroup if relevant."""
         same_group = other is not None and other.group == place.group
         return f"thread {place.thread}" + ("" if same_group else f" of threadgroup run #{place.group}")
 
     def verb(self, place: Place) -> str:
-        """What it did."""
+        """The kind of access."""
         return ("atomically " if place.atomic else "") + ("writes" if place.writes else "reads")
 
     def why_unordered(self, fault: Fault) -> str:
@@ -252,7 +252,7 @@ class FaultReport:
         return f"without a barrier of mem_flags::{memory} between"
 
     def target(self, fault: Fault) -> str:
-        """`name[element]`, or how far outside of it."""
+        """`name[element]`, or the distance outside of the array."""
         if fault.span == THREADGROUP_SPAN:
             return self.threadgroup_target(fault.offset)
         buffer = self.buffers[fault.span]
@@ -263,7 +263,7 @@ class FaultReport:
         return inside if 0 <= fault.offset < span else f"{inside} ({buffer.name} has {span // size} elements)"
 
     def threadgroup_target(self, offset: int) -> str:
-        """A place in the threadgroup's memory by the name of its array, or by the nearest one."""
+        """A threadgroup address by the name of its array, or the nearest one."""
         where = self.request.threadgroup_begin + offset
         named = [entry for entry in self.request.names[: self.request.name_count] if entry.begin]
         if not named:
@@ -275,7 +275,7 @@ class FaultReport:
         return text + (f" ({nearest.name.decode()} has {nearest.size // nearest.element_size} elements)" if outside else "")
 
     def places(self, fault: Fault) -> list[str]:
-        """The lines of the text that took part."""
+        """The source lines involved."""
         lines = []
         for place in (fault.there, fault.here):
             found = self.text_place(place)
@@ -285,7 +285,7 @@ class FaultReport:
         return lines
 
     def text_place(self, place: Place) -> tuple[str, int] | None:
-        """Piece and line of the kernel's text."""
+        """Piece and line of the kernel's source."""
         if place.code:
             return line_of(self.kernel.path, place.code - 1)
         return (place.file.decode(), place.line) if place.file else None

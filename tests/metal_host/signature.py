@@ -53,7 +53,7 @@ class TemplateArgument:
 
 @dataclass(frozen=True)
 class Signature:
-    """The generated function: what stands before the body, what follows it, and how to call it."""
+    """The generated function: the code before and after the body, and its call."""
 
     function: str
     opening: str
@@ -63,12 +63,12 @@ class Signature:
     attributes: tuple[str, ...]
 
     def text(self, header: str, source: str) -> str:
-        """The whole text, as MLX hands it to the Metal compiler (after its own utilities)."""
+        """The whole source, as MLX passes it to the Metal compiler (after its utilities)."""
         return f"{header}{self.opening}{source}\n}}\n{self.instantiation}"
 
 
 def template_arguments(template) -> list[TemplateArgument]:
-    """MLX's reading of `template=[(name, dtype | int | bool), ...]`."""
+    """The template arguments as MLX reads `template=[(name, dtype | int | bool), ...]`."""
     arguments = []
     for name, value in template or []:
         if isinstance(value, bool):
