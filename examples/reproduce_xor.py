@@ -17,8 +17,8 @@ import argparse
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,13 +91,14 @@ def make_streams(count: int, rng: np.random.Generator) -> Streams:
     return streams
 
 
-def train(name: str, data: tuple[Streams, Streams], epochs: int, seed: int, progress: bool) -> tuple[float, float]:
+def train(name: str, data: tuple[Streams, Streams], epochs: int, seed: int, out: Path) -> tuple[float, float]:
     """A model's test accuracy in percent after the last epoch, and the seconds that its training took."""
     import mlx.core as mx
     import mlx.optimizers as optim
+    from reproduction import Training, measured
 
     from ember_mlx import LTC, CfC, SequenceModel
-    from ember_mlx.training import Sequences, evaluate, fit
+    from ember_mlx.training import Sequences
 
     setting = SETTINGS[name]
     mx.random.seed(seed)
@@ -107,20 +108,10 @@ def train(name: str, data: tuple[Streams, Streams], epochs: int, seed: int, prog
     steps = -(-len(training) // setting.batch_size)
     schedule = optim.exponential_decay(setting.rate, setting.decay ** (1 / steps))
     optimizer = optim.Adam(schedule, bias_correction=True) if setting.optimizer == "Adam" else optim.RMSprop(schedule, alpha=0.9, eps=1e-7)
-    start = time.perf_counter()
-    fit(
-        model,
-        training,
-        epochs=epochs,
-        loss="cross_entropy",
-        batch_size=setting.batch_size,
-        optimizer=optimizer,
-        clip_norm=setting.clip_norm,
-        seed=seed,
-        progress=progress,
-    )
-    seconds = time.perf_counter() - start
-    return 100 * float(evaluate(model, test, ["accuracy"])["accuracy"]), seconds
+    how = Training(epochs, setting.batch_size, optimizer, setting.clip_norm, seed)
+    told = {"task": "xor", "model": name, "train": len(training), "test": len(test), "bits": BITS - 1, **setting._asdict()}
+    record = measured(model, (training, test), how, out / f"xor-{name}-seed{seed}.json", told)
+    return record.accuracy[-1], record.seconds[-1]
 
 
 def make_parser() -> Parser:
@@ -132,6 +123,7 @@ def make_parser() -> Parser:
     parser.add_argument("--epochs", type=whole(1), metavar="N", help="passes over the training data (default: 200, --quick: 12)")
     parser.add_argument("--train", type=whole(1), metavar="N", help="streams to train on (default: 100000, --quick: 4000)")
     parser.add_argument("--seeds", type=whole(1), default=1, metavar="N", help="how often each model is trained (default: 1)")
+    parser.add_argument("--out", type=Path, default=Path("out/reproduce"), metavar="DIR", help="of the records (default: out/reproduce)")
     parser.add_argument("--quick", action="store_true", help="few streams and epochs: shows that it runs, not what it reaches")
     return parser
 
@@ -147,7 +139,7 @@ def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = pr
     say(f"{'model':<9} {'accuracy (%)':<16} {'published':<14} seconds")
     try:
         for name in options.models:
-            runs = [train(name, data, sizes["epochs"], seed, sys.stdout.isatty()) for seed in range(options.seeds)]
+            runs = [train(name, data, sizes["epochs"], seed, options.out) for seed in range(options.seeds)]
             accuracies, seconds = zip(*runs, strict=True)
             spread = f" ± {statistics.stdev(accuracies):.2f}" if len(runs) > 1 else ""
             reached = f"{statistics.mean(accuracies):.2f}{spread}"
