@@ -54,7 +54,8 @@ def measured(model: nn.Module, data: tuple[Sequences, Sequences], how: Training,
         record.accuracy.append(100 * float(evaluate(model, data[1], ["accuracy"])["accuracy"]))
         record.seconds.append(history["seconds"][-1] - tested)
         write(path, settings | {"epochs": how.epochs, "batch_size": how.batch_size, "seed": how.seed}, record)
-        print(f"epoch {len(record.accuracy):>3}/{how.epochs}  accuracy {record.accuracy[-1]:.2f} %  {record.seconds[-1]:.0f} s", flush=True)
+        epoch, seconds = f"epoch {len(record.accuracy):>3}/{how.epochs}", f"{record.seconds[-1]:.0f} s"
+        print(f"{path.stem}  {epoch}  accuracy {record.accuracy[-1]:.2f} %  {seconds}", flush=True)
         tested += time.perf_counter() - before
 
     history = fit(
