@@ -27,7 +27,8 @@ from demo import INTERRUPTED, Parser, whole
 
 PUBLISHED = {"gru": "91", "lstm": "-", "cfc": "-"}
 CLASSES, STEPS = 10, 40
-UNITS, BATCH, RATE = 6, 100, 1e-2
+UNITS, BATCH = 6, 100
+RATES = {"gru": 1e-2, "lstm": 1e-2, "cfc": 3e-3}
 EPOCHS, SEEDS = 150, 3
 QUICK = {"epochs": 20, "seeds": 1}
 
@@ -70,9 +71,9 @@ def train(name: str, data: tuple[Any, Any], units: int, epochs: int, seed: int, 
     from reproduction import Training, measured
 
     mx.random.seed(seed)
-    how = Training(epochs, BATCH, optim.Adam(RATE, bias_correction=True), None, seed)
+    how = Training(epochs, BATCH, optim.Adam(RATES[name], bias_correction=True), None, seed)
     sizes = {"train": len(data[0]), "test": len(data[1]), "units": units}
-    told = {"task": "mnist1d", "model": name, **sizes, "optimizer": "Adam", "rate": RATE, "published": PUBLISHED[name]}
+    told = {"task": "mnist1d", "model": name, **sizes, "optimizer": "Adam", "rate": RATES[name], "published": PUBLISHED[name]}
     record = measured(make_model(name, units), data, how, out / f"mnist1d-{name}-seed{seed}.json", told)
     return record.accuracy[-1], record.seconds[-1]
 
