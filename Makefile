@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo reproduce reproduce-xor notebooks test lint check-cuda release-check attack bench bench-compare golden docs docs-serve clean
+.PHONY: demo reproduce reproduce-xor notebooks test lint check-cuda release-check attack bench bench-compare bench-training golden docs docs-serve clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -45,6 +45,10 @@ bench: $(VENV)/.bench
 # the runs that `make bench` saved, side by side: ARGS="0001 0002" for some of them
 bench-compare: $(VENV)/.bench
 	$(BIN)/python -m pytest_benchmark --storage=file://out/bench/runs compare --group-by=name --columns=min,median,iqr,rounds $(ARGS)
+
+# seconds of training to an accuracy, ours and torch's: ARGS=--quick for a minute
+bench-training: $(VENV)/.bench
+	$(BIN)/python benchmarks/training.py $(ARGS)
 
 golden: $(VENV)/.bench
 	$(BIN)/python tests/make_golden_ncps.py
