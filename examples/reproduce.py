@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 
 TASKS = {
     "half-cheetah": "forecasts of a simulated half-cheetah (LTC paper); hours; needs --data PATH, recordings from the authors",
-    "xor": "parity of streams of events (CfC paper); an hour a model, LTC longer; --quick: a minute",
-    "mnist1d": "digits as lines of 40 numbers (MNIST-1D paper); 15 minutes; --quick: a minute",
+    "xor": "parity of streams of events (CfC paper); an hour or two a model, LTC most of a day; --quick: a minute",
+    "mnist1d": "digits as lines of 40 numbers (MNIST-1D paper); 20 minutes; --quick: two minutes",
 }
 
 
