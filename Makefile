@@ -4,16 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo reproduce reproduce-xor notebooks test lint check-cuda release-check attack bench bench-compare golden docs docs-serve clean
+.PHONY: demo reproduce notebooks test lint check-cuda release-check attack bench bench-compare bench-training golden docs docs-serve clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/demo.py $(ARGS)
 
-reproduce: $(VENV)/.examples
-	$(BIN)/python examples/reproduce_half_cheetah.py $(ARGS)
-
-reproduce-xor: $(VENV)/.examples
-	$(BIN)/python examples/reproduce_xor.py $(ARGS)
+# published results: ARGS="mnist1d --quick"; without ARGS, which there are and how long they take
+reproduce: $(VENV)/.reproduce
+	$(BIN)/python examples/reproduce.py $(ARGS)
 
 # executes the notebooks and writes their outputs; ARGS=--check fails where a cell does and writes nothing
 notebooks: $(VENV)/.notebooks
@@ -45,6 +43,10 @@ bench: $(VENV)/.bench
 # the runs that `make bench` saved, side by side: ARGS="0001 0002" for some of them
 bench-compare: $(VENV)/.bench
 	$(BIN)/python -m pytest_benchmark --storage=file://out/bench/runs compare --group-by=name --columns=min,median,iqr,rounds $(ARGS)
+
+# seconds of training to an accuracy, ours and torch's: ARGS=--quick for a minute
+bench-training: $(VENV)/.bench
+	$(BIN)/python benchmarks/training.py $(ARGS)
 
 golden: $(VENV)/.bench
 	$(BIN)/python tests/make_golden_ncps.py

@@ -14,6 +14,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -229,7 +230,7 @@ def described(name: str) -> str:
 
 
 def serve(module: str) -> None:
-    """Answer questions, one line of JSON each; a failing contender does not end the process."""
+    """Answer questions, one line of JSON each, with the module's own `answered` if it has one; a failure does not end the process."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # output of libraries goes to stderr
     prepared: dict[str, Any] = {}
@@ -238,7 +239,7 @@ def serve(module: str) -> None:
         question = json.loads(line)
         try:
             contenders = contenders or importlib.import_module(module)
-            answer = {"answer": answered(contenders, prepared, **question)}
+            answer = {"answer": getattr(contenders, "answered", partial(answered, contenders))(prepared, **question)}
         except Exception as error:
             traceback.print_exc()
             answer = {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300] if str(error).strip() else ''}"}

@@ -107,9 +107,8 @@ def _draw_bars(axis: Any, found: list[tuple[str, str, float | None, str]], headi
     for sized, name, factor, state in found:
         if sized != before:
             place += 1
-            axis.text(
-                0.0, place, sized, transform=axis.get_yaxis_transform(), fontsize=9, fontweight="bold", va="center", backgroundcolor="white"
-            )
+            ground = {"facecolor": "white", "linewidth": 0, "pad": 1}  # as wide as the text: it hides the line at 1, and no part of a bar
+            axis.text(0.0, place, sized, transform=axis.get_yaxis_transform(), fontsize=9, fontweight="bold", va="center", bbox=ground)
             place, before = place + 1, sized
         if factor is not None:
             axis.barh(place, factor - 1, left=1, color=COLOURS.get(name, OTHERS), height=0.8)

@@ -7,7 +7,6 @@ from unittest.mock import patch
 
 import mlx.core as mx
 import pytest
-from ember_mlx.scans.gated.cells import CELLS
 
 from ember_mlx.kernels.loader import kernels_made_by
 from ember_mlx.kernels.tiles import family_of
@@ -75,7 +74,7 @@ def test_the_tables_layouts_compile_without_spills(case):
 @pytest.mark.parametrize(("D", "B", "H"), [(1, 200, 112), (2, 2, 256), (1, 2, 700)])
 def test_a_projected_lstm_as_a_cell_compiles_without_spills(D, B, H):
     """To half as many features; with 700 units each step has launches of its own."""
-    definition, calls = CELLS["projected"].definition, list[KernelCall]()
+    definition, calls = PROJECTED_LSTM.definition, list[KernelCall]()
     arrays = to_mlx(random_arrays(definition, D, 2, B, H, lengths=True, P=H // 2))
     with kernels_made_by("cuda", noting(calls)), patch.object(fused, "current_family", lambda: family_of("sm_90")):
         outputs = fused.cell_fused_forward("cuda", definition, arrays)
