@@ -17,6 +17,7 @@ from ember_mlx.scans.cell.backward_text import backward_kernel
 from ember_mlx.scans.cell.forward_text import Forward, forward_kernel
 from ember_mlx.scans.cell.kernel_plan import plan_of
 from ember_mlx.scans.cell.ops import cell_ops
+from ember_mlx.scans.cell.pointwise_text import next_kernel
 from ember_mlx.scans.cell.problems import VARIANTS, cell_problem, random_arrays
 from ember_mlx.scans.cell.reference import cell_backward, cell_forward
 from ember_mlx.scans.cell.variant import Backward as BackwardLayout
@@ -303,6 +304,27 @@ def test_what_hangs_on_parameters_alone_is_computed_once():
     before, step = text.split("for (int t = 0")
     assert "exp(p0[block])" in before
     assert "p0[block]" not in step
+
+
+def test_lines_have_the_numbers_of_the_equations_in_the_authors_comments():
+    class Numbered(Cell):
+        h_products: ClassVar = {"V": 2}
+
+        def step(self, x, h, V):
+            q, v = V(h)  # of a product there is no line: (7)
+            a = step.tanh(x + q)  # (2)
+            b = step.exp(-v) / 2  # (10), (1)
+            return a * b + step.sin(h)
+
+    text = next_kernel(Numbered().definition).text
+    assert [line.split("] = ")[1] for line in text.splitlines() if "after0[" in line] == [
+        "(fast_tanh(x0 + q0_0) * (exp(-q0_1) * 0.5f)) + sin(s0);  // (1), (2), (10)"
+    ]
+    tags = [line.split("  // ")[1] for line in forward_kernel(Numbered().definition).text.splitlines() if "  // (" in line and ";" in line]
+    assert [tag for tag in tags if not tag.startswith("(D")] == ["(2)", "(1), (10)"]
+    forward = forward_kernel(GATED["lstm"].definition).text
+    assert "value = tanh_or_sigmoid(tanh0_0, x0_0[i] + value);  // (1), (2)\n" in forward
+    assert "@" not in forward + backward_kernel(GATED["lstm"].definition).text
 
 
 @pytest.mark.parametrize("name", [*VARIANTS, *OTHERS])

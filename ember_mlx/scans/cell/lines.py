@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ...kernels.loader import KernelText
+from ...step.metal import commented
 from .kernel_plan import UNITS, Size
 
 PLACE = "NAME"  # in the place of a name that hangs on the text
@@ -100,7 +101,7 @@ def function(template: str, comment: Sequence[str], arrays: Sequence[tuple[str, 
     """A kernel's function; arrays: (name, type, what it holds)."""
     parameters = [f"    device {kind}* {name},  // {holds}" for name, kind, holds in arrays]
     lines = [*(f"// {line}" for line in comment), f"template <{template}>", f"inline void {PLACE}(", *parameters, f"    {GROUP}) {{"]
-    return "\n".join([*lines, *indented(body), "}", ""])
+    return "\n".join([*lines, *map(commented, indented(body)), "}", ""])
 
 
 def kernel_text(
