@@ -1,5 +1,6 @@
 """Kernels whose text is made from a cell's step: against the ops form in float64, in every layout, at sizes that the sweeps do not have."""
 
+import re
 from contextlib import ExitStack
 from typing import ClassVar
 
@@ -325,6 +326,16 @@ def test_lines_have_the_numbers_of_the_equations_in_the_authors_comments():
     forward = forward_kernel(GATED["lstm"].definition).text
     assert "value = tanh_or_sigmoid(tanh0_0, x0_0[i] + value);  // (1), (2)\n" in forward
     assert "@" not in forward + backward_kernel(GATED["lstm"].definition).text
+
+
+def test_a_kernel_is_named_by_its_cell():
+    class ÄhnlichesGatter(Cell):
+        def step(self, x, h):
+            return x - 0.25 * h
+
+    assert re.fullmatch(r"flat_[0-9a-f]{12}_forward", forward_kernel(OWN["flat"].definition).name)
+    assert re.fullmatch(r"flat_[0-9a-f]{12}_next", next_kernel(OWN["flat"].definition).name)
+    assert re.fullmatch(r"hnlichesgatter_[0-9a-f]{12}_backward", backward_kernel(ÄhnlichesGatter().definition).name)
 
 
 @pytest.mark.parametrize("name", [*VARIANTS, *OTHERS])

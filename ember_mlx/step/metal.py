@@ -1,7 +1,7 @@
 """Expressions of a step's graph as text of the subset that Metal and CUDA share (metal/README.md).
 
-Text holds a mark behind each expression that the author's comments number, as "@2" behind one of equation (2); `commented` makes comments of
-the marks once lines are complete.
+Text holds a mark behind each expression that the author's comments number, as "@2" behind one of equation (2); `commented` makes comments
+of the marks once lines are complete.
 """
 
 import math

@@ -390,4 +390,4 @@ def forward_kernel(definition: Definition) -> KernelText:
     states = [f"initial{k}" for k in range(len(outputs))]
     along = axes(dtbh=" ".join(["x_proj", *outputs]), dtb="times", dbh=" ".join(states), b="lengths")
     carried = tuple(zip(states, outputs, strict=True))
-    return kernel_text("cell_{}_forward", arguments_of(plan), FILES, made.text(), inputs, outputs, along, carried)
+    return kernel_text(definition.name, "forward", arguments_of(plan), FILES, made.text(), inputs, outputs, along, carried)

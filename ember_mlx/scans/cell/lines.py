@@ -105,7 +105,8 @@ def function(template: str, comment: Sequence[str], arrays: Sequence[tuple[str, 
 
 
 def kernel_text(
-    name: str,
+    cell: str,
+    part: str,
     arguments: str,
     files: tuple[str, ...],
     text: str,
@@ -114,6 +115,7 @@ def kernel_text(
     axes: tuple[tuple[str, str], ...] = (),
     carried: tuple[tuple[str, str], ...] = (),
 ) -> KernelText:
-    """A kernel of this text; its name has "{}" where a digest of the text comes."""
-    named = name.format(hashlib.sha256(text.encode()).hexdigest()[:12])
+    """A kernel of this text; its name has the cell's, a digest of the text, and which part of the scan it is."""
+    word = re.sub(r"^[^a-z]+|\W", "", cell.lower(), flags=re.ASCII) or "cell"
+    named = f"{word}_{hashlib.sha256(text.encode()).hexdigest()[:12]}_{part}"
     return KernelText(named, arguments, files, tuple(inputs), tuple(outputs), axes, carried, text.replace(PLACE, named))
