@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo reproduce notebooks test lint check-cuda release-check attack bench bench-compare bench-training golden docs docs-serve clean
+.PHONY: demo reproduce notebooks test lint check-cuda steps release-check attack bench bench-compare bench-training golden docs docs-serve clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -24,11 +24,15 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m tests.metal_host metal/*.metal
+	$(BIN)/python -m tests.metal_host metal/*.metal metal/steps/*.metal
 
 # every kernel's CUDA text by MLX's own compiler, without a GPU; goes on where an earlier run stopped
 check-cuda: $(VENV)/.cuda
 	$(BIN)/python -m tests.nvrtc $(ARGS)
+
+# the kernel text of the package's own cells, to be read in metal/steps
+steps: $(VENV)/.test
+	$(BIN)/python -m tests.steps
 
 # builds, and tries the wheel on each Python that is here; publishes nothing
 release-check: $(VENV)/.release

@@ -1,5 +1,6 @@
 """Kernels whose text is made from a cell's step: against the ops form in float64, in every layout, at sizes that the sweeps do not have."""
 
+import re
 from contextlib import ExitStack
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ from ember_mlx.scans.cell.kernel_layout import Backward as BackwardLayout
 from ember_mlx.scans.cell.kernel_layout import Forward as ForwardLayout
 from ember_mlx.scans.cell.kernel_plan import plan_of
 from ember_mlx.scans.cell.ops import cell_ops
+from ember_mlx.scans.cell.pointwise_text import next_kernel
 from ember_mlx.scans.cell.random_cases import VARIANTS as ALL_VARIANTS
 from ember_mlx.scans.cell.random_cases import cell_problem, random_arrays
 from ember_mlx.scans.cell.reference import cell_backward, cell_forward
@@ -285,6 +287,37 @@ def test_what_hangs_on_parameters_alone_is_computed_once():
     before, step = text.split("for (int t = 0")
     assert "exp(p0[block])" in before
     assert "p0[block]" not in step
+
+
+def test_lines_have_the_numbers_of_the_equations_in_the_authors_comments():
+    class Numbered(Cell):
+        h_products: ClassVar = {"V": 2}
+
+        def step(self, x, h, V):
+            q, v = V(h)  # of a product there is no line: (7)
+            a = step.tanh(x + q)  # (2)
+            b = step.exp(-v) / 2  # (10), (1)
+            return a * b + step.sin(h)
+
+    text = next_kernel(Numbered().definition).text
+    assert [line.split("] = ")[1] for line in text.splitlines() if "after0[" in line] == [
+        "(fast_tanh(x0 + q0_0) * (exp(-q0_1) * 0.5f)) + sin(s0);  // (1), (2), (10)"
+    ]
+    tags = [line.split("  // ")[1] for line in forward_kernel(Numbered().definition).text.splitlines() if "  // (" in line and ";" in line]
+    assert [tag for tag in tags if not tag.startswith("(D")] == ["(2)", "(1), (10)"]
+    forward = forward_kernel(LSTM_CELL.definition).text
+    assert "value = tanh_or_sigmoid(tanh0_0, x0_0[i] + value);  // (1), (2)\n" in forward
+    assert "@" not in forward + backward_kernel(LSTM_CELL.definition).text
+
+
+def test_a_kernel_is_named_by_its_cell():
+    class ÄhnlichesGatter(Cell):
+        def step(self, x, h):
+            return x - 0.25 * h
+
+    assert re.fullmatch(r"flat_[0-9a-f]{12}_forward", forward_kernel(OWN["flat"].definition).name)
+    assert re.fullmatch(r"flat_[0-9a-f]{12}_next", next_kernel(OWN["flat"].definition).name)
+    assert re.fullmatch(r"hnlichesgatter_[0-9a-f]{12}_backward", backward_kernel(ÄhnlichesGatter().definition).name)
 
 
 @pytest.mark.parametrize("name", [*VARIANTS, *OTHERS])

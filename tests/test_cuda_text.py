@@ -11,6 +11,7 @@ import pytest
 from ember_mlx.kernels.loader import kernels_made_by
 from ember_mlx.kernels.tiles import family_of
 from ember_mlx.scans.cell import fused
+from ember_mlx.scans.cell.gated import PROJECTED_LSTM
 from ember_mlx.scans.cell.random_cases import random_arrays
 
 from .comparisons import to_mlx

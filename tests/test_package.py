@@ -56,7 +56,7 @@ def test_wheel_ships_the_metal_sources_and_nothing_else_besides_the_package(whee
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"ember_mlx", f"ember_mlx-{ember_mlx.__version__}.dist-info"}
     shipped = {name.removeprefix("ember_mlx/metal/") for name in names if name.startswith("ember_mlx/metal/")}
-    assert shipped == {path.name for path in (ROOT / "metal").iterdir()}
+    assert shipped == {path.relative_to(ROOT / "metal").as_posix() for path in (ROOT / "metal").rglob("*") if path.is_file()}
     assert "ember_mlx/py.typed" in names  # or type checkers ignore the annotations
 
 

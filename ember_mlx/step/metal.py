@@ -1,6 +1,11 @@
-"""Expressions of a step's graph as text of the subset that Metal and CUDA share (metal/README.md)."""
+"""Expressions of a step's graph as text of the subset that Metal and CUDA share (metal/README.md).
+
+Text holds a mark behind each expression that the author's comments number, as "@2" behind one of equation (2); `commented` makes comments
+of the marks once lines are complete.
+"""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -9,6 +14,7 @@ import numpy as np
 from .derivative import Form, Variable
 from .graph import Node, needed_for
 
+MARK = re.compile(r"@(\d+)")
 INLINED = 60  # letters of an expression that is written where it is used once, instead of under a name of its own
 _FUNCTIONS = {
     "abs": "fabs",
@@ -70,16 +76,33 @@ def statements(
     for node in nodes:
         if node.index in names:
             continue
-        made = expression(node, text)
+        made = expression(node, text) + marks(node)
         if node.index in kept:
             lines.append(f"{kept[node.index]} = {made};")
             text[node.index] = kept[node.index]
-        elif node.op != "constant" and (uses[node.index] > 1 or len(made) > INLINED):
+        elif node.op != "constant" and (uses[node.index] > 1 or len(MARK.sub("", made)) > INLINED):
             lines.append(f"{'bool' if node.is_condition else 'float'} v{node.index} = {made};")
             text[node.index] = f"v{node.index}"
         else:
             text[node.index] = made
     return lines, [text[node.index] for node in targets]
+
+
+def marks(node: Node) -> str:
+    """The marks of a node: the numbers of its equations."""
+    return "".join(f"@{number}" for number in re.findall(r"\d+", node.tag))
+
+
+def commented(line: str) -> str:
+    """A line without marks, with a comment that has the numbers of its equations.
+
+    Example:
+        >>> from ember_mlx.step.metal import commented
+        >>> commented("v3 = fast_tanh(x[i] + q[i]@1)@2@1;")
+        'v3 = fast_tanh(x[i] + q[i]);  // (1), (2)'
+    """
+    numbers = sorted(set(map(int, MARK.findall(line))))
+    return f"{MARK.sub('', line)}  // {', '.join(f'({n})' for n in numbers)}" if numbers else line
 
 
 def expression(node: Node, text: Mapping[int, str]) -> str:

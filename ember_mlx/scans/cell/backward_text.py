@@ -228,4 +228,4 @@ def backward_kernel(definition: Definition) -> KernelText:
     of_steps = "coefficients d" + " coefficients_p d_p" * (len(plan.sizes) > 1)
     along = axes(dtbh=" ".join(names["d_after"]), dtbsh=of_steps, dbh=" ".join([*names["carry"], *names["d_before"]]), b="lengths")
     carried = tuple(zip(names["carry"], names["d_before"], strict=True))
-    return kernel_text("cell_{}_backward", arguments_of(plan), FILES, made.text(), inputs, outputs, along, carried)
+    return kernel_text(definition.name, "backward", arguments_of(plan), FILES, made.text(), inputs, outputs, along, carried)

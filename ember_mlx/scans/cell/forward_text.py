@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ...kernels.loader import KernelText, axes
 from ...step.definition import Definition
 from ...step.graph import LEAVES, Node, needed_for
-from ...step.metal import statements
+from ...step.metal import marks, statements
 from .kernel_plan import UNITS, Plan, Size, plan_of, size_of
 from .lines import (
     BARRIER,
@@ -49,10 +49,12 @@ class Owned(NamedTuple):
 
     Args:
         node: act(x + W v).
+        total: x + W v.
         x: the number of x.
     """
 
     node: Node
+    total: Node
     x: int
 
 
@@ -103,7 +105,7 @@ class Forward:
                 if x is None or act is None or more or act.op not in ("tanh", "sigmoid"):
                     continue
                 if any(self.plan.parts[p].blocks > 1 and b in _blocks(self.plan, p) for p in self.plan.parts_of(call)):
-                    found[c, b] = Owned(act, x)
+                    found[c, b] = Owned(act, total, x)
         return found
 
     def _users(self) -> dict[int, list[Node]]:
@@ -345,6 +347,7 @@ class Forward:
         ops = {o.node.op for o in here if o}
         total = f"x{c}_{p}[i] + value"
         act = f"tanh_or_sigmoid(tanh{c}_{p}, {total})" if len(ops) == 2 else f"fast_{ops.pop()}({total})"
+        act += "".join(dict.fromkeys(marks(o.total) + marks(o.node) for o in here if o))
         return [f"value = select({act}, value, plain{c}_{p});" if None in here else f"value = {act};"]
 
     def _last(self) -> list[str]:
@@ -387,4 +390,4 @@ def forward_kernel(definition: Definition) -> KernelText:
     states = [f"initial{k}" for k in range(len(outputs))]
     along = axes(dtbh=" ".join(["x_proj", *outputs]), dtb="times", dbh=" ".join(states), b="lengths")
     carried = tuple(zip(states, outputs, strict=True))
-    return kernel_text("cell_{}_forward", arguments_of(plan), FILES, made.text(), inputs, outputs, along, carried)
+    return kernel_text(definition.name, "forward", arguments_of(plan), FILES, made.text(), inputs, outputs, along, carried)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ...kernels.loader import KernelText
+from ...step.metal import commented
 from .kernel_plan import UNITS, Size
 
 PLACE = "NAME"  # in the place of a name that hangs on the text
@@ -100,11 +101,12 @@ def function(template: str, comment: Sequence[str], arrays: Sequence[tuple[str, 
     """A kernel's function; arrays: (name, type, what it holds)."""
     parameters = [f"    device {kind}* {name},  // {holds}" for name, kind, holds in arrays]
     lines = [*(f"// {line}" for line in comment), f"template <{template}>", f"inline void {PLACE}(", *parameters, f"    {GROUP}) {{"]
-    return "\n".join([*lines, *indented(body), "}", ""])
+    return "\n".join([*lines, *map(commented, indented(body)), "}", ""])
 
 
 def kernel_text(
-    name: str,
+    cell: str,
+    part: str,
     arguments: str,
     files: tuple[str, ...],
     text: str,
@@ -113,6 +115,7 @@ def kernel_text(
     axes: tuple[tuple[str, str], ...] = (),
     carried: tuple[tuple[str, str], ...] = (),
 ) -> KernelText:
-    """A kernel of this text; its name has "{}" where a digest of the text comes."""
-    named = name.format(hashlib.sha256(text.encode()).hexdigest()[:12])
+    """A kernel of this text; its name has the cell's, a digest of the text, and which part of the scan it is."""
+    word = re.sub(r"^[^a-z]+|\W", "", cell.lower(), flags=re.ASCII) or "cell"
+    named = f"{word}_{hashlib.sha256(text.encode()).hexdigest()[:12]}_{part}"
     return KernelText(named, arguments, files, tuple(inputs), tuple(outputs), axes, carried, text.replace(PLACE, named))

@@ -63,11 +63,18 @@ def _evaluated(plan: Plan, targets: Sequence[Node]) -> tuple[Arrays, list[str], 
 
 
 def _kernel(
-    name: str, comment: str, arrays: Arrays, outputs: Arrays, body: list[str], size: Size, along: tuple[tuple[str, str], ...] = ()
+    plan: Plan,
+    part: str,
+    comment: str,
+    arrays: Arrays,
+    outputs: Arrays,
+    body: list[str],
+    size: Size,
+    along: tuple[tuple[str, str], ...] = (),
 ) -> KernelText:
     text = function(TEMPLATE, [comment], [*arrays, *outputs], [*OPENING, *body])
     text, arguments = (re.sub(r"\bH\b", size.letter, given) for given in (text, ARGUMENTS))
-    return kernel_text(name, arguments, FILES, text, [a for a, _, _ in arrays], [a for a, _, _ in outputs], along)
+    return kernel_text(plan.definition.name, part, arguments, FILES, text, [a for a, _, _ in arrays], [a for a, _, _ in outputs], along)
 
 
 def _along_rows(arrays: Arrays) -> tuple[tuple[str, str], ...]:
@@ -89,7 +96,7 @@ def arguments_kernel(definition: Definition, stage: int, size: Size) -> KernelTe
     outputs: Arrays = [(f"argument{k}", "float", "(N, H)") for k in numbers]
     body = [*lines, *(f"argument{k}[index] = {value};" for k, value in zip(numbers, values, strict=True))]
     comment = f"The arguments of the products of stage {stage}."
-    return _kernel("cell_{}_arguments", comment, arrays, outputs, body, size, _along_rows([*arrays, *outputs]))
+    return _kernel(plan, "arguments", comment, arrays, outputs, body, size, _along_rows([*arrays, *outputs]))
 
 
 def computed_arguments(definition: Definition, stage: int, size: Size) -> list[int]:
@@ -108,7 +115,8 @@ def coefficients_kernel(definition: Definition, size: Size = UNITS) -> KernelTex
     outputs: Arrays = [("coefficients", "float", f"(N, {count}, H)")]
     writes = [f"coefficients[(row * {count} + {n}) * H + u] = {value};" for n, value in enumerate(values)]
     return _kernel(
-        "cell_{}_coefficients",
+        plan,
+        "coefficients",
         "What the derivative takes of the step.",
         arrays,
         outputs,
@@ -126,7 +134,7 @@ def next_kernel(definition: Definition, size: Size = UNITS) -> KernelText:
     arrays, lines, values = _evaluated(plan, [definition.after[k] for k in numbers])
     outputs: Arrays = [(f"after{k}", "float", "(N, H)") for k in numbers]
     body = [*lines, *(f"after{k}[index] = {value};" for k, value in zip(numbers, values, strict=True))]
-    return _kernel("cell_{}_next", "The states after one step.", arrays, outputs, body, size)
+    return _kernel(plan, "next", "The states after one step.", arrays, outputs, body, size)
 
 
 def level_results(definition: Definition, level: int, size: Size) -> list[int]:
@@ -165,10 +173,10 @@ def back_kernel(definition: Definition, level: int, size: Size = UNITS) -> Kerne
         outputs += [(d, "float", f"(D, B, {len(forms)}, H)")] * bool(forms) + [(f"before{k}", "float", "(D, B, H)") for k in states]
         lines += [f"{d}[(row * {len(forms)} + {n}) * H + u] = valid ? {made.of(form)} : 0.0f;" for n, form in enumerate(forms)]
         lines += [f"before{k}[index] = valid ? {made.state(k)} : g{k};" for k in states]
-        return _kernel("cell_{}_previous", "One step backward, behind its products.", arrays, outputs, lines, size)
+        return _kernel(plan, "previous", "One step backward, behind its products.", arrays, outputs, lines, size)
     for c in here:
         places = plan.places(f"call {c}", len(definition.calls[c].results))
         outputs.append((f"d{c}", "float", f"(D, B, {len(places)}, H)"))
         writes = (f"d{c}[(row * {len(places)} + {b}) * H + u] = valid ? {made.of(forms[n])} : 0.0f;" for b, n in enumerate(places))
         lines += writes
-    return _kernel("cell_{}_back", f"One step backward, before its products of level {level}.", arrays, outputs, lines, size)
+    return _kernel(plan, "back", f"One step backward, before its products of level {level}.", arrays, outputs, lines, size)

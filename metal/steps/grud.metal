@@ -1,0 +1,570 @@
+// The kernels of GRUD, generated from its step in ember_mlx/cells.py by `make steps`.
+// They are here to be read; nothing loads this file.
+// They stand on pointwise.metal, cell_pointwise.metal, product.metal, sequences.metal, cell.metal.
+
+// The forward scan.
+template <int H, int THREADS, int ROWS, int SPLIT, bool RESIDENT>
+inline void grud_5facd2e29707_forward(
+    device const float* x_proj,  // (D, T, B, 3, H)
+    device const float* times,  // (D, T, B)
+    device const float* parameters,  // (D, 2, H)
+    device const float* weights,  // D times packed, one product after the other
+    device const float* initial0,  // (D, B, H)
+    device const int* lengths,  // (B)
+    device const int* dims,  // T, B
+    device float* after0,  // (D, T, B, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  typedef CellTile<H, THREADS, ROWS, SPLIT> C;
+  enum { AHEAD = RESIDENT && 3 * C::COUNT <= 16 };
+  CellRows<ROWS> rows = rows_of_group<ROWS>(lengths, dims, group_index);
+  int group = thread_index / SPLIT, part = thread_index % SPLIT;
+  threadgroup float* arguments = (threadgroup float*)scratch;  // 2 times (ROWS, C::ROW)
+  fill(arguments, 2 * ROWS * C::ROW, thread_index, THREADS, 0.0f);
+  typedef Product<H, 2 * H, SPLIT, 2, THREADS, RESIDENT> Product0;  // R
+  typedef Product<H, 1 * H, SPLIT, 1, THREADS, RESIDENT> Product1;  // R_n
+  device const float* packed = weights + rows.direction * 4 * (int(Product0::FLOAT4S) + int(Product1::FLOAT4S)) * THREADS;
+  Product0 product0;
+  load_product(product0, packed, thread_index);
+  packed += 4 * int(Product0::FLOAT4S) * THREADS;
+  Product1 product1;
+  load_product(product1, packed, thread_index);
+  int own0_0 = or_last(product0.owned, 2);
+  float p0[C::BLOCKS], p1[C::BLOCKS];
+#pragma unroll(C::UNROLL)
+  for (int block = 0; block < C::BLOCKS; block++) {
+    int u = block * C::GROUPS + group, read = or_last(u, H);
+    p0[block] = parameters[(rows.direction * 2 + 0) * H + read];
+    p1[block] = parameters[(rows.direction * 2 + 1) * H + read];
+  }
+  float s0[C::COUNT], x2_read[C::COUNT], x0_0_read[C::COUNT];
+#pragma unroll(C::UNROLL)
+  for (int block = 0; block < C::BLOCKS; block++) {
+    int u = block * C::GROUPS + group, read = or_last(u, H);
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      int i = block * ROWS + r;
+      s0[i] = initial0[place_of_state(rows, r) * H + read];
+    }
+  }
+  float dt_read[ROWS];
+  if (AHEAD) {
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      int u = block * C::GROUPS + group, read = or_last(u, H);
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        int i = block * ROWS + r;
+        int place = place_near(rows, 0, r);
+        x2_read[i] = x_proj[(place * 3 + 2) * H + read];
+        x0_0_read[i] = x_proj[(place * 3 + own0_0) * H + read];
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) dt_read[r] = times[place_near(rows, 0, r)];
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  for (int t = 0; t < rows.steps; t++) {
+    float x2[C::COUNT], x0_0[C::COUNT];
+    float dt[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      if (!AHEAD) dt_read[r] = times[place_near(rows, t, r)];
+      dt[r] = dt_read[r];
+    }
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      int u = block * C::GROUPS + group, read = or_last(u, H);
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        int i = block * ROWS + r;
+        int place = place_near(rows, t, r);
+        if (!AHEAD) x2_read[i] = x_proj[(place * 3 + 2) * H + read];
+        x2[i] = x2_read[i];
+        if (!AHEAD) x0_0_read[i] = x_proj[(place * 3 + own0_0) * H + read];
+        x0_0[i] = x0_0_read[i];
+      }
+    }
+    float v13[C::COUNT];
+    threadgroup float* a0 = arguments + 0 * ROWS * C::ROW;
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      int u = block * C::GROUPS + group;
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        int i = block * ROWS + r;
+        float v10 = select(0.0f, (p0[block] * dt[r]) + p1[block], ((p0[block] * dt[r]) + p1[block]) > 0.0f);
+        v13[i] = exp(-v10) * s0[i];
+        if (part == 0 && u < H && r < rows.count) a0[r * C::ROW + u] = v13[i];
+      }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (AHEAD) {
+#pragma unroll(C::UNROLL)
+      for (int block = 0; block < C::BLOCKS; block++) {
+        int u = block * C::GROUPS + group, read = or_last(u, H);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+          int i = block * ROWS + r;
+          int place = place_near(rows, t + 1, r);
+          x2_read[i] = x_proj[(place * 3 + 2) * H + read];
+          x0_0_read[i] = x_proj[(place * 3 + own0_0) * H + read];
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) dt_read[r] = times[place_near(rows, t + 1, r)];
+    }
+    float q0_0[2 * C::COUNT];
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      partial_sums<ROWS>(product0, (threadgroup const float4*)a0, block, q0_0 + 2 * block * ROWS);
+    }
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      join_lanes<ROWS>(product0, q0_0 + 2 * block * ROWS);
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        int i = block * ROWS + r;
+        float value = q0_0[2 * i];
+        value = fast_sigmoid(x0_0[i] + value);
+        gather<Product0>(value, q0_0 + 2 * i);
+      }
+    }
+    threadgroup float* a1 = arguments + 1 * ROWS * C::ROW;
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      int u = block * C::GROUPS + group;
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        int i = block * ROWS + r;
+        if (part == 0 && u < H && r < rows.count) a1[r * C::ROW + u] = q0_0[2 * i + 0] * v13[i];
+      }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    float q1_1[C::COUNT];
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      partial_sums<ROWS>(product1, (threadgroup const float4*)a1, block, q1_1 + block * ROWS);
+    }
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      join_lanes<ROWS>(product1, q1_1 + block * ROWS);
+    }
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      int u = block * C::GROUPS + group;
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        int i = block * ROWS + r;
+        float v26 = v13[i] + (q0_0[2 * i + 1] * (fast_tanh(x2[i] + q1_1[i]) - v13[i]));
+        float next0 = v26;
+        bool valid = has_step(rows, t, r);
+        s0[i] = valid ? next0 : s0[i];
+        if (part == 0 && u < H && r < rows.count) {
+          after0[place_at(rows, t, r) * H + u] = valid ? next0 : 0.0f;
+        }
+      }
+    }
+  }
+  clear_steps<THREADS>(after0, rows.steps, H, rows, thread_index);
+}
+
+// The backward scan.
+template <int H, int THREADS, int ROWS, int SPLIT, bool RESIDENT>
+inline void grud_ac11771fb788_backward(
+    device const float* d_after0,  // (D, T, B, H)
+    device const float* coefficients,  // (D, T, B, 9, H)
+    device const float* weights,  // D times packed, one transposed product after the other
+    device const float* carry0,  // (D, B, H): from beyond these steps
+    device const int* lengths,  // (B)
+    device const int* dims,  // T, B
+    device float* d,  // (D, T, B, 6, H)
+    device float* d_before0,  // (D, B, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  typedef CellTile<H, THREADS, ROWS, SPLIT> C;
+  enum { AHEAD = RESIDENT && 10 * C::COUNT <= 24 };
+  CellRows<ROWS> rows = rows_of_group<ROWS>(lengths, dims, group_index);
+  int group = thread_index / SPLIT, part = thread_index % SPLIT;
+  typedef Product<2 * H, H, SPLIT, 1, THREADS, RESIDENT> Product0;  // R
+  typedef Product<1 * H, H, SPLIT, 1, THREADS, RESIDENT> Product1;  // R_n
+  // floats of a row of each call's gradients
+  enum { ROW0 = 4 * int(Product0::ROW4), ROW1 = 4 * int(Product1::ROW4) };
+  threadgroup float* gradients = (threadgroup float*)scratch;
+  fill(gradients, 1 * ROWS * (ROW0 + ROW1), thread_index, THREADS, 0.0f);
+  device const float* packed = weights + rows.direction * 4 * (int(Product0::FLOAT4S) + int(Product1::FLOAT4S)) * THREADS;
+  Product0 product0;
+  load_product(product0, packed, thread_index);
+  packed += 4 * int(Product0::FLOAT4S) * THREADS;
+  Product1 product1;
+  load_product(product1, packed, thread_index);
+  float g0[C::COUNT], y0_read[C::COUNT], k0_read[C::COUNT], k1_read[C::COUNT], k2_read[C::COUNT], k3_read[C::COUNT];
+  float k4_read[C::COUNT], k5_read[C::COUNT], k6_read[C::COUNT], k7_read[C::COUNT], k8_read[C::COUNT];
+#pragma unroll(C::UNROLL)
+  for (int block = 0; block < C::BLOCKS; block++) {
+    int u = block * C::GROUPS + group, read = or_last(u, H);
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      int i = block * ROWS + r;
+      g0[i] = carry0[place_of_state(rows, r) * H + read];
+    }
+  }
+  if (AHEAD) {
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      int u = block * C::GROUPS + group, read = or_last(u, H);
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        int i = block * ROWS + r;
+        int place = place_near(rows, rows.steps - 1, r);
+        y0_read[i] = d_after0[place * H + read];
+        k0_read[i] = coefficients[(place * 9 + 0) * H + read];
+        k1_read[i] = coefficients[(place * 9 + 1) * H + read];
+        k2_read[i] = coefficients[(place * 9 + 2) * H + read];
+        k3_read[i] = coefficients[(place * 9 + 3) * H + read];
+        k4_read[i] = coefficients[(place * 9 + 4) * H + read];
+        k5_read[i] = coefficients[(place * 9 + 5) * H + read];
+        k6_read[i] = coefficients[(place * 9 + 6) * H + read];
+        k7_read[i] = coefficients[(place * 9 + 7) * H + read];
+        k8_read[i] = coefficients[(place * 9 + 8) * H + read];
+      }
+    }
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  for (int t = rows.steps - 1; t >= 0; t--) {
+    float y0[C::COUNT], k0[C::COUNT], k1[C::COUNT], k2[C::COUNT], k3[C::COUNT], k4[C::COUNT];
+    float k5[C::COUNT], k6[C::COUNT], k7[C::COUNT], k8[C::COUNT];
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      int u = block * C::GROUPS + group, read = or_last(u, H);
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        int i = block * ROWS + r;
+        int place = place_near(rows, t, r);
+        if (!AHEAD) y0_read[i] = d_after0[place * H + read];
+        y0[i] = y0_read[i];
+        if (!AHEAD) k0_read[i] = coefficients[(place * 9 + 0) * H + read];
+        k0[i] = k0_read[i];
+        if (!AHEAD) k1_read[i] = coefficients[(place * 9 + 1) * H + read];
+        k1[i] = k1_read[i];
+        if (!AHEAD) k2_read[i] = coefficients[(place * 9 + 2) * H + read];
+        k2[i] = k2_read[i];
+        if (!AHEAD) k3_read[i] = coefficients[(place * 9 + 3) * H + read];
+        k3[i] = k3_read[i];
+        if (!AHEAD) k4_read[i] = coefficients[(place * 9 + 4) * H + read];
+        k4[i] = k4_read[i];
+        if (!AHEAD) k5_read[i] = coefficients[(place * 9 + 5) * H + read];
+        k5[i] = k5_read[i];
+        if (!AHEAD) k6_read[i] = coefficients[(place * 9 + 6) * H + read];
+        k6[i] = k6_read[i];
+        if (!AHEAD) k7_read[i] = coefficients[(place * 9 + 7) * H + read];
+        k7[i] = k7_read[i];
+        if (!AHEAD) k8_read[i] = coefficients[(place * 9 + 8) * H + read];
+        k8[i] = k8_read[i];
+        g0[i] += has_step(rows, t, r) ? y0[i] : 0.0f;
+      }
+    }
+    float r1[C::COUNT], r0[C::COUNT], m0[C::COUNT];
+    threadgroup float* b1 = gradients + ROWS * (ROW0);
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      int u = block * C::GROUPS + group;
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        int i = block * ROWS + r;
+        float e1 = k4[i] * g0[i];
+        float e2 = k2[i] * g0[i];
+        bool valid = has_step(rows, t, r);
+        if (part == 0 && u < H && r < rows.count) {
+          device float* d_here = d + place_at(rows, t, r) * 6 * H + u;
+          d_here[1 * H] = valid ? e1 : 0.0f;
+          d_here[2 * H] = valid ? e2 : 0.0f;
+          b1[r * ROW1 + u] = e2;
+        }
+      }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (AHEAD) {
+#pragma unroll(C::UNROLL)
+      for (int block = 0; block < C::BLOCKS; block++) {
+        int u = block * C::GROUPS + group, read = or_last(u, H);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+          int i = block * ROWS + r;
+          int place = place_near(rows, t - 1, r);
+          y0_read[i] = d_after0[place * H + read];
+          k0_read[i] = coefficients[(place * 9 + 0) * H + read];
+          k1_read[i] = coefficients[(place * 9 + 1) * H + read];
+          k2_read[i] = coefficients[(place * 9 + 2) * H + read];
+          k3_read[i] = coefficients[(place * 9 + 3) * H + read];
+          k4_read[i] = coefficients[(place * 9 + 4) * H + read];
+          k5_read[i] = coefficients[(place * 9 + 5) * H + read];
+          k6_read[i] = coefficients[(place * 9 + 6) * H + read];
+          k7_read[i] = coefficients[(place * 9 + 7) * H + read];
+          k8_read[i] = coefficients[(place * 9 + 8) * H + read];
+        }
+      }
+    }
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      partial_sums<ROWS>(product1, (threadgroup const float4*)b1, block, r1 + block * ROWS);
+    }
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      join_lanes<ROWS>(product1, r1 + block * ROWS);
+    }
+    threadgroup float* b0 = gradients + 0;
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      int u = block * C::GROUPS + group;
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        int i = block * ROWS + r;
+        float e0 = k3[i] * r1[i];
+        float e1 = k4[i] * g0[i];
+        bool valid = has_step(rows, t, r);
+        if (part == 0 && u < H && r < rows.count) {
+          device float* d_here = d + place_at(rows, t, r) * 6 * H + u;
+          d_here[0] = valid ? e0 : 0.0f;
+          b0[r * ROW0 + u] = e0;
+          b0[r * ROW0 + 1 * H + u] = e1;
+        }
+      }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      partial_sums<ROWS>(product0, (threadgroup const float4*)b0, block, r0 + block * ROWS);
+    }
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      join_lanes<ROWS>(product0, r0 + block * ROWS);
+    }
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      int u = block * C::GROUPS + group;
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        int i = block * ROWS + r;
+        m0[i] = k0[i] * g0[i] + k1[i] * r1[i] + r0[i];
+        float e3 = -k7[i] * m0[i];
+        float e4 = -k6[i] * m0[i];
+        float e5 = -k5[i] * m0[i];
+        bool valid = has_step(rows, t, r);
+        if (part == 0 && u < H && r < rows.count) {
+          device float* d_here = d + place_at(rows, t, r) * 6 * H + u;
+          d_here[3 * H] = valid ? e3 : 0.0f;
+          d_here[4 * H] = valid ? e4 : 0.0f;
+          d_here[5 * H] = valid ? e5 : 0.0f;
+        }
+        float next0 = k8[i] * m0[i];
+        g0[i] = valid ? next0 : g0[i];
+      }
+    }
+  }
+#pragma unroll(C::UNROLL)
+  for (int block = 0; block < C::BLOCKS; block++) {
+    int u = block * C::GROUPS + group;
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      int i = block * ROWS + r;
+      if (part == 0 && u < H && r < rows.count) {
+        d_before0[place_of_state(rows, r) * H + u] = g0[i];
+      }
+    }
+  }
+  clear_steps<THREADS>(d, rows.steps, 6 * H, rows, thread_index);
+}
+
+// What the derivative takes of the step.
+template <int H, int THREADS>
+inline void grud_ee15cc4c7d2b_coefficients(
+    device const float* x_proj,  // (D, T, R, 3, H)
+    device const float* times,  // (D, T, R)
+    device const float* parameters,  // (D, 2, H)
+    device const float* before0,  // (N, H)
+    device const float* results0,  // (N, 2, H)
+    device const float* results1,  // (N, 1, H)
+    device const int* dims,  // N, R, T, t
+    device float* coefficients,  // (N, 9, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int index = group_index * THREADS + thread_index;
+  if (index >= dims[0] * H) return;
+  int row = index / H, u = index % H, direction = row / dims[1];
+  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  float x0 = x_proj[(place * 3 + 0) * H + u];
+  float x1 = x_proj[(place * 3 + 1) * H + u];
+  float x2 = x_proj[(place * 3 + 2) * H + u];
+  float dt = times[place];
+  float p0 = parameters[(direction * 2 + 0) * H + u];
+  float p1 = parameters[(direction * 2 + 1) * H + u];
+  float s0 = before0[index];
+  float q0_0 = results0[(row * 2 + 0) * H + u];
+  float q0_1 = results0[(row * 2 + 1) * H + u];
+  float q1_0 = results1[(row * 1 + 0) * H + u];
+  float v10 = select(0.0f, (p0 * dt) + p1, ((p0 * dt) + p1) > 0.0f);
+  float v12 = exp(-v10);
+  float v13 = v12 * s0;
+  float v17 = fast_sigmoid(x0 + q0_0);
+  float v19 = fast_sigmoid(x1 + q0_1);
+  float v23 = fast_tanh(x2 + q1_0);
+  float v30 = 1.0f - v19;
+  float v43 = select(0.0f, 1.0f, v10 > 0.0f) * v13;
+  coefficients[(row * 9 + 0) * H + u] = v30;
+  coefficients[(row * 9 + 1) * H + u] = v17;
+  coefficients[(row * 9 + 2) * H + u] = v19 * (1.0f - (v23 * v23));
+  coefficients[(row * 9 + 3) * H + u] = v13 * (v17 * (1.0f - v17));
+  coefficients[(row * 9 + 4) * H + u] = (v23 - v13) * (v19 * v30);
+  coefficients[(row * 9 + 5) * H + u] = p0 * v43;
+  coefficients[(row * 9 + 6) * H + u] = v43;
+  coefficients[(row * 9 + 7) * H + u] = dt * v43;
+  coefficients[(row * 9 + 8) * H + u] = v12;
+}
+
+// The arguments of the products of stage 0.
+template <int H, int THREADS>
+inline void grud_a9c7a9538b39_arguments(
+    device const float* times,  // (D, T, R)
+    device const float* parameters,  // (D, 2, H)
+    device const float* before0,  // (N, H)
+    device const int* dims,  // N, R, T, t
+    device float* argument0,  // (N, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int index = group_index * THREADS + thread_index;
+  if (index >= dims[0] * H) return;
+  int row = index / H, u = index % H, direction = row / dims[1];
+  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  float dt = times[place];
+  float p0 = parameters[(direction * 2 + 0) * H + u];
+  float p1 = parameters[(direction * 2 + 1) * H + u];
+  float s0 = before0[index];
+  float v13 = exp(-select(0.0f, (p0 * dt) + p1, ((p0 * dt) + p1) > 0.0f)) * s0;
+  argument0[index] = v13;
+}
+
+// The arguments of the products of stage 1.
+template <int H, int THREADS>
+inline void grud_e81dc59f27de_arguments(
+    device const float* x_proj,  // (D, T, R, 3, H)
+    device const float* times,  // (D, T, R)
+    device const float* parameters,  // (D, 2, H)
+    device const float* before0,  // (N, H)
+    device const float* results0,  // (N, 2, H)
+    device const int* dims,  // N, R, T, t
+    device float* argument1,  // (N, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int index = group_index * THREADS + thread_index;
+  if (index >= dims[0] * H) return;
+  int row = index / H, u = index % H, direction = row / dims[1];
+  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  float x0 = x_proj[(place * 3 + 0) * H + u];
+  float dt = times[place];
+  float p0 = parameters[(direction * 2 + 0) * H + u];
+  float p1 = parameters[(direction * 2 + 1) * H + u];
+  float s0 = before0[index];
+  float q0_0 = results0[(row * 2 + 0) * H + u];
+  float v13 = exp(-select(0.0f, (p0 * dt) + p1, ((p0 * dt) + p1) > 0.0f)) * s0;
+  argument1[index] = fast_sigmoid(x0 + q0_0) * v13;
+}
+
+// The states after one step.
+template <int H, int THREADS>
+inline void grud_2f23452b0883_next(
+    device const float* x_proj,  // (D, T, R, 3, H)
+    device const float* times,  // (D, T, R)
+    device const float* parameters,  // (D, 2, H)
+    device const float* before0,  // (N, H)
+    device const float* results0,  // (N, 2, H)
+    device const float* results1,  // (N, 1, H)
+    device const int* dims,  // N, R, T, t
+    device float* after0,  // (N, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int index = group_index * THREADS + thread_index;
+  if (index >= dims[0] * H) return;
+  int row = index / H, u = index % H, direction = row / dims[1];
+  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  float x1 = x_proj[(place * 3 + 1) * H + u];
+  float x2 = x_proj[(place * 3 + 2) * H + u];
+  float dt = times[place];
+  float p0 = parameters[(direction * 2 + 0) * H + u];
+  float p1 = parameters[(direction * 2 + 1) * H + u];
+  float s0 = before0[index];
+  float q0_1 = results0[(row * 2 + 1) * H + u];
+  float q1_0 = results1[(row * 1 + 0) * H + u];
+  float v13 = exp(-select(0.0f, (p0 * dt) + p1, ((p0 * dt) + p1) > 0.0f)) * s0;
+  float v26 = v13 + (fast_sigmoid(x1 + q0_1) * (fast_tanh(x2 + q1_0) - v13));
+  after0[index] = v26;
+}
+
+// One step backward, before its products of level 0.
+template <int H, int THREADS>
+inline void grud_7d0e4d411c03_back(
+    device const float* d_after0,  // (D, T, B, H)
+    device const float* coefficients,  // (D, T, B, 9, H)
+    device const float* arriving0,  // (D, B, H)
+    device const int* lengths,  // (B)
+    device const int* dims,  // N, R, T, t
+    device float* d1,  // (D, B, 1, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int index = group_index * THREADS + thread_index;
+  if (index >= dims[0] * H) return;
+  int row = index / H, u = index % H, direction = row / dims[1];
+  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  bool valid = dims[3] < lengths[row % dims[1]];
+  device const float* by = coefficients + place * 9 * H + u;
+  float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
+  d1[(row * 1 + 0) * H + u] = valid ? by[2 * H] * g0 : 0.0f;
+}
+
+// One step backward, before its products of level 1.
+template <int H, int THREADS>
+inline void grud_03cd5b53d6f9_back(
+    device const float* d_after0,  // (D, T, B, H)
+    device const float* coefficients,  // (D, T, B, 9, H)
+    device const float* arriving0,  // (D, B, H)
+    device const float* returned1,  // (D, B, H): what a product sends back
+    device const int* lengths,  // (B)
+    device const int* dims,  // N, R, T, t
+    device float* d0,  // (D, B, 2, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int index = group_index * THREADS + thread_index;
+  if (index >= dims[0] * H) return;
+  int row = index / H, u = index % H, direction = row / dims[1];
+  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  bool valid = dims[3] < lengths[row % dims[1]];
+  device const float* by = coefficients + place * 9 * H + u;
+  float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
+  float r1 = returned1[index];
+  d0[(row * 2 + 0) * H + u] = valid ? by[3 * H] * r1 : 0.0f;
+  d0[(row * 2 + 1) * H + u] = valid ? by[4 * H] * g0 : 0.0f;
+}
+
+// One step backward, behind its products.
+template <int H, int THREADS>
+inline void grud_11c70f4fff37_previous(
+    device const float* d_after0,  // (D, T, B, H)
+    device const float* coefficients,  // (D, T, B, 9, H)
+    device const float* arriving0,  // (D, B, H)
+    device const float* returned1,  // (D, B, H): what a product sends back
+    device const float* returned0,  // (D, B, H): what a product sends back
+    device const int* lengths,  // (B)
+    device const int* dims,  // N, R, T, t
+    device float* d,  // (D, B, 6, H)
+    device float* before0,  // (D, B, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int index = group_index * THREADS + thread_index;
+  if (index >= dims[0] * H) return;
+  int row = index / H, u = index % H, direction = row / dims[1];
+  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  bool valid = dims[3] < lengths[row % dims[1]];
+  device const float* by = coefficients + place * 9 * H + u;
+  float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
+  float r1 = returned1[index];
+  float r0 = returned0[index];
+  float m0 = by[0 * H] * g0 + by[1 * H] * r1 + r0;
+  d[(row * 6 + 0) * H + u] = valid ? by[3 * H] * r1 : 0.0f;
+  d[(row * 6 + 1) * H + u] = valid ? by[4 * H] * g0 : 0.0f;
+  d[(row * 6 + 2) * H + u] = valid ? by[2 * H] * g0 : 0.0f;
+  d[(row * 6 + 3) * H + u] = valid ? -by[7 * H] * m0 : 0.0f;
+  d[(row * 6 + 4) * H + u] = valid ? -by[6 * H] * m0 : 0.0f;
+  d[(row * 6 + 5) * H + u] = valid ? -by[5 * H] * m0 : 0.0f;
+  before0[index] = valid ? by[8 * H] * m0 : g0;
+}

@@ -1,0 +1,261 @@
+// The kernels of IndRNN, generated from its step in ember_mlx/cells.py by `make steps`.
+// They are here to be read; nothing loads this file.
+// They stand on pointwise.metal, cell_pointwise.metal, product.metal, sequences.metal, cell.metal.
+
+// The forward scan.
+template <int H, int THREADS, int ROWS, int SPLIT, bool RESIDENT>
+inline void indrnn_be9cb3ec8a8a_forward(
+    device const float* x_proj,  // (D, T, B, 1, H)
+    device const float* parameters,  // (D, 1, H)
+    device const float* initial0,  // (D, B, H)
+    device const int* lengths,  // (B)
+    device const int* dims,  // T, B
+    device float* after0,  // (D, T, B, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  typedef CellTile<H, THREADS, ROWS, SPLIT> C;
+  enum { AHEAD = RESIDENT && 1 * C::COUNT <= 16 };
+  CellRows<ROWS> rows = rows_of_group<ROWS>(lengths, dims, group_index);
+  int group = thread_index / SPLIT, part = thread_index % SPLIT;
+  float p0[C::BLOCKS];
+#pragma unroll(C::UNROLL)
+  for (int block = 0; block < C::BLOCKS; block++) {
+    int u = block * C::GROUPS + group, read = or_last(u, H);
+    p0[block] = parameters[(rows.direction * 1 + 0) * H + read];
+  }
+  float s0[C::COUNT], x0_read[C::COUNT];
+#pragma unroll(C::UNROLL)
+  for (int block = 0; block < C::BLOCKS; block++) {
+    int u = block * C::GROUPS + group, read = or_last(u, H);
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      int i = block * ROWS + r;
+      s0[i] = initial0[place_of_state(rows, r) * H + read];
+    }
+  }
+  if (AHEAD) {
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      int u = block * C::GROUPS + group, read = or_last(u, H);
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        int i = block * ROWS + r;
+        int place = place_near(rows, 0, r);
+        x0_read[i] = x_proj[(place * 1 + 0) * H + read];
+      }
+    }
+  }
+  for (int t = 0; t < rows.steps; t++) {
+    float x0[C::COUNT];
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      int u = block * C::GROUPS + group, read = or_last(u, H);
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        int i = block * ROWS + r;
+        int place = place_near(rows, t, r);
+        if (!AHEAD) x0_read[i] = x_proj[(place * 1 + 0) * H + read];
+        x0[i] = x0_read[i];
+      }
+    }
+    if (AHEAD) {
+#pragma unroll(C::UNROLL)
+      for (int block = 0; block < C::BLOCKS; block++) {
+        int u = block * C::GROUPS + group, read = or_last(u, H);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+          int i = block * ROWS + r;
+          int place = place_near(rows, t + 1, r);
+          x0_read[i] = x_proj[(place * 1 + 0) * H + read];
+        }
+      }
+    }
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      int u = block * C::GROUPS + group;
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        int i = block * ROWS + r;
+        float v6 = select(0.0f, x0[i] + (p0[block] * s0[i]), (x0[i] + (p0[block] * s0[i])) > 0.0f);
+        float next0 = v6;
+        bool valid = has_step(rows, t, r);
+        s0[i] = valid ? next0 : s0[i];
+        if (part == 0 && u < H && r < rows.count) {
+          after0[place_at(rows, t, r) * H + u] = valid ? next0 : 0.0f;
+        }
+      }
+    }
+  }
+  clear_steps<THREADS>(after0, rows.steps, H, rows, thread_index);
+}
+
+// The backward scan.
+template <int H, int THREADS, int ROWS, int SPLIT, bool RESIDENT>
+inline void indrnn_7e3e3422bdcf_backward(
+    device const float* d_after0,  // (D, T, B, H)
+    device const float* coefficients,  // (D, T, B, 3, H)
+    device const float* carry0,  // (D, B, H): from beyond these steps
+    device const int* lengths,  // (B)
+    device const int* dims,  // T, B
+    device float* d,  // (D, T, B, 2, H)
+    device float* d_before0,  // (D, B, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  typedef CellTile<H, THREADS, ROWS, SPLIT> C;
+  enum { AHEAD = RESIDENT && 4 * C::COUNT <= 24 };
+  CellRows<ROWS> rows = rows_of_group<ROWS>(lengths, dims, group_index);
+  int group = thread_index / SPLIT, part = thread_index % SPLIT;
+  float g0[C::COUNT], y0_read[C::COUNT], k0_read[C::COUNT], k1_read[C::COUNT], k2_read[C::COUNT];
+#pragma unroll(C::UNROLL)
+  for (int block = 0; block < C::BLOCKS; block++) {
+    int u = block * C::GROUPS + group, read = or_last(u, H);
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      int i = block * ROWS + r;
+      g0[i] = carry0[place_of_state(rows, r) * H + read];
+    }
+  }
+  if (AHEAD) {
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      int u = block * C::GROUPS + group, read = or_last(u, H);
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        int i = block * ROWS + r;
+        int place = place_near(rows, rows.steps - 1, r);
+        y0_read[i] = d_after0[place * H + read];
+        k0_read[i] = coefficients[(place * 3 + 0) * H + read];
+        k1_read[i] = coefficients[(place * 3 + 1) * H + read];
+        k2_read[i] = coefficients[(place * 3 + 2) * H + read];
+      }
+    }
+  }
+  for (int t = rows.steps - 1; t >= 0; t--) {
+    float y0[C::COUNT], k0[C::COUNT], k1[C::COUNT], k2[C::COUNT];
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      int u = block * C::GROUPS + group, read = or_last(u, H);
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        int i = block * ROWS + r;
+        int place = place_near(rows, t, r);
+        if (!AHEAD) y0_read[i] = d_after0[place * H + read];
+        y0[i] = y0_read[i];
+        if (!AHEAD) k0_read[i] = coefficients[(place * 3 + 0) * H + read];
+        k0[i] = k0_read[i];
+        if (!AHEAD) k1_read[i] = coefficients[(place * 3 + 1) * H + read];
+        k1[i] = k1_read[i];
+        if (!AHEAD) k2_read[i] = coefficients[(place * 3 + 2) * H + read];
+        k2[i] = k2_read[i];
+        g0[i] += has_step(rows, t, r) ? y0[i] : 0.0f;
+      }
+    }
+    if (AHEAD) {
+#pragma unroll(C::UNROLL)
+      for (int block = 0; block < C::BLOCKS; block++) {
+        int u = block * C::GROUPS + group, read = or_last(u, H);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+          int i = block * ROWS + r;
+          int place = place_near(rows, t - 1, r);
+          y0_read[i] = d_after0[place * H + read];
+          k0_read[i] = coefficients[(place * 3 + 0) * H + read];
+          k1_read[i] = coefficients[(place * 3 + 1) * H + read];
+          k2_read[i] = coefficients[(place * 3 + 2) * H + read];
+        }
+      }
+    }
+#pragma unroll(C::UNROLL)
+    for (int block = 0; block < C::BLOCKS; block++) {
+      int u = block * C::GROUPS + group;
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        int i = block * ROWS + r;
+        float e0 = k2[i] * g0[i];
+        float e1 = k0[i] * g0[i];
+        bool valid = has_step(rows, t, r);
+        if (part == 0 && u < H && r < rows.count) {
+          device float* d_here = d + place_at(rows, t, r) * 2 * H + u;
+          d_here[0] = valid ? e0 : 0.0f;
+          d_here[1 * H] = valid ? e1 : 0.0f;
+        }
+        float next0 = k1[i] * g0[i];
+        g0[i] = valid ? next0 : g0[i];
+      }
+    }
+  }
+#pragma unroll(C::UNROLL)
+  for (int block = 0; block < C::BLOCKS; block++) {
+    int u = block * C::GROUPS + group;
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      int i = block * ROWS + r;
+      if (part == 0 && u < H && r < rows.count) {
+        d_before0[place_of_state(rows, r) * H + u] = g0[i];
+      }
+    }
+  }
+  clear_steps<THREADS>(d, rows.steps, 2 * H, rows, thread_index);
+}
+
+// What the derivative takes of the step.
+template <int H, int THREADS>
+inline void indrnn_e946c327c6c1_coefficients(
+    device const float* x_proj,  // (D, T, R, 1, H)
+    device const float* parameters,  // (D, 1, H)
+    device const float* before0,  // (N, H)
+    device const int* dims,  // N, R, T, t
+    device float* coefficients,  // (N, 3, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int index = group_index * THREADS + thread_index;
+  if (index >= dims[0] * H) return;
+  int row = index / H, u = index % H, direction = row / dims[1];
+  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  float x0 = x_proj[(place * 1 + 0) * H + u];
+  float p0 = parameters[(direction * 1 + 0) * H + u];
+  float s0 = before0[index];
+  float v9 = select(0.0f, 1.0f, select(0.0f, x0 + (p0 * s0), (x0 + (p0 * s0)) > 0.0f) > 0.0f);
+  coefficients[(row * 3 + 0) * H + u] = v9 * s0;
+  coefficients[(row * 3 + 1) * H + u] = v9 * p0;
+  coefficients[(row * 3 + 2) * H + u] = v9;
+}
+
+// The states after one step.
+template <int H, int THREADS>
+inline void indrnn_1be9d6ffdc4a_next(
+    device const float* x_proj,  // (D, T, R, 1, H)
+    device const float* parameters,  // (D, 1, H)
+    device const float* before0,  // (N, H)
+    device const int* dims,  // N, R, T, t
+    device float* after0,  // (N, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int index = group_index * THREADS + thread_index;
+  if (index >= dims[0] * H) return;
+  int row = index / H, u = index % H, direction = row / dims[1];
+  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  float x0 = x_proj[(place * 1 + 0) * H + u];
+  float p0 = parameters[(direction * 1 + 0) * H + u];
+  float s0 = before0[index];
+  after0[index] = select(0.0f, x0 + (p0 * s0), (x0 + (p0 * s0)) > 0.0f);
+}
+
+// One step backward, behind its products.
+template <int H, int THREADS>
+inline void indrnn_523cb53e68b7_previous(
+    device const float* d_after0,  // (D, T, B, H)
+    device const float* coefficients,  // (D, T, B, 3, H)
+    device const float* arriving0,  // (D, B, H)
+    device const int* lengths,  // (B)
+    device const int* dims,  // N, R, T, t
+    device float* d,  // (D, B, 2, H)
+    device float* before0,  // (D, B, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int index = group_index * THREADS + thread_index;
+  if (index >= dims[0] * H) return;
+  int row = index / H, u = index % H, direction = row / dims[1];
+  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  bool valid = dims[3] < lengths[row % dims[1]];
+  device const float* by = coefficients + place * 3 * H + u;
+  float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
+  d[(row * 2 + 0) * H + u] = valid ? by[2 * H] * g0 : 0.0f;
+  d[(row * 2 + 1) * H + u] = valid ? by[0 * H] * g0 : 0.0f;
+  before0[index] = valid ? by[1 * H] * g0 : g0;
+}
