@@ -388,17 +388,24 @@ def test_layer_on_kernels(kind, lengths, by_step, x):
 @pytest.mark.parametrize("proj_size", [None, 2], ids=["plain", "projected"])
 @pytest.mark.parametrize("by_step", [False, True], ids=["one-launch", "by-step"])
 def test_both_directions_share_their_launches(by_step, proj_size, x):
-    launches = []
+    made = []
+    for bidirectional in (False, True):
+        launches = []
 
-    def counting(**text):
-        kernel = metal_kernel(**text)
-        return lambda **call: (launches.append(text["name"].rsplit("_")[-1]), kernel(**call))[1]
+        def counting(launches=launches, **text):
+            kernel = metal_kernel(**text)
+            return lambda **call: (launches.append(text["name"].rsplit("_")[-1]), kernel(**call))[1]
 
-    layer = LSTM(I, H, proj_size=proj_size, bidirectional=True)
-    with kernels_on("host", BY_STEP if by_step else None, counting) as backend, ember_mlx.use_backend(backend):
-        mx.eval(mx.grad(lambda a: layer(a).sum())(x))
-    forward, backward = (["next"] * T, ["previous"] * T) if by_step else (["forward"], ["backward"])
-    assert launches == [*forward, "coefficients", *backward]
+        layer = LSTM(I, H, proj_size=proj_size, bidirectional=bidirectional)
+        with kernels_on("host", BY_STEP if by_step else None, counting) as backend, ember_mlx.use_backend(backend):
+            mx.eval(mx.grad(lambda a, layer=layer: layer(a).sum())(x))
+        made.append(launches)
+    assert made[0] == made[1]
+    if by_step:
+        times = 2 * T if proj_size else T
+        assert [made[1].count(name) for name in ("coefficients", "next", "previous")] == [1, times, times]
+    else:
+        assert made[1] == ["forward", *["arguments"] * bool(proj_size), "coefficients", "backward"]
 
 
 BY_ITSELF = {

@@ -198,7 +198,10 @@ def headline(cell, T, B, H, density=1.0):
         size = sizes.get(name, ())
         return mx.broadcast_to(a, (*a.shape[: first * bool(size)], *size, *a.shape[first * bool(size) + len(size) :]))
 
-    return RECURRENCES[name], spec, {name: stretched(name, a) if isinstance(a, mx.array) else a for name, a in to_mlx(arrays).items()}
+    arrays = to_mlx(arrays)
+    if "initial" in arrays:
+        arrays["initial"] = {name: mx.broadcast_to(a, (a.shape[0], B, a.shape[2])) for name, a in arrays["initial"].items()}
+    return RECURRENCES[name], spec, {name: stretched(name, a) if isinstance(a, mx.array) else a for name, a in arrays.items()}
 
 
 def plan_of(cell, T, B, H, density=1.0, ms=float(DEFAULT), kind="metal"):
