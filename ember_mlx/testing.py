@@ -36,7 +36,7 @@ class CellReport:
 
     Args:
         cell: its name.
-        depth: products one after another in a step.
+        depth: matrix products in sequence per step.
         timed: whether it has dt.
         errors: backend -> the largest deviation of values and of gradients, each as a part of the largest number.
         points: derivatives that were compared with finite differences, of each backend.
@@ -56,7 +56,7 @@ class CellReport:
         return list(self.errors)
 
     def __str__(self) -> str:
-        products = f"{self.depth} product{'' if self.depth == 1 else 's'} one after another in a step"
+        products = f"{self.depth} matrix product{'' if self.depth == 1 else 's'} in sequence per step"
         lines = [f"{self.cell}: {products}, {'with' if self.timed else 'without'} dt"]
         lines += [f"{name:6} values {a:.0e}   gradients {b:.0e}" for name, (a, b) in self.errors.items()]
         return "\n".join([*lines, f"{self.points} derivatives compared with finite differences, {self.kinks} at kinks left out"])
