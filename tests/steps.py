@@ -28,8 +28,8 @@ def kernels_of(definition: Definition) -> list[KernelText]:
     found: list[KernelText | None] = [forward_kernel(definition), backward_kernel(definition)]
     found += [coefficients_kernel(definition, size) for size in plan.sizes if plan.coefficients_of(size)]
     found += [arguments_kernel(definition, stage, size) for stage in range(definition.depth) for size in plan.sizes]
-    found += [next_kernel(definition, size) for size in plan.sizes if plan.states(size)]
-    found += [back_kernel(definition, level, size) for level in range(plan.depth_back + 1) for size in plan.sizes]
+    found += [next_kernel(definition, stage, size) for stage in range(definition.depth + 1) for size in plan.sizes]
+    found += [back_kernel(definition, level, size) for level in range(max(plan.depth_back, 1)) for size in plan.sizes]
     return list(dict.fromkeys(kernel for kernel in found if kernel is not None))
 
 

@@ -21,7 +21,7 @@ from ember_mlx.scans.cell.kernel_layout import Backward as BackwardLayout
 from ember_mlx.scans.cell.kernel_layout import Forward as ForwardLayout
 from ember_mlx.scans.cell.kernel_plan import plan_of
 from ember_mlx.scans.cell.ops import cell_ops
-from ember_mlx.scans.cell.pointwise_text import next_kernel
+from ember_mlx.scans.cell.pointwise_text import next_kernel, turn_kernel
 from ember_mlx.scans.cell.random_cases import VARIANTS as ALL_VARIANTS
 from ember_mlx.scans.cell.random_cases import cell_problem, random_arrays
 from ember_mlx.scans.cell.reference import cell_backward, cell_forward
@@ -83,6 +83,18 @@ class Flat(Cell):
         return 0.5 * h + V(h) - x, n + step.where(U(n) > 0, 1, -1)
 
 
+class Direct(Cell):
+    """States that a product gives and that another was before; a product of a product."""
+
+    states = ("a", "b", "c")
+    h_products: ClassVar = {"V": 1, "U": 1}
+
+    def step(self, x, a, b, c, V, U):
+        v = V(a)
+        w = U(v)
+        return w, a, step.tanh(x + w * v) - 0.2 * b * c
+
+
 class Alone(Cell):
     """A scan without a coefficient and without a product."""
 
@@ -108,7 +120,7 @@ class Sized(Cell):
         return g - 0.5 * q, step.tanh(m + a * b - c * d), 0.7 * q + step.sigmoid(v) * p
 
 
-OWN = {"functions": Functions(), "wide": Wide(), "flat": Flat(), "alone": Alone(), "sized": Sized()}
+OWN = {"functions": Functions(), "wide": Wide(), "flat": Flat(), "direct": Direct(), "alone": Alone(), "sized": Sized()}
 PLAIN = {"tanh": TANH_RNN, "relu": RELU_RNN, "lstm": LSTM_CELL, "projected": PROJECTED_LSTM, "gru": GRU_CELL}
 OTHERS = OWN | PLAIN
 
@@ -227,12 +239,38 @@ def test_launches_in_pieces_give_the_same_bits(name, tile):
 
 
 @on_host
+@pytest.mark.parametrize("tile", ["resident", "by-step"])
 @pytest.mark.parametrize("name", ["lem", "projected", "sized"])
-def test_backward_in_blocks_of_steps_is_the_whole(monkeypatch, name):
-    with kernels_on("host", TILES["resident"], metal_kernel) as kind:
+def test_backward_in_blocks_of_steps_is_the_whole(monkeypatch, name, tile):
+    with kernels_on("host", TILES[tile], metal_kernel) as kind:
         for block in (3, 4, 7):
             monkeypatch.setattr(fused, "block_steps", lambda definition, H, sequences, block=block: block)
             compare(kind, *problem(name, 7, 5, 6, lengths=True))
+
+
+# Kernels and products of a step, forward and backward
+BY_STEP = {"tanh": (2, 2), "lstm": (2, 2), "projected": (3, 4), "gru": (2, 2), "lem": (4, 4), "direct": (3, 4), "sized": (8, 8)}
+
+
+@on_host
+@pytest.mark.parametrize("name", BY_STEP)
+def test_launches_of_a_step_by_itself(name):
+    """As many as the choice of a layout expects; backward each kernel between two steps is launched once more."""
+    (spec, arrays), T, names = problem(name, 5, 2, 4), 5, []
+
+    def counting(**text):
+        kernel = metal_kernel(**text)
+        return lambda **call: (names.append(text["name"].rsplit("_")[-1]), kernel(**call))[1]
+
+    assert (fused._launches(spec, False), fused._launches(spec, True)) == BY_STEP[name]
+    with kernels_on("host", TILES["by-step"], counting) as kind:
+        outputs = fused.cell_fused_forward(kind, spec, to_mlx(arrays))
+        assert len(names) == T * (fused._launches(spec, False) - len(spec.calls))
+        names.clear()
+        fused.cell_fused_backward(kind, spec, to_mlx(arrays), outputs, outputs)
+    between = len({size for size in plan_of(spec).sizes if turn_kernel(spec, size)})
+    made = len([name for name in names if name in ("back", "previous")])
+    assert made == T * (fused._launches(spec, True) - len(spec.pull.results)) + between
 
 
 @on_host
@@ -299,7 +337,7 @@ def test_lines_have_the_numbers_of_the_equations_in_the_authors_comments():
             b = step.exp(-v) / 2  # (10), (1)
             return a * b + step.sin(h)
 
-    text = next_kernel(Numbered().definition).text
+    text = next_kernel(Numbered().definition, 1).text
     assert [line.split("] = ")[1] for line in text.splitlines() if "after0[" in line] == [
         "(fast_tanh(x0 + q0_0) * (exp(-q0_1) * 0.5f)) + sin(s0);  // (1), (2), (10)"
     ]
@@ -316,7 +354,7 @@ def test_a_kernel_is_named_by_its_cell():
             return x - 0.25 * h
 
     assert re.fullmatch(r"flat_[0-9a-f]{12}_forward", forward_kernel(OWN["flat"].definition).name)
-    assert re.fullmatch(r"flat_[0-9a-f]{12}_next", next_kernel(OWN["flat"].definition).name)
+    assert re.fullmatch(r"flat_[0-9a-f]{12}_next", next_kernel(OWN["flat"].definition, 1).name)
     assert re.fullmatch(r"hnlichesgatter_[0-9a-f]{12}_backward", backward_kernel(ÄhnlichesGatter().definition).name)
 
 

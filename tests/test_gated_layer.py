@@ -402,8 +402,9 @@ def test_both_directions_share_their_launches(by_step, proj_size, x):
         made.append(launches)
     assert made[0] == made[1]
     if by_step:
-        times = 2 * T if proj_size else T
-        assert [made[1].count(name) for name in ("coefficients", "next", "previous")] == [1, times, times]
+        names = ("coefficients", "next", "previous", "back")
+        assert [made[1].count(name) for name in names] == [1, T, T + 1, T if proj_size else 0]
+        assert made[1].count("arguments") == bool(proj_size)  # of all steps at once
     else:
         assert made[1] == ["forward", *["arguments"] * bool(proj_size), "coefficients", "backward"]
 

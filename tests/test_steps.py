@@ -2,6 +2,8 @@
 
 import pytest
 
+from ember_mlx.scans.cell.kernel_plan import plan_of
+
 from .metal_host import lint_file
 from .steps import FOLDER, OWN, file_of, kernels_of, text_of
 
@@ -16,7 +18,7 @@ def test_a_file_has_all_kernels_of_a_cell_once_and_keeps_the_rules(cell):
     parts = [kernel.name.split("_")[-1] for kernel in kernels_of(cell.definition)]
     assert parts[:2] == ["forward", "backward"]
     assert {"next", "previous"} < set(parts)
-    assert ("back" in parts) == ("arguments" in parts or bool(cell.definition.calls))
+    assert ("back" in parts) == (plan_of(cell.definition).depth_back > 1)
     text = file_of(cell).read_text()
     assert all(text.count(f"inline void {kernel.name}(") == 1 for kernel in kernels_of(cell.definition))
     assert lint_file(file_of(cell)) == []

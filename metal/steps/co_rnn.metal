@@ -323,60 +323,45 @@ inline void cornn_71b2ea4c101c_next(
   after1[index] = v16;
 }
 
-// One step backward, before its products of level 0.
+// Behind one step backward and its products, and before those of the step before it.
 template <int H, int THREADS>
-inline void cornn_d102d5eb2cc8_back(
+inline void cornn_9489c29a4e15_previous(
     device const float* d_after0,  // (D, T, B, H)
     device const float* d_after1,  // (D, T, B, H)
     device const float* coefficients,  // (D, T, B, 1, H)
-    device const float* arriving0,  // (D, B, H)
-    device const float* arriving1,  // (D, B, H)
-    device const int* lengths,  // (B)
-    device const int* dims,  // N, R, T, t
-    device float* d1,  // (D, B, 1, H)
-    device float* d0,  // (D, B, 1, H)
-    int group_index, int thread_index, threadgroup float4* scratch) {
-  int index = group_index * THREADS + thread_index;
-  if (index >= dims[0] * H) return;
-  int row = index / H, u = index % H, direction = row / dims[1];
-  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
-  bool valid = dims[3] < lengths[row % dims[1]];
-  device const float* by = coefficients + place * 1 * H + u;
-  float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
-  float g1 = arriving1[index] + (valid ? d_after1[place * H + u] : 0.0f);
-  float m0 = g1 + 0.05f * g0;
-  d1[(row * 1 + 0) * H + u] = valid ? by[0 * H] * m0 : 0.0f;
-  d0[(row * 1 + 0) * H + u] = valid ? by[0 * H] * m0 : 0.0f;
-}
-
-// One step backward, behind its products.
-template <int H, int THREADS>
-inline void cornn_2337e7b99233_previous(
-    device const float* d_after0,  // (D, T, B, H)
-    device const float* d_after1,  // (D, T, B, H)
-    device const float* coefficients,  // (D, T, B, 1, H)
-    device const float* arriving0,  // (D, B, H)
-    device const float* arriving1,  // (D, B, H)
+    device const float* arriving0,  // (D, B, H): of the states after step t
+    device const float* arriving1,  // (D, B, H): of the states after step t
     device const float* returned1,  // (D, B, H): what a product sends back
     device const float* returned0,  // (D, B, H): what a product sends back
     device const int* lengths,  // (B)
     device const int* dims,  // N, R, T, t
-    device float* d,  // (D, B, 1, H)
     device float* before0,  // (D, B, H)
     device float* before1,  // (D, B, H)
+    device float* d,  // (D, B, 2, H)
     int group_index, int thread_index, threadgroup float4* scratch) {
   int index = group_index * THREADS + thread_index;
   if (index >= dims[0] * H) return;
   int row = index / H, u = index % H, direction = row / dims[1];
   int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  place -= dims[3] == dims[2] ? dims[1] : 0;
   bool valid = dims[3] < lengths[row % dims[1]];
-  device const float* by = coefficients + place * 1 * H + u;
   float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
   float g1 = arriving1[index] + (valid ? d_after1[place * H + u] : 0.0f);
   float r1 = returned1[index];
   float r0 = returned0[index];
   float m0 = g1 + 0.05f * g0;
-  d[(row * 1 + 0) * H + u] = valid ? by[0 * H] * m0 : 0.0f;
-  before0[index] = valid ? g0 - 0.1f * m0 + r0 : g0;
-  before1[index] = valid ? 0.8f * m0 + r1 : g1;
+  float b0 = valid ? g0 - 0.1f * m0 + r0 : g0;
+  before0[index] = b0;
+  float b1 = valid ? 0.8f * m0 + r1 : g1;
+  before1[index] = b1;
+  {
+    int place = (direction * dims[2] + max(dims[3] - 1, 0)) * dims[1] + row % dims[1];
+    bool valid = dims[3] > 0 && dims[3] - 1 < lengths[row % dims[1]];
+    device const float* by = coefficients + place * 1 * H + u;
+    float g0 = b0 + (valid ? d_after0[place * H + u] : 0.0f);
+    float g1 = b1 + (valid ? d_after1[place * H + u] : 0.0f);
+    float m0 = g1 + 0.05f * g0;
+    d[(row * 2 + 0) * H + u] = valid ? by[0 * H] * m0 : 0.0f;
+    d[(row * 2 + 1) * H + u] = valid ? by[0 * H] * m0 : 0.0f;
+  }
 }

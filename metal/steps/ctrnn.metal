@@ -616,124 +616,26 @@ inline void ctrnn_a4c83b10f9cb_next(
   after0[index] = v31 - ((fast_tanh(x0 + q3_0) - v31) * v9);
 }
 
-// One step backward, before its products of level 0.
+// Behind one step backward and its products, and before those of the step before it.
 template <int H, int THREADS>
-inline void ctrnn_51e27de8274e_back(
+inline void ctrnn_53d124a4e8f8_previous(
     device const float* d_after0,  // (D, T, B, H)
     device const float* coefficients,  // (D, T, B, 11, H)
-    device const float* arriving0,  // (D, B, H)
-    device const int* lengths,  // (B)
-    device const int* dims,  // N, R, T, t
-    device float* d3,  // (D, B, 1, H)
-    int group_index, int thread_index, threadgroup float4* scratch) {
-  int index = group_index * THREADS + thread_index;
-  if (index >= dims[0] * H) return;
-  int row = index / H, u = index % H, direction = row / dims[1];
-  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
-  bool valid = dims[3] < lengths[row % dims[1]];
-  device const float* by = coefficients + place * 11 * H + u;
-  float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
-  d3[(row * 1 + 0) * H + u] = valid ? -by[5 * H] * g0 : 0.0f;
-}
-
-// One step backward, before its products of level 1.
-template <int H, int THREADS>
-inline void ctrnn_93cb1891eea3_back(
-    device const float* d_after0,  // (D, T, B, H)
-    device const float* coefficients,  // (D, T, B, 11, H)
-    device const float* arriving0,  // (D, B, H)
-    device const float* returned3,  // (D, B, H): what a product sends back
-    device const int* lengths,  // (B)
-    device const int* dims,  // N, R, T, t
-    device float* d2,  // (D, B, 1, H)
-    int group_index, int thread_index, threadgroup float4* scratch) {
-  int index = group_index * THREADS + thread_index;
-  if (index >= dims[0] * H) return;
-  int row = index / H, u = index % H, direction = row / dims[1];
-  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
-  bool valid = dims[3] < lengths[row % dims[1]];
-  device const float* by = coefficients + place * 11 * H + u;
-  float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
-  float r3 = returned3[index];
-  float m0 = by[0 * H] * g0 + r3;
-  d2[(row * 1 + 0) * H + u] = valid ? -by[6 * H] * m0 : 0.0f;
-}
-
-// One step backward, before its products of level 2.
-template <int H, int THREADS>
-inline void ctrnn_94193d29a279_back(
-    device const float* d_after0,  // (D, T, B, H)
-    device const float* coefficients,  // (D, T, B, 11, H)
-    device const float* arriving0,  // (D, B, H)
-    device const float* returned3,  // (D, B, H): what a product sends back
-    device const float* returned2,  // (D, B, H): what a product sends back
-    device const int* lengths,  // (B)
-    device const int* dims,  // N, R, T, t
-    device float* d1,  // (D, B, 1, H)
-    int group_index, int thread_index, threadgroup float4* scratch) {
-  int index = group_index * THREADS + thread_index;
-  if (index >= dims[0] * H) return;
-  int row = index / H, u = index % H, direction = row / dims[1];
-  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
-  bool valid = dims[3] < lengths[row % dims[1]];
-  device const float* by = coefficients + place * 11 * H + u;
-  float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
-  float r3 = returned3[index];
-  float r2 = returned2[index];
-  float m0 = by[0 * H] * g0 + r3;
-  float m1 = by[0 * H] * m0 + r2;
-  d1[(row * 1 + 0) * H + u] = valid ? -by[7 * H] * m1 : 0.0f;
-}
-
-// One step backward, before its products of level 3.
-template <int H, int THREADS>
-inline void ctrnn_a8ee33861e6e_back(
-    device const float* d_after0,  // (D, T, B, H)
-    device const float* coefficients,  // (D, T, B, 11, H)
-    device const float* arriving0,  // (D, B, H)
-    device const float* returned3,  // (D, B, H): what a product sends back
-    device const float* returned2,  // (D, B, H): what a product sends back
-    device const float* returned1,  // (D, B, H): what a product sends back
-    device const int* lengths,  // (B)
-    device const int* dims,  // N, R, T, t
-    device float* d0,  // (D, B, 1, H)
-    int group_index, int thread_index, threadgroup float4* scratch) {
-  int index = group_index * THREADS + thread_index;
-  if (index >= dims[0] * H) return;
-  int row = index / H, u = index % H, direction = row / dims[1];
-  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
-  bool valid = dims[3] < lengths[row % dims[1]];
-  device const float* by = coefficients + place * 11 * H + u;
-  float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
-  float r3 = returned3[index];
-  float r2 = returned2[index];
-  float r1 = returned1[index];
-  float m0 = by[0 * H] * g0 + r3;
-  float m1 = by[0 * H] * m0 + r2;
-  float m2 = by[0 * H] * m1 + r1;
-  float m3 = -by[1 * H] * g0 - by[2 * H] * m0 - by[3 * H] * m1 - by[4 * H] * m2;
-  d0[(row * 1 + 0) * H + u] = valid ? -by[8 * H] * m2 : 0.0f;
-}
-
-// One step backward, behind its products.
-template <int H, int THREADS>
-inline void ctrnn_be9e54bef650_previous(
-    device const float* d_after0,  // (D, T, B, H)
-    device const float* coefficients,  // (D, T, B, 11, H)
-    device const float* arriving0,  // (D, B, H)
+    device const float* arriving0,  // (D, B, H): of the states after step t
     device const float* returned3,  // (D, B, H): what a product sends back
     device const float* returned2,  // (D, B, H): what a product sends back
     device const float* returned1,  // (D, B, H): what a product sends back
     device const float* returned0,  // (D, B, H): what a product sends back
     device const int* lengths,  // (B)
     device const int* dims,  // N, R, T, t
-    device float* d,  // (D, B, 7, H)
     device float* before0,  // (D, B, H)
+    device float* d,  // (D, B, 1, H)
     int group_index, int thread_index, threadgroup float4* scratch) {
   int index = group_index * THREADS + thread_index;
   if (index >= dims[0] * H) return;
   int row = index / H, u = index % H, direction = row / dims[1];
   int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  place -= dims[3] == dims[2] ? dims[1] : 0;
   bool valid = dims[3] < lengths[row % dims[1]];
   device const float* by = coefficients + place * 11 * H + u;
   float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
@@ -744,13 +646,95 @@ inline void ctrnn_be9e54bef650_previous(
   float m0 = by[0 * H] * g0 + r3;
   float m1 = by[0 * H] * m0 + r2;
   float m2 = by[0 * H] * m1 + r1;
+  float b0 = valid ? by[0 * H] * m2 + r0 : g0;
+  before0[index] = b0;
+  {
+    int place = (direction * dims[2] + max(dims[3] - 1, 0)) * dims[1] + row % dims[1];
+    bool valid = dims[3] > 0 && dims[3] - 1 < lengths[row % dims[1]];
+    device const float* by = coefficients + place * 11 * H + u;
+    float g0 = b0 + (valid ? d_after0[place * H + u] : 0.0f);
+    d[(row * 1 + 0) * H + u] = valid ? -by[5 * H] * g0 : 0.0f;
+  }
+}
+
+// One step backward, before its products of level 1.
+template <int H, int THREADS>
+inline void ctrnn_7ea5d9140ef7_back(
+    device const float* d_after0,  // (D, T, B, H)
+    device const float* coefficients,  // (D, T, B, 11, H)
+    device const float* arriving0,  // (D, B, H): of the states after step t
+    device const float* returned3,  // (D, B, H): what a product sends back
+    device const int* lengths,  // (B)
+    device const int* dims,  // N, R, T, t
+    device float* d,  // (D, B, 1, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int index = group_index * THREADS + thread_index;
+  if (index >= dims[0] * H) return;
+  int row = index / H, u = index % H, direction = row / dims[1];
+  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  bool valid = dims[3] < lengths[row % dims[1]];
+  device const float* by = coefficients + place * 11 * H + u;
+  float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
+  float r3 = returned3[index];
+  float m0 = by[0 * H] * g0 + r3;
+  d[(row * 1 + 0) * H + u] = valid ? -by[6 * H] * m0 : 0.0f;
+}
+
+// One step backward, before its products of level 2.
+template <int H, int THREADS>
+inline void ctrnn_8db22dce45f1_back(
+    device const float* d_after0,  // (D, T, B, H)
+    device const float* coefficients,  // (D, T, B, 11, H)
+    device const float* arriving0,  // (D, B, H): of the states after step t
+    device const float* returned3,  // (D, B, H): what a product sends back
+    device const float* returned2,  // (D, B, H): what a product sends back
+    device const int* lengths,  // (B)
+    device const int* dims,  // N, R, T, t
+    device float* d,  // (D, B, 1, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int index = group_index * THREADS + thread_index;
+  if (index >= dims[0] * H) return;
+  int row = index / H, u = index % H, direction = row / dims[1];
+  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  bool valid = dims[3] < lengths[row % dims[1]];
+  device const float* by = coefficients + place * 11 * H + u;
+  float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
+  float r3 = returned3[index];
+  float r2 = returned2[index];
+  float m0 = by[0 * H] * g0 + r3;
+  float m1 = by[0 * H] * m0 + r2;
+  d[(row * 1 + 0) * H + u] = valid ? -by[7 * H] * m1 : 0.0f;
+}
+
+// One step backward, before its products of level 3.
+template <int H, int THREADS>
+inline void ctrnn_5fbce768e394_back(
+    device const float* d_after0,  // (D, T, B, H)
+    device const float* coefficients,  // (D, T, B, 11, H)
+    device const float* arriving0,  // (D, B, H): of the states after step t
+    device const float* returned3,  // (D, B, H): what a product sends back
+    device const float* returned2,  // (D, B, H): what a product sends back
+    device const float* returned1,  // (D, B, H): what a product sends back
+    device const int* lengths,  // (B)
+    device const int* dims,  // N, R, T, t
+    device float* d,  // (D, B, 4, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int index = group_index * THREADS + thread_index;
+  if (index >= dims[0] * H) return;
+  int row = index / H, u = index % H, direction = row / dims[1];
+  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  bool valid = dims[3] < lengths[row % dims[1]];
+  device const float* by = coefficients + place * 11 * H + u;
+  float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
+  float r3 = returned3[index];
+  float r2 = returned2[index];
+  float r1 = returned1[index];
+  float m0 = by[0 * H] * g0 + r3;
+  float m1 = by[0 * H] * m0 + r2;
+  float m2 = by[0 * H] * m1 + r1;
   float m3 = -by[1 * H] * g0 - by[2 * H] * m0 - by[3 * H] * m1 - by[4 * H] * m2;
-  d[(row * 7 + 0) * H + u] = valid ? -by[5 * H] * g0 - by[6 * H] * m0 - by[7 * H] * m1 - by[8 * H] * m2 : 0.0f;
-  d[(row * 7 + 1) * H + u] = valid ? -by[8 * H] * m2 : 0.0f;
-  d[(row * 7 + 2) * H + u] = valid ? -by[7 * H] * m1 : 0.0f;
-  d[(row * 7 + 3) * H + u] = valid ? -by[6 * H] * m0 : 0.0f;
-  d[(row * 7 + 4) * H + u] = valid ? -by[5 * H] * g0 : 0.0f;
-  d[(row * 7 + 5) * H + u] = valid ? by[10 * H] * m3 : 0.0f;
-  d[(row * 7 + 6) * H + u] = valid ? -by[9 * H] * m3 : 0.0f;
-  before0[index] = valid ? by[0 * H] * m2 + r0 : g0;
+  d[(row * 4 + 0) * H + u] = valid ? -by[8 * H] * m2 : 0.0f;
+  d[(row * 4 + 1) * H + u] = valid ? -by[5 * H] * g0 - by[6 * H] * m0 - by[7 * H] * m1 - by[8 * H] * m2 : 0.0f;
+  d[(row * 4 + 2) * H + u] = valid ? by[10 * H] * m3 : 0.0f;
+  d[(row * 4 + 3) * H + u] = valid ? -by[9 * H] * m3 : 0.0f;
 }

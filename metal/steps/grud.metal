@@ -494,77 +494,64 @@ inline void grud_2f23452b0883_next(
   after0[index] = v26;
 }
 
-// One step backward, before its products of level 0.
+// Behind one step backward and its products, and before those of the step before it.
 template <int H, int THREADS>
-inline void grud_7d0e4d411c03_back(
+inline void grud_5370164e5da6_previous(
     device const float* d_after0,  // (D, T, B, H)
     device const float* coefficients,  // (D, T, B, 9, H)
-    device const float* arriving0,  // (D, B, H)
-    device const int* lengths,  // (B)
-    device const int* dims,  // N, R, T, t
-    device float* d1,  // (D, B, 1, H)
-    int group_index, int thread_index, threadgroup float4* scratch) {
-  int index = group_index * THREADS + thread_index;
-  if (index >= dims[0] * H) return;
-  int row = index / H, u = index % H, direction = row / dims[1];
-  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
-  bool valid = dims[3] < lengths[row % dims[1]];
-  device const float* by = coefficients + place * 9 * H + u;
-  float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
-  d1[(row * 1 + 0) * H + u] = valid ? by[2 * H] * g0 : 0.0f;
-}
-
-// One step backward, before its products of level 1.
-template <int H, int THREADS>
-inline void grud_03cd5b53d6f9_back(
-    device const float* d_after0,  // (D, T, B, H)
-    device const float* coefficients,  // (D, T, B, 9, H)
-    device const float* arriving0,  // (D, B, H)
-    device const float* returned1,  // (D, B, H): what a product sends back
-    device const int* lengths,  // (B)
-    device const int* dims,  // N, R, T, t
-    device float* d0,  // (D, B, 2, H)
-    int group_index, int thread_index, threadgroup float4* scratch) {
-  int index = group_index * THREADS + thread_index;
-  if (index >= dims[0] * H) return;
-  int row = index / H, u = index % H, direction = row / dims[1];
-  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
-  bool valid = dims[3] < lengths[row % dims[1]];
-  device const float* by = coefficients + place * 9 * H + u;
-  float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
-  float r1 = returned1[index];
-  d0[(row * 2 + 0) * H + u] = valid ? by[3 * H] * r1 : 0.0f;
-  d0[(row * 2 + 1) * H + u] = valid ? by[4 * H] * g0 : 0.0f;
-}
-
-// One step backward, behind its products.
-template <int H, int THREADS>
-inline void grud_11c70f4fff37_previous(
-    device const float* d_after0,  // (D, T, B, H)
-    device const float* coefficients,  // (D, T, B, 9, H)
-    device const float* arriving0,  // (D, B, H)
+    device const float* arriving0,  // (D, B, H): of the states after step t
     device const float* returned1,  // (D, B, H): what a product sends back
     device const float* returned0,  // (D, B, H): what a product sends back
     device const int* lengths,  // (B)
     device const int* dims,  // N, R, T, t
-    device float* d,  // (D, B, 6, H)
+    device float* d_last,  // (D, B, 3, H)
     device float* before0,  // (D, B, H)
+    device float* d,  // (D, B, 1, H)
     int group_index, int thread_index, threadgroup float4* scratch) {
   int index = group_index * THREADS + thread_index;
   if (index >= dims[0] * H) return;
   int row = index / H, u = index % H, direction = row / dims[1];
   int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  place -= dims[3] == dims[2] ? dims[1] : 0;
   bool valid = dims[3] < lengths[row % dims[1]];
   device const float* by = coefficients + place * 9 * H + u;
   float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
   float r1 = returned1[index];
   float r0 = returned0[index];
   float m0 = by[0 * H] * g0 + by[1 * H] * r1 + r0;
-  d[(row * 6 + 0) * H + u] = valid ? by[3 * H] * r1 : 0.0f;
-  d[(row * 6 + 1) * H + u] = valid ? by[4 * H] * g0 : 0.0f;
-  d[(row * 6 + 2) * H + u] = valid ? by[2 * H] * g0 : 0.0f;
-  d[(row * 6 + 3) * H + u] = valid ? -by[7 * H] * m0 : 0.0f;
-  d[(row * 6 + 4) * H + u] = valid ? -by[6 * H] * m0 : 0.0f;
-  d[(row * 6 + 5) * H + u] = valid ? -by[5 * H] * m0 : 0.0f;
-  before0[index] = valid ? by[8 * H] * m0 : g0;
+  d_last[(row * 3 + 0) * H + u] = valid ? -by[7 * H] * m0 : 0.0f;
+  d_last[(row * 3 + 1) * H + u] = valid ? -by[6 * H] * m0 : 0.0f;
+  d_last[(row * 3 + 2) * H + u] = valid ? -by[5 * H] * m0 : 0.0f;
+  float b0 = valid ? by[8 * H] * m0 : g0;
+  before0[index] = b0;
+  {
+    int place = (direction * dims[2] + max(dims[3] - 1, 0)) * dims[1] + row % dims[1];
+    bool valid = dims[3] > 0 && dims[3] - 1 < lengths[row % dims[1]];
+    device const float* by = coefficients + place * 9 * H + u;
+    float g0 = b0 + (valid ? d_after0[place * H + u] : 0.0f);
+    d[(row * 1 + 0) * H + u] = valid ? by[2 * H] * g0 : 0.0f;
+  }
+}
+
+// One step backward, before its products of level 1.
+template <int H, int THREADS>
+inline void grud_69e0fe65ecb0_back(
+    device const float* d_after0,  // (D, T, B, H)
+    device const float* coefficients,  // (D, T, B, 9, H)
+    device const float* arriving0,  // (D, B, H): of the states after step t
+    device const float* returned1,  // (D, B, H): what a product sends back
+    device const int* lengths,  // (B)
+    device const int* dims,  // N, R, T, t
+    device float* d,  // (D, B, 2, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int index = group_index * THREADS + thread_index;
+  if (index >= dims[0] * H) return;
+  int row = index / H, u = index % H, direction = row / dims[1];
+  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  bool valid = dims[3] < lengths[row % dims[1]];
+  device const float* by = coefficients + place * 9 * H + u;
+  float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
+  float r1 = returned1[index];
+  d[(row * 2 + 0) * H + u] = valid ? by[3 * H] * r1 : 0.0f;
+  d[(row * 2 + 1) * H + u] = valid ? by[4 * H] * g0 : 0.0f;
 }

@@ -237,25 +237,27 @@ inline void indrnn_1be9d6ffdc4a_next(
   after0[index] = select(0.0f, x0 + (p0 * s0), (x0 + (p0 * s0)) > 0.0f);
 }
 
-// One step backward, behind its products.
+// Behind one step backward and its products, and before those of the step before it.
 template <int H, int THREADS>
-inline void indrnn_523cb53e68b7_previous(
+inline void indrnn_af067e11cb64_previous(
     device const float* d_after0,  // (D, T, B, H)
     device const float* coefficients,  // (D, T, B, 3, H)
-    device const float* arriving0,  // (D, B, H)
+    device const float* arriving0,  // (D, B, H): of the states after step t
     device const int* lengths,  // (B)
     device const int* dims,  // N, R, T, t
-    device float* d,  // (D, B, 2, H)
+    device float* d_last,  // (D, B, 2, H)
     device float* before0,  // (D, B, H)
     int group_index, int thread_index, threadgroup float4* scratch) {
   int index = group_index * THREADS + thread_index;
   if (index >= dims[0] * H) return;
   int row = index / H, u = index % H, direction = row / dims[1];
   int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  place -= dims[3] == dims[2] ? dims[1] : 0;
   bool valid = dims[3] < lengths[row % dims[1]];
   device const float* by = coefficients + place * 3 * H + u;
   float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
-  d[(row * 2 + 0) * H + u] = valid ? by[2 * H] * g0 : 0.0f;
-  d[(row * 2 + 1) * H + u] = valid ? by[0 * H] * g0 : 0.0f;
-  before0[index] = valid ? by[1 * H] * g0 : g0;
+  d_last[(row * 2 + 0) * H + u] = valid ? by[2 * H] * g0 : 0.0f;
+  d_last[(row * 2 + 1) * H + u] = valid ? by[0 * H] * g0 : 0.0f;
+  float b0 = valid ? by[1 * H] * g0 : g0;
+  before0[index] = b0;
 }

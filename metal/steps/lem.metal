@@ -446,103 +446,73 @@ inline void lem_82c29347537b_arguments(
 
 // The states after one step.
 template <int H, int THREADS>
-inline void lem_1e4f8674dea5_next(
+inline void lem_854f60f780ae_next(
     device const float* x_proj,  // (D, T, R, 4, H)
     device const float* times,  // (D, T, R)
     device const float* before0,  // (N, H)
-    device const float* before1,  // (N, H)
     device const float* results0,  // (N, 3, H)
     device const float* results1,  // (N, 1, H)
     device const int* dims,  // N, R, T, t
     device float* after0,  // (N, H)
-    device float* after1,  // (N, H)
     int group_index, int thread_index, threadgroup float4* scratch) {
   int index = group_index * THREADS + thread_index;
   if (index >= dims[0] * H) return;
   int row = index / H, u = index % H, direction = row / dims[1];
   int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
-  float x0 = x_proj[(place * 4 + 0) * H + u];
   float x1 = x_proj[(place * 4 + 1) * H + u];
-  float x2 = x_proj[(place * 4 + 2) * H + u];
   float x3 = x_proj[(place * 4 + 3) * H + u];
   float dt = times[place];
   float s0 = before0[index];
-  float s1 = before1[index];
-  float q0_0 = results0[(row * 3 + 0) * H + u];
   float q0_1 = results0[(row * 3 + 1) * H + u];
-  float q0_2 = results0[(row * 3 + 2) * H + u];
   float q1_0 = results1[(row * 1 + 0) * H + u];
-  float v17 = s1 + ((dt * fast_sigmoid(x0 + q0_0)) * (fast_tanh(x2 + q0_2) - s1));
   float v26 = s0 + ((dt * fast_sigmoid(x1 + q0_1)) * (fast_tanh(x3 + q1_0) - s0));
   after0[index] = v26;
-  after1[index] = v17;
 }
 
-// One step backward, before its products of level 0.
+// Behind one step backward and its products, and before those of the step before it.
 template <int H, int THREADS>
-inline void lem_cf11a1e48035_back(
+inline void lem_7e637e96687e_previous(
     device const float* d_after0,  // (D, T, B, H)
-    device const float* d_after1,  // (D, T, B, H)
     device const float* coefficients,  // (D, T, B, 8, H)
-    device const float* arriving0,  // (D, B, H)
-    device const float* arriving1,  // (D, B, H)
+    device const float* arriving0,  // (D, B, H): of the states after step t
+    device const float* returned0,  // (D, B, H): what a product sends back
     device const int* lengths,  // (B)
     device const int* dims,  // N, R, T, t
-    device float* d1,  // (D, B, 1, H)
+    device float* before0,  // (D, B, H)
+    device float* d,  // (D, B, 1, H)
     int group_index, int thread_index, threadgroup float4* scratch) {
   int index = group_index * THREADS + thread_index;
   if (index >= dims[0] * H) return;
   int row = index / H, u = index % H, direction = row / dims[1];
   int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  place -= dims[3] == dims[2] ? dims[1] : 0;
   bool valid = dims[3] < lengths[row % dims[1]];
   device const float* by = coefficients + place * 8 * H + u;
   float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
-  float g1 = arriving1[index] + (valid ? d_after1[place * H + u] : 0.0f);
-  d1[(row * 1 + 0) * H + u] = valid ? by[0 * H] * g0 : 0.0f;
+  float r0 = returned0[index];
+  float b0 = valid ? by[7 * H] * g0 + r0 : g0;
+  before0[index] = b0;
+  {
+    int place = (direction * dims[2] + max(dims[3] - 1, 0)) * dims[1] + row % dims[1];
+    bool valid = dims[3] > 0 && dims[3] - 1 < lengths[row % dims[1]];
+    device const float* by = coefficients + place * 8 * H + u;
+    float g0 = b0 + (valid ? d_after0[place * H + u] : 0.0f);
+    d[(row * 1 + 0) * H + u] = valid ? by[0 * H] * g0 : 0.0f;
+  }
 }
 
 // One step backward, before its products of level 1.
 template <int H, int THREADS>
-inline void lem_ffa4673f068d_back(
+inline void lem_11a331a45316_back(
     device const float* d_after0,  // (D, T, B, H)
     device const float* d_after1,  // (D, T, B, H)
     device const float* coefficients,  // (D, T, B, 8, H)
-    device const float* arriving0,  // (D, B, H)
-    device const float* arriving1,  // (D, B, H)
+    device const float* arriving0,  // (D, B, H): of the states after step t
+    device const float* arriving1,  // (D, B, H): of the states after step t
     device const float* returned1,  // (D, B, H): what a product sends back
     device const int* lengths,  // (B)
     device const int* dims,  // N, R, T, t
-    device float* d0,  // (D, B, 3, H)
-    int group_index, int thread_index, threadgroup float4* scratch) {
-  int index = group_index * THREADS + thread_index;
-  if (index >= dims[0] * H) return;
-  int row = index / H, u = index % H, direction = row / dims[1];
-  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
-  bool valid = dims[3] < lengths[row % dims[1]];
-  device const float* by = coefficients + place * 8 * H + u;
-  float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
-  float g1 = arriving1[index] + (valid ? d_after1[place * H + u] : 0.0f);
-  float r1 = returned1[index];
-  float m0 = g1 + r1;
-  d0[(row * 3 + 0) * H + u] = valid ? by[1 * H] * m0 : 0.0f;
-  d0[(row * 3 + 1) * H + u] = valid ? by[2 * H] * g0 : 0.0f;
-  d0[(row * 3 + 2) * H + u] = valid ? by[3 * H] * m0 : 0.0f;
-}
-
-// One step backward, behind its products.
-template <int H, int THREADS>
-inline void lem_c9615142f58a_previous(
-    device const float* d_after0,  // (D, T, B, H)
-    device const float* d_after1,  // (D, T, B, H)
-    device const float* coefficients,  // (D, T, B, 8, H)
-    device const float* arriving0,  // (D, B, H)
-    device const float* arriving1,  // (D, B, H)
-    device const float* returned1,  // (D, B, H): what a product sends back
-    device const float* returned0,  // (D, B, H): what a product sends back
-    device const int* lengths,  // (B)
-    device const int* dims,  // N, R, T, t
-    device float* d,  // (D, B, 5, H)
-    device float* before0,  // (D, B, H)
+    device float* d,  // (D, B, 4, H)
     device float* before1,  // (D, B, H)
     int group_index, int thread_index, threadgroup float4* scratch) {
   int index = group_index * THREADS + thread_index;
@@ -554,13 +524,11 @@ inline void lem_c9615142f58a_previous(
   float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
   float g1 = arriving1[index] + (valid ? d_after1[place * H + u] : 0.0f);
   float r1 = returned1[index];
-  float r0 = returned0[index];
   float m0 = g1 + r1;
-  d[(row * 5 + 0) * H + u] = valid ? by[1 * H] * m0 : 0.0f;
-  d[(row * 5 + 1) * H + u] = valid ? by[2 * H] * g0 : 0.0f;
-  d[(row * 5 + 2) * H + u] = valid ? by[3 * H] * m0 : 0.0f;
-  d[(row * 5 + 3) * H + u] = valid ? by[0 * H] * g0 : 0.0f;
-  d[(row * 5 + 4) * H + u] = valid ? by[4 * H] * g0 + by[5 * H] * m0 : 0.0f;
-  before0[index] = valid ? by[7 * H] * g0 + r0 : g0;
-  before1[index] = valid ? by[6 * H] * m0 : g1;
+  d[(row * 4 + 0) * H + u] = valid ? by[1 * H] * m0 : 0.0f;
+  d[(row * 4 + 1) * H + u] = valid ? by[2 * H] * g0 : 0.0f;
+  d[(row * 4 + 2) * H + u] = valid ? by[3 * H] * m0 : 0.0f;
+  d[(row * 4 + 3) * H + u] = valid ? by[4 * H] * g0 + by[5 * H] * m0 : 0.0f;
+  float b1 = valid ? by[6 * H] * m0 : g1;
+  before1[index] = b1;
 }

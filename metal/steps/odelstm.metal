@@ -528,96 +528,25 @@ inline void odelstm_09e336053927_next(
   after0[index] = v24 + (fast_sigmoid(x1 + q2_1) * v25);
 }
 
-// One step backward, before its products of level 0.
+// Behind one step backward and its products, and before those of the step before it.
 template <int H, int THREADS>
-inline void odelstm_5e4ae125a35d_back(
+inline void odelstm_9626d0e55948_previous(
     device const float* d_after0,  // (D, T, B, H)
     device const float* coefficients,  // (D, T, B, 9, H)
-    device const float* arriving0,  // (D, B, H)
-    device const int* lengths,  // (B)
-    device const int* dims,  // N, R, T, t
-    device float* d2,  // (D, B, 3, H)
-    int group_index, int thread_index, threadgroup float4* scratch) {
-  int index = group_index * THREADS + thread_index;
-  if (index >= dims[0] * H) return;
-  int row = index / H, u = index % H, direction = row / dims[1];
-  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
-  bool valid = dims[3] < lengths[row % dims[1]];
-  device const float* by = coefficients + place * 9 * H + u;
-  float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
-  d2[(row * 3 + 0) * H + u] = valid ? by[3 * H] * g0 : 0.0f;
-  d2[(row * 3 + 1) * H + u] = valid ? by[4 * H] * g0 : 0.0f;
-  d2[(row * 3 + 2) * H + u] = valid ? by[5 * H] * g0 : 0.0f;
-}
-
-// One step backward, before its products of level 1.
-template <int H, int THREADS>
-inline void odelstm_a0b17973aba8_back(
-    device const float* d_after0,  // (D, T, B, H)
-    device const float* coefficients,  // (D, T, B, 9, H)
-    device const float* arriving0,  // (D, B, H)
-    device const float* returned2,  // (D, B, H): what a product sends back
-    device const int* lengths,  // (B)
-    device const int* dims,  // N, R, T, t
-    device float* d1,  // (D, B, 1, H)
-    int group_index, int thread_index, threadgroup float4* scratch) {
-  int index = group_index * THREADS + thread_index;
-  if (index >= dims[0] * H) return;
-  int row = index / H, u = index % H, direction = row / dims[1];
-  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
-  bool valid = dims[3] < lengths[row % dims[1]];
-  device const float* by = coefficients + place * 9 * H + u;
-  float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
-  float r2 = returned2[index];
-  float m0 = by[0 * H] * g0 + r2;
-  d1[(row * 1 + 0) * H + u] = valid ? by[6 * H] * m0 : 0.0f;
-}
-
-// One step backward, before its products of level 2.
-template <int H, int THREADS>
-inline void odelstm_01e214994fa1_back(
-    device const float* d_after0,  // (D, T, B, H)
-    device const float* coefficients,  // (D, T, B, 9, H)
-    device const float* arriving0,  // (D, B, H)
-    device const float* returned2,  // (D, B, H): what a product sends back
-    device const float* returned1,  // (D, B, H): what a product sends back
-    device const int* lengths,  // (B)
-    device const int* dims,  // N, R, T, t
-    device float* d0,  // (D, B, 1, H)
-    int group_index, int thread_index, threadgroup float4* scratch) {
-  int index = group_index * THREADS + thread_index;
-  if (index >= dims[0] * H) return;
-  int row = index / H, u = index % H, direction = row / dims[1];
-  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
-  bool valid = dims[3] < lengths[row % dims[1]];
-  device const float* by = coefficients + place * 9 * H + u;
-  float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
-  float r2 = returned2[index];
-  float r1 = returned1[index];
-  float m0 = by[0 * H] * g0 + r2;
-  float m1 = m0 + r1;
-  float m2 = by[1 * H] * m0 + by[2 * H] * m1;
-  d0[(row * 1 + 0) * H + u] = valid ? by[7 * H] * m1 : 0.0f;
-}
-
-// One step backward, behind its products.
-template <int H, int THREADS>
-inline void odelstm_d7462aa14ab0_previous(
-    device const float* d_after0,  // (D, T, B, H)
-    device const float* coefficients,  // (D, T, B, 9, H)
-    device const float* arriving0,  // (D, B, H)
+    device const float* arriving0,  // (D, B, H): of the states after step t
     device const float* returned2,  // (D, B, H): what a product sends back
     device const float* returned1,  // (D, B, H): what a product sends back
     device const float* returned0,  // (D, B, H): what a product sends back
     device const int* lengths,  // (B)
     device const int* dims,  // N, R, T, t
-    device float* d,  // (D, B, 7, H)
     device float* before0,  // (D, B, H)
+    device float* d,  // (D, B, 4, H)
     int group_index, int thread_index, threadgroup float4* scratch) {
   int index = group_index * THREADS + thread_index;
   if (index >= dims[0] * H) return;
   int row = index / H, u = index % H, direction = row / dims[1];
   int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  place -= dims[3] == dims[2] ? dims[1] : 0;
   bool valid = dims[3] < lengths[row % dims[1]];
   device const float* by = coefficients + place * 9 * H + u;
   float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
@@ -626,13 +555,67 @@ inline void odelstm_d7462aa14ab0_previous(
   float r0 = returned0[index];
   float m0 = by[0 * H] * g0 + r2;
   float m1 = m0 + r1;
+  float b0 = valid ? m1 + r0 : g0;
+  before0[index] = b0;
+  {
+    int place = (direction * dims[2] + max(dims[3] - 1, 0)) * dims[1] + row % dims[1];
+    bool valid = dims[3] > 0 && dims[3] - 1 < lengths[row % dims[1]];
+    device const float* by = coefficients + place * 9 * H + u;
+    float g0 = b0 + (valid ? d_after0[place * H + u] : 0.0f);
+    d[(row * 4 + 0) * H + u] = valid ? by[3 * H] * g0 : 0.0f;
+    d[(row * 4 + 1) * H + u] = valid ? by[4 * H] * g0 : 0.0f;
+    d[(row * 4 + 2) * H + u] = valid ? by[5 * H] * g0 : 0.0f;
+    d[(row * 4 + 3) * H + u] = valid ? by[8 * H] * g0 : 0.0f;
+  }
+}
+
+// One step backward, before its products of level 1.
+template <int H, int THREADS>
+inline void odelstm_18fe954dab55_back(
+    device const float* d_after0,  // (D, T, B, H)
+    device const float* coefficients,  // (D, T, B, 9, H)
+    device const float* arriving0,  // (D, B, H): of the states after step t
+    device const float* returned2,  // (D, B, H): what a product sends back
+    device const int* lengths,  // (B)
+    device const int* dims,  // N, R, T, t
+    device float* d,  // (D, B, 1, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int index = group_index * THREADS + thread_index;
+  if (index >= dims[0] * H) return;
+  int row = index / H, u = index % H, direction = row / dims[1];
+  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  bool valid = dims[3] < lengths[row % dims[1]];
+  device const float* by = coefficients + place * 9 * H + u;
+  float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
+  float r2 = returned2[index];
+  float m0 = by[0 * H] * g0 + r2;
+  d[(row * 1 + 0) * H + u] = valid ? by[6 * H] * m0 : 0.0f;
+}
+
+// One step backward, before its products of level 2.
+template <int H, int THREADS>
+inline void odelstm_261b81a70b3e_back(
+    device const float* d_after0,  // (D, T, B, H)
+    device const float* coefficients,  // (D, T, B, 9, H)
+    device const float* arriving0,  // (D, B, H): of the states after step t
+    device const float* returned2,  // (D, B, H): what a product sends back
+    device const float* returned1,  // (D, B, H): what a product sends back
+    device const int* lengths,  // (B)
+    device const int* dims,  // N, R, T, t
+    device float* d,  // (D, B, 2, H)
+    int group_index, int thread_index, threadgroup float4* scratch) {
+  int index = group_index * THREADS + thread_index;
+  if (index >= dims[0] * H) return;
+  int row = index / H, u = index % H, direction = row / dims[1];
+  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  bool valid = dims[3] < lengths[row % dims[1]];
+  device const float* by = coefficients + place * 9 * H + u;
+  float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
+  float r2 = returned2[index];
+  float r1 = returned1[index];
+  float m0 = by[0 * H] * g0 + r2;
+  float m1 = m0 + r1;
   float m2 = by[1 * H] * m0 + by[2 * H] * m1;
-  d[(row * 7 + 0) * H + u] = valid ? by[3 * H] * g0 : 0.0f;
-  d[(row * 7 + 1) * H + u] = valid ? by[4 * H] * g0 : 0.0f;
-  d[(row * 7 + 2) * H + u] = valid ? by[8 * H] * g0 : 0.0f;
-  d[(row * 7 + 3) * H + u] = valid ? by[7 * H] * m1 : 0.0f;
-  d[(row * 7 + 4) * H + u] = valid ? by[6 * H] * m0 : 0.0f;
-  d[(row * 7 + 5) * H + u] = valid ? by[5 * H] * g0 : 0.0f;
-  d[(row * 7 + 6) * H + u] = valid ? 0.5f * m2 : 0.0f;
-  before0[index] = valid ? m1 + r0 : g0;
+  d[(row * 2 + 0) * H + u] = valid ? by[7 * H] * m1 : 0.0f;
+  d[(row * 2 + 1) * H + u] = valid ? 0.5f * m2 : 0.0f;
 }

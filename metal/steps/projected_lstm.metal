@@ -490,13 +490,14 @@ inline void projectedlstm_74f0200fc328_arguments(
   argument1[index] = fast_sigmoid(x3 + q0_3) * fast_tanh(v20);  // (1), (2), (3)
 }
 
-// The states after one step.
+// Of one step the arguments of the products of stage 1, and states after it.
 template <int H, int THREADS>
-inline void projectedlstm_6b7175a2077c_next(
+inline void projectedlstm_9af3b12ae27b_next(
     device const float* x_proj,  // (D, T, R, 4, H)
     device const float* before1,  // (N, H)
     device const float* results0,  // (N, 4, H)
     device const int* dims,  // N, R, T, t
+    device float* argument1,  // (N, H)
     device float* after1,  // (N, H)
     int group_index, int thread_index, threadgroup float4* scratch) {
   int index = group_index * THREADS + thread_index;
@@ -506,79 +507,52 @@ inline void projectedlstm_6b7175a2077c_next(
   float x0 = x_proj[(place * 4 + 0) * H + u];
   float x1 = x_proj[(place * 4 + 1) * H + u];
   float x2 = x_proj[(place * 4 + 2) * H + u];
+  float x3 = x_proj[(place * 4 + 3) * H + u];
   float s1 = before1[index];
   float q0_0 = results0[(row * 4 + 0) * H + u];
   float q0_1 = results0[(row * 4 + 1) * H + u];
   float q0_2 = results0[(row * 4 + 2) * H + u];
+  float q0_3 = results0[(row * 4 + 3) * H + u];
   float v20 = (fast_sigmoid(x1 + q0_1) * s1) + (fast_sigmoid(x0 + q0_0) * fast_tanh(x2 + q0_2));  // (1), (2), (3)
+  argument1[index] = fast_sigmoid(x3 + q0_3) * fast_tanh(v20);  // (1), (2), (3)
   after1[index] = v20;
 }
 
-// The states after one step.
+// Behind one step backward and its products, and before those of the step before it.
 template <int P, int THREADS>
-inline void projectedlstm_7023737fce7d_next(
-    device const float* results1,  // (N, 1, P)
-    device const int* dims,  // N, R, T, t
-    device float* after0,  // (N, P)
-    int group_index, int thread_index, threadgroup float4* scratch) {
-  int index = group_index * THREADS + thread_index;
-  if (index >= dims[0] * P) return;
-  int row = index / P, u = index % P, direction = row / dims[1];
-  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
-  float q1_0 = results1[(row * 1 + 0) * P + u];
-  after0[index] = q1_0;
-}
-
-// One step backward, before its products of level 0.
-template <int P, int THREADS>
-inline void projectedlstm_0876c8822209_back(
+inline void projectedlstm_5359a0963ba5_previous(
     device const float* d_after0,  // (D, T, B, P)
-    device const float* arriving0,  // (D, B, P)
+    device const float* arriving0,  // (D, B, P): of the states after step t
+    device const float* returned0,  // (D, B, P): what a product sends back
     device const int* lengths,  // (B)
     device const int* dims,  // N, R, T, t
-    device float* d1,  // (D, B, 1, P)
+    device float* before0,  // (D, B, P)
+    device float* d,  // (D, B, 1, P)
     int group_index, int thread_index, threadgroup float4* scratch) {
   int index = group_index * THREADS + thread_index;
   if (index >= dims[0] * P) return;
   int row = index / P, u = index % P, direction = row / dims[1];
   int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  place -= dims[3] == dims[2] ? dims[1] : 0;
   bool valid = dims[3] < lengths[row % dims[1]];
   float g0 = arriving0[index] + (valid ? d_after0[place * P + u] : 0.0f);
-  d1[(row * 1 + 0) * P + u] = valid ? g0 : 0.0f;
+  float r0 = returned0[index];
+  float b0 = valid ? r0 : g0;
+  before0[index] = b0;
+  {
+    int place = (direction * dims[2] + max(dims[3] - 1, 0)) * dims[1] + row % dims[1];
+    bool valid = dims[3] > 0 && dims[3] - 1 < lengths[row % dims[1]];
+    float g0 = b0 + (valid ? d_after0[place * P + u] : 0.0f);
+    d[(row * 1 + 0) * P + u] = valid ? g0 : 0.0f;
+  }
 }
 
 // One step backward, before its products of level 1.
 template <int H, int THREADS>
-inline void projectedlstm_92e47b84c8eb_back(
+inline void projectedlstm_7420349b1870_back(
     device const float* d_after1,  // (D, T, B, H)
     device const float* coefficients,  // (D, T, B, 6, H)
-    device const float* arriving1,  // (D, B, H)
-    device const float* returned1,  // (D, B, H): what a product sends back
-    device const int* lengths,  // (B)
-    device const int* dims,  // N, R, T, t
-    device float* d0,  // (D, B, 4, H)
-    int group_index, int thread_index, threadgroup float4* scratch) {
-  int index = group_index * THREADS + thread_index;
-  if (index >= dims[0] * H) return;
-  int row = index / H, u = index % H, direction = row / dims[1];
-  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
-  bool valid = dims[3] < lengths[row % dims[1]];
-  device const float* by = coefficients + place * 6 * H + u;
-  float g1 = arriving1[index] + (valid ? d_after1[place * H + u] : 0.0f);
-  float r1 = returned1[index];
-  float m0 = g1 + by[0 * H] * r1;
-  d0[(row * 4 + 0) * H + u] = valid ? by[1 * H] * m0 : 0.0f;
-  d0[(row * 4 + 1) * H + u] = valid ? by[2 * H] * m0 : 0.0f;
-  d0[(row * 4 + 2) * H + u] = valid ? by[3 * H] * m0 : 0.0f;
-  d0[(row * 4 + 3) * H + u] = valid ? by[4 * H] * r1 : 0.0f;
-}
-
-// One step backward, behind its products.
-template <int H, int THREADS>
-inline void projectedlstm_a13acce88c0c_previous(
-    device const float* d_after1,  // (D, T, B, H)
-    device const float* coefficients,  // (D, T, B, 6, H)
-    device const float* arriving1,  // (D, B, H)
+    device const float* arriving1,  // (D, B, H): of the states after step t
     device const float* returned1,  // (D, B, H): what a product sends back
     device const int* lengths,  // (B)
     device const int* dims,  // N, R, T, t
@@ -598,27 +572,6 @@ inline void projectedlstm_a13acce88c0c_previous(
   d[(row * 4 + 1) * H + u] = valid ? by[2 * H] * m0 : 0.0f;
   d[(row * 4 + 2) * H + u] = valid ? by[3 * H] * m0 : 0.0f;
   d[(row * 4 + 3) * H + u] = valid ? by[4 * H] * r1 : 0.0f;
-  before1[index] = valid ? by[5 * H] * m0 : g1;
-}
-
-// One step backward, behind its products.
-template <int P, int THREADS>
-inline void projectedlstm_1061768b460e_previous(
-    device const float* d_after0,  // (D, T, B, P)
-    device const float* arriving0,  // (D, B, P)
-    device const float* returned0,  // (D, B, P): what a product sends back
-    device const int* lengths,  // (B)
-    device const int* dims,  // N, R, T, t
-    device float* d_p,  // (D, B, 1, P)
-    device float* before0,  // (D, B, P)
-    int group_index, int thread_index, threadgroup float4* scratch) {
-  int index = group_index * THREADS + thread_index;
-  if (index >= dims[0] * P) return;
-  int row = index / P, u = index % P, direction = row / dims[1];
-  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
-  bool valid = dims[3] < lengths[row % dims[1]];
-  float g0 = arriving0[index] + (valid ? d_after0[place * P + u] : 0.0f);
-  float r0 = returned0[index];
-  d_p[(row * 1 + 0) * P + u] = valid ? g0 : 0.0f;
-  before0[index] = valid ? r0 : g0;
+  float b1 = valid ? by[5 * H] * m0 : g1;
+  before1[index] = b1;
 }

@@ -330,17 +330,17 @@ inline void sru_03b4a153f4a7_next(
   after1[index] = v16;
 }
 
-// One step backward, behind its products.
+// Behind one step backward and its products, and before those of the step before it.
 template <int H, int THREADS>
-inline void sru_4ad7e8b4ffdb_previous(
+inline void sru_b1aecddc6820_previous(
     device const float* d_after0,  // (D, T, B, H)
     device const float* d_after1,  // (D, T, B, H)
     device const float* coefficients,  // (D, T, B, 9, H)
-    device const float* arriving0,  // (D, B, H)
-    device const float* arriving1,  // (D, B, H)
+    device const float* arriving0,  // (D, B, H): of the states after step t
+    device const float* arriving1,  // (D, B, H): of the states after step t
     device const int* lengths,  // (B)
     device const int* dims,  // N, R, T, t
-    device float* d,  // (D, B, 6, H)
+    device float* d_last,  // (D, B, 6, H)
     device float* before0,  // (D, B, H)
     device float* before1,  // (D, B, H)
     int group_index, int thread_index, threadgroup float4* scratch) {
@@ -348,17 +348,20 @@ inline void sru_4ad7e8b4ffdb_previous(
   if (index >= dims[0] * H) return;
   int row = index / H, u = index % H, direction = row / dims[1];
   int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  place -= dims[3] == dims[2] ? dims[1] : 0;
   bool valid = dims[3] < lengths[row % dims[1]];
   device const float* by = coefficients + place * 9 * H + u;
   float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
   float g1 = arriving1[index] + (valid ? d_after1[place * H + u] : 0.0f);
   float m0 = g1 + by[0 * H] * g0;
-  d[(row * 6 + 0) * H + u] = valid ? by[8 * H] * m0 : 0.0f;
-  d[(row * 6 + 1) * H + u] = valid ? by[7 * H] * g0 : 0.0f;
-  d[(row * 6 + 2) * H + u] = valid ? by[6 * H] * m0 : 0.0f;
-  d[(row * 6 + 3) * H + u] = valid ? by[5 * H] * g0 : 0.0f;
-  d[(row * 6 + 4) * H + u] = valid ? by[2 * H] * m0 : 0.0f;
-  d[(row * 6 + 5) * H + u] = valid ? by[1 * H] * g0 : 0.0f;
-  before0[index] = valid ? 0.0f : g0;
-  before1[index] = valid ? by[3 * H] * m0 + by[4 * H] * g0 : g1;
+  d_last[(row * 6 + 0) * H + u] = valid ? by[8 * H] * m0 : 0.0f;
+  d_last[(row * 6 + 1) * H + u] = valid ? by[7 * H] * g0 : 0.0f;
+  d_last[(row * 6 + 2) * H + u] = valid ? by[6 * H] * m0 : 0.0f;
+  d_last[(row * 6 + 3) * H + u] = valid ? by[5 * H] * g0 : 0.0f;
+  d_last[(row * 6 + 4) * H + u] = valid ? by[2 * H] * m0 : 0.0f;
+  d_last[(row * 6 + 5) * H + u] = valid ? by[1 * H] * g0 : 0.0f;
+  float b0 = valid ? 0.0f : g0;
+  before0[index] = b0;
+  float b1 = valid ? by[3 * H] * m0 + by[4 * H] * g0 : g1;
+  before1[index] = b1;
 }

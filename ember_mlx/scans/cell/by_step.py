@@ -6,34 +6,27 @@ import mlx.core as mx
 
 from ...kernels.loader import SMALLEST
 from ...step.definition import Definition
+from .by_step_plan import blocks_at, calls_at
 from .kernel_layout import numbers_of
 from .kernel_plan import Size, plan_of
 from .ops import project_inputs
-from .pointwise_text import back_kernel, level_results, next_kernel
+from .pointwise_text import back_kernel
 from .stages import Rows, given_of, run_stages, transposed
 
 Tree = dict[str, Any]
 Gradients = dict[Size, mx.array]  # of the blocks of each size, see kernel_plan.py
+Kept = dict[tuple[Size, int], list[mx.array]]  # what the kernels of a level wrote of the blocks of a size, last step first
 
 
 def forward_by_step(kind: str, definition: Definition, arrays: Tree) -> list[mx.array]:
     """The states (D, T, B, H)."""
     D, T, B, _ = arrays["x"].shape
     state = [arrays["initial"][name] for name in definition.states]
-    numbers, weights, plan = numbers_of(definition, arrays), transposed(arrays), plan_of(definition)
+    numbers, weights = numbers_of(definition, arrays), transposed(arrays)
     always, steps = given_of(definition, arrays, project_inputs(arrays)), []
     for t in range(T):
-        rows = Rows(kind, D, B, numbers, (T, t))
         given = always | {f"before{k}": a for k, a in enumerate(state)}
-        stages = run_stages(definition, rows, given, weights)
-        given |= {f"results{c}": a for c, a in stages.results.items()}
-        after: dict[int, mx.array] = {}
-        for size in plan.sizes:
-            of_size = plan.states(size)
-            if of_size:
-                made = rows.launch(next_kernel(definition, size), given, [()] * len(of_size), [], size)
-                after |= dict(zip(of_size, made, strict=True))
-        state = [after[k] for k in range(len(state))]
+        state = run_stages(definition, Rows(kind, D, B, numbers, (T, t)), given, weights).of(definition.after)
         steps.append(state)
     outputs = [mx.stack(list(kept), axis=1) for kept in zip(*steps, strict=True)]
     if "lengths" not in arrays:
@@ -51,43 +44,56 @@ def back_by_step(
     carry: list[mx.array],
     lengths: mx.array,
 ) -> tuple[Gradients, list[mx.array]]:
-    """A block of steps backward; takes and returns what the scan kernel does: d (D, T, B, blocks, H), and the states' gradients."""
+    """A block of steps backward; takes and returns what the scan kernel does: d (D, T, B, blocks, H), and the states' gradients.
+
+    These are the gradients of the states between two steps without dy, which each kernel of the step before adds to what it reads.
+    """
     D, T, B, _ = dy[0].shape
-    plan, numbers = plan_of(definition), numbers_of(definition, arrays)
+    plan, numbers, states = plan_of(definition), numbers_of(definition, arrays), range(len(carry))
+    kept: Kept = {(size, level): [] for size in plan.sizes for level in range(plan.depth_back + 1)}
     # contiguous and of enough elements: else each step's launch would copy them
-    always = {f"d_after{k}": mx.contiguous(a) for k, a in enumerate(dy)} | {"lengths": mx.pad(lengths, (0, SMALLEST))}
-    always |= coefficients
-    steps: list[Gradients] = []
-    for t in reversed(range(T)):
-        rows = Rows(kind, D, B, numbers, (T, t))
-        given = always | {f"arriving{k}": a for k, a in enumerate(carry)}
-        for level in range(plan.depth_back):
-            given |= _returned(definition, rows, level, given, arrays["weights"])
-        d, carry = _previous(definition, rows, given)
-        steps.append(d)
-    return {size: mx.stack([d[size] for d in reversed(steps)], axis=1) for size in steps[0]}, carry
+    given = {f"d_after{k}": mx.contiguous(a) for k, a in enumerate(dy)} | {"lengths": mx.pad(lengths, (0, SMALLEST))} | coefficients
+    given |= {f"returned{c}": mx.zeros((D, B, numbers[plan.variable_size(("call", c))])) for c in definition.pull.results}
+    given |= {f"{name}{k}": a for name in ("arriving", "passed") for k, a in enumerate(carry)}
+    for t in reversed(range(T + 1)):  # the kernel between step t and the one before, then what else that one has
+        given |= _level(definition, Rows(kind, D, B, numbers, (T, t)), 0, given, arrays["weights"], kept)
+        given |= {f"arriving{k}": given[f"passed{k}"] for k in states}
+        for level in range(1, plan.depth_back if t else 0):
+            given |= _level(definition, Rows(kind, D, B, numbers, (T, t - 1)), level, given, arrays["weights"], kept)
+    d = {size: _blocks(definition, size, kept, T) for size, forms in plan.blocks.items() if forms}
+    return d, [given[f"passed{k}"] for k in states]
 
 
-def _returned(definition: Definition, rows: Rows, level: int, given: dict[str, mx.array], weights: Tree) -> dict[str, mx.array]:
-    """What the products of a level send back."""
-    found = {}
+def _level(definition: Definition, rows: Rows, level: int, given: dict[str, mx.array], weights: Tree, kept: Kept) -> dict[str, mx.array]:
+    """What a level's kernels pass on to the states before, and what its products send back."""
+    depth, found = plan_of(definition).depth_back, dict[str, mx.array]()
     for size in plan_of(definition).sizes:
-        text, numbers = back_kernel(definition, level, size), level_results(definition, level, size)
-        if text is not None:
-            made = rows.launch(text, given, [(len(definition.calls[c].results),) for c in numbers], [], size)
-            for c, d in zip(numbers, made, strict=True):
-                found[f"returned{c}"] = d.reshape(rows.D, rows.R, -1) @ weights[definition.calls[c].name]
+        text, H = back_kernel(definition, level, size), rows.numbers[size]
+        if text is None:
+            continue
+        counts = {"d": len(blocks_at(definition, level, size)), "d_last": len(blocks_at(definition, depth, size))}
+        shapes: list[tuple[int, ...]] = [(counts[name],) if name in counts else () for name in text.outputs]
+        made = dict(zip(text.outputs, rows.launch(text, given, shapes, [], size), strict=True))
+        found |= {name.replace("before", "passed"): a for name, a in made.items() if name not in counts}
+        for name, of_level in (("d", level), ("d_last", depth)):
+            kept[size, of_level] += [made[name]] if name in made else []
+        first = 0
+        for c in calls_at(definition, level, size):
+            last = first + len(definition.calls[c].results) * H
+            found[f"returned{c}"] = made["d"].reshape(rows.D, rows.R, -1)[..., first:last] @ weights[definition.calls[c].name]
+            first = last
     return found
 
 
-def _previous(definition: Definition, rows: Rows, given: dict[str, mx.array]) -> tuple[Gradients, list[mx.array]]:
-    """The gradients of a step's blocks, and of the states before it."""
-    plan, d, before = plan_of(definition), Gradients(), dict[int, mx.array]()
-    for size, forms in plan.blocks.items():
-        text, states = back_kernel(definition, plan.depth_back, size), plan.states(size)
-        if text is None:
-            continue
-        made = rows.launch(text, given, [(len(forms),)] * bool(forms) + [()] * len(states), [], size)
-        d |= {size: made.pop(0)} if forms else {}
-        before |= dict(zip(states, made, strict=True))
-    return d, [before[k] for k in sorted(before)]
+def _blocks(definition: Definition, size: Size, kept: Kept, T: int) -> mx.array:
+    """All blocks of a size, (D, T, B, blocks, H)."""
+    plan, arrays, sources = plan_of(definition), dict[int, mx.array](), dict[int, tuple[int, int]]()
+    for level in range(plan.depth_back + 1):
+        numbers = blocks_at(definition, level, size)
+        if numbers:  # the first launch behind a step's products was of no step, and so was the last one before them
+            steps = kept[size, level][1:] if level == plan.depth_back else kept[size, level][:T]
+            arrays[level] = mx.stack(steps[::-1], axis=1)
+            sources |= {n: (level, i) for i, n in enumerate(numbers)}
+            if numbers == tuple(range(len(plan.blocks[size]))):
+                return arrays[level]
+    return mx.concatenate([arrays[level][:, :, :, i : i + 1] for _, (level, i) in sorted(sources.items())], axis=3)

@@ -33,7 +33,7 @@ from .forward_text import forward_kernel
 from .kernel_layout import Backward, Forward, Variant, numbers_of
 from .kernel_plan import UNITS, Size, plan_of, size_of
 from .ops import project_inputs
-from .pointwise_text import back_kernel, computed_arguments
+from .pointwise_text import back_kernel, next_kernel
 from .random_cases import random_arrays
 from .stages import coefficients, given_of
 
@@ -67,12 +67,9 @@ def _threads(family: Family) -> list[int]:
 
 def _launches(definition: Definition, backward: bool) -> int:
     """That a step of its own takes."""
-    plan = plan_of(definition)
-    if backward:
-        kernels = [back_kernel(definition, level, size) for level in range(plan.depth_back + 1) for size in plan.sizes]
-        return len(definition.pull.results) + sum(kernel is not None for kernel in kernels)
-    arguments = [computed_arguments(definition, stage, size) for stage in range(definition.depth) for size in plan.sizes]
-    return len(definition.calls) + sum(map(bool, arguments)) + sum(bool(plan.states(size)) for size in plan.sizes)
+    plan, calls = plan_of(definition), definition.pull.results if backward else definition.calls
+    kernel, parts = (back_kernel, max(plan.depth_back, 1)) if backward else (next_kernel, definition.depth + 1)
+    return len(calls) + sum(kernel(definition, part, size) is not None for part in range(parts) for size in plan.sizes)
 
 
 def layouts(family: Family, definition: Definition) -> list[Tile]:
@@ -165,7 +162,7 @@ def cell_fused_backward(kind: str, definition: Definition, arrays: Tree, outputs
             d, carry = back_by_step(kind, definition, part, by, dy, carry, here)
         else:
             d, carry = _scan_back(kind, variant, given | by, dy, carry, here)
-        parts.append(_gradients(definition, part, _valid(arrays, stages.arguments, here, block.stop - start), d))
+        parts.append(_gradients(definition, part, _valid(arrays, stages.of(plan_of(definition).arguments), here, block.stop - start), d))
     return _together(parts[::-1]) | {"initial": dict(zip(definition.states, carry, strict=True))}
 
 

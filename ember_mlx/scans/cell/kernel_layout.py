@@ -1,5 +1,6 @@
 """How a cell's scan is laid out on a threadgroup: its products and its memory; metal/cell.metal says what lies there."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ...kernels.tiles import FUNCTION, Tile, Work
@@ -162,10 +163,10 @@ class Variant(NamedTuple):
         return [*((size.letter, scan.number(size)) for size in scan.plan.sizes), *layout.items()]
 
 
-def work_of(targets: list[Node]) -> Work:
+def work_of(targets: Sequence[Node]) -> Work:
     """Of a thread that computes some nodes of a unit."""
     return FUNCTION * (1 + _functions(needed_for(targets)))
 
 
-def _functions(nodes: list[Node]) -> int:
+def _functions(nodes: Sequence[Node]) -> int:
     return sum(node.op in COSTLY for node in nodes)

@@ -14,8 +14,9 @@ from ...step.derivative import Variable
 from ...step.graph import Node, needed_for
 from ...step.metal import statements
 from .backward_text import Linear
-from .kernel_plan import UNITS, Plan, Size, plan_of, size_of
-from .lines import function, kernel_text
+from .by_step_plan import arguments_made, blocks_at, states_at, values_made
+from .kernel_plan import UNITS, Plan, Size, plan_of
+from .lines import function, indented, kernel_text
 
 FILES = ("pointwise.metal", "cell_pointwise.metal")
 ARGUMENTS = "H, THREADS"
@@ -26,6 +27,7 @@ OPENING = [
     "int row = index / H, u = index % H, direction = row / dims[1];",
     "int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];",
 ]
+VALID = "dims[3] < lengths[row % dims[1]]"
 Arrays = list[tuple[str, str, str]]
 
 
@@ -87,23 +89,23 @@ def _along_rows(arrays: Arrays) -> tuple[tuple[str, str], ...]:
 
 @lru_cache(maxsize=128)
 def arguments_kernel(definition: Definition, stage: int, size: Size) -> KernelText | None:
-    """The arguments of a stage's products that are no states before the step, (N, H) each; None where there are none."""
-    plan = plan_of(definition)
-    numbers = computed_arguments(definition, stage, size)
-    if not numbers:
+    """The arguments of a stage's products that are to be computed, (N, H) each; None where there are none."""
+    nodes = arguments_made(definition, stage, size)
+    if not nodes:
         return None
-    arrays, lines, values = _evaluated(plan, [plan.arguments[k] for k in numbers])
-    outputs: Arrays = [(f"argument{k}", "float", "(N, H)") for k in numbers]
-    body = [*lines, *(f"argument{k}[index] = {value};" for k, value in zip(numbers, values, strict=True))]
+    arrays, outputs, body = _values(definition, nodes)
     comment = f"The arguments of the products of stage {stage}."
-    return _kernel(plan, "arguments", comment, arrays, outputs, body, size, _along_rows([*arrays, *outputs]))
+    return _kernel(plan_of(definition), "arguments", comment, arrays, outputs, body, size, _along_rows([*arrays, *outputs]))
 
 
-def computed_arguments(definition: Definition, stage: int, size: Size) -> list[int]:
-    """The numbers of a stage's arguments of a size that are no states before the step."""
-    plan, before = plan_of(definition), {node.index for node in definition.before}
-    arguments = {k: plan.arguments[k] for k in plan.stage_arguments(stage)}
-    return [k for k, node in arguments.items() if node.index not in before and size_of(node) == size]
+def _values(definition: Definition, nodes: Sequence[Node]) -> tuple[Arrays, Arrays, list[str]]:
+    """A kernel's inputs, outputs and statements, where it computes arguments of products and states."""
+    plan = plan_of(definition)
+    names = {node.index: f"after{k}" for k, node in enumerate(definition.after)}
+    names |= {node.index: f"argument{k}" for k, node in enumerate(plan.arguments)}
+    arrays, lines, values = _evaluated(plan, nodes)
+    body = [*lines, *(f"{names[node.index]}[index] = {value};" for node, value in zip(nodes, values, strict=True))]
+    return arrays, [(names[node.index], "float", "(N, H)") for node in nodes], body
 
 
 @lru_cache(maxsize=64)
@@ -126,57 +128,108 @@ def coefficients_kernel(definition: Definition, size: Size = UNITS) -> KernelTex
     )
 
 
-@lru_cache(maxsize=64)
-def next_kernel(definition: Definition, size: Size = UNITS) -> KernelText:
-    """One step by itself; sequences that have ended go on, since what comes of them touches nothing else and is not kept."""
-    plan = plan_of(definition)
-    numbers = plan.states(size)
-    arrays, lines, values = _evaluated(plan, [definition.after[k] for k in numbers])
-    outputs: Arrays = [(f"after{k}", "float", "(N, H)") for k in numbers]
-    body = [*lines, *(f"after{k}[index] = {value};" for k, value in zip(numbers, values, strict=True))]
-    return _kernel(plan, "next", "The states after one step.", arrays, outputs, body, size)
+@lru_cache(maxsize=128)
+def next_kernel(definition: Definition, stage: int, size: Size = UNITS) -> KernelText | None:
+    """The values that a stage of one step makes, `values_made`; None where there are none.
+
+    Sequences that have ended go on, since what comes of them touches nothing else and is not kept.
+    """
+    nodes, arguments = values_made(definition, stage, size), arguments_made(definition, stage, size)
+    if len(nodes) == len(arguments):
+        return arguments_kernel(definition, stage, size)
+    arrays, outputs, body = _values(definition, nodes)
+    comment = f"Of one step the arguments of the products of stage {stage}, and states after it."
+    return _kernel(plan_of(definition), "next", comment if arguments else "The states after one step.", arrays, outputs, body, size)
 
 
-def level_results(definition: Definition, level: int, size: Size) -> list[int]:
-    """The numbers of the calls whose results, of a size, have gradients that are known on a level."""
-    return [c for c in plan_of(definition).level_calls(level) if size_of(definition.calls[c].results[0]) == size]
+class _StepBack:
+    """Lines for the values of a size of one step backward.
+
+    Args:
+        definition: of the step.
+        size: of the values.
+        level: after how many products.
+        valid: the condition that a sequence has the step.
+        arriving: what holds the gradients that arrive from the step after it, by state.
+    """
+
+    def __init__(self, definition: Definition, size: Size, level: int, valid: str, arriving: dict[int, str]):
+        plan, order = plan_of(definition), definition.pull.order
+        self.forms = plan.blocks[size]
+        variables: dict[Variable, str] = {("state", k): f"g{k}" for k in arriving}
+        variables |= {(kind, k): f"{'m' if kind == 'sum' else 'r'}{k}" for kind, k in order}
+        coefficients = plan.coefficients_of(size)
+        self.linear = Linear(plan, {node.index: f"by[{n} * H]" for n, node in enumerate(coefficients)}, variables)
+        calls = [c for c in definition.pull.results if plan.levels["call", c] <= level and plan.variable_size(("call", c)) == size]
+        self.head = [
+            f"bool valid = {valid};",
+            f"device const float* by = coefficients{size.suffix} + place * {len(coefficients)} * H + u;",
+            *(f"float g{k} = {value} + (valid ? d_after{k}[place * H + u] : 0.0f);" for k, value in arriving.items()),
+            *(f"float r{c} = returned{c}[index];" for c in calls),
+            *(f"float {line}" for number in range(level + 1) for line in self.linear.sums(number, size)),
+        ]
+
+    def lines(self, blocks: Sequence[int], d: str, states: Sequence[int]) -> list[str]:
+        """What writes blocks and gradients of states, and what that needs."""
+        values, count = [self.linear.of(self.forms[n]) for n in blocks], len(blocks)
+        written = [f"{d}[(row * {count} + {i}) * H + u] = valid ? {value} : 0.0f;" for i, value in enumerate(values)]
+        for k in states:
+            written += [f"float b{k} = valid ? {self.linear.state(k)} : g{k};", f"before{k}[index] = b{k};"]
+        for line in reversed(self.head):
+            name = line.split(" = ")[0].split()[-1]
+            written = [line] * any(re.search(rf"\b{name}\b", other) for other in written) + written
+        return written
+
+
+def _back_arrays(plan: Plan, size: Size, body: list[str]) -> Arrays:
+    """The inputs that a step backward takes."""
+    states, count, text = plan.states(size), len(plan.coefficients_of(size)), "\n".join(body)
+    arrays: Arrays = [(f"d_after{k}", "const float", "(D, T, B, H)") for k in states]
+    arrays += [(f"coefficients{size.suffix}", "const float", f"(D, T, B, {count}, H)")]
+    arrays += [(f"arriving{k}", "const float", "(D, B, H): of the states after step t") for k in states]
+    arrays += [(f"passed{k}", "const float", "(D, B, H): of the states before it") for k in states]
+    arrays += [(f"returned{c}", "const float", "(D, B, H): what a product sends back") for c in plan.definition.pull.results]
+    arrays += [("lengths", "const int", "(B)")]
+    return [*(one for one in arrays if re.search(rf"\b{one[0]}\b", text)), ("dims", "const int", "N, R, T, t")]
 
 
 @lru_cache(maxsize=128)
 def back_kernel(definition: Definition, level: int, size: Size = UNITS) -> KernelText | None:
-    """One step backward: the gradients of a level's calls' results (N, count, H); on the last level all blocks, and the states.
+    """One step backward: the blocks and states of a level, `blocks_at` and `states_at`; None where there is nothing of that size.
 
-    None where there is nothing of that size.
+    For level 0 it is `turn_kernel`.
+    """
+    if level == 0:
+        return turn_kernel(definition, size)
+    plan, blocks, states = plan_of(definition), blocks_at(definition, level, size), states_at(definition, level, size)
+    if not blocks:
+        return None
+    step = _StepBack(definition, size, level, VALID, {k: f"arriving{k}[index]" for k in plan.states(size)})
+    body = step.lines(blocks, "d", states)
+    outputs: Arrays = [("d", "float", f"(D, B, {len(blocks)}, H)"), *((f"before{k}", "float", "(D, B, H)") for k in states)]
+    comment = f"One step backward, before its products of level {level}."
+    return _kernel(plan, "back", comment, _back_arrays(plan, size, body), outputs, body, size)
+
+
+@lru_cache(maxsize=64)
+def turn_kernel(definition: Definition, size: Size) -> KernelText | None:
+    """What is behind the last products of step t backward, and what is before the first ones of step t - 1; t from T to 0.
+
+    There are no steps T and -1: no sequence has them, and what is read of them is that of the steps beside them. Gradients that arrive from
+    beyond T pass on.
     """
     plan = plan_of(definition)
-    last, count, states = level == plan.depth_back, len(plan.coefficients_of(size)), plan.states(size)
-    here, forms = level_results(definition, level, size), plan.blocks[size]
-    if not (here or (last and (forms or states))):
-        return None
-    calls = [c for c in definition.pull.results if plan.levels["call", c] <= level and plan.variable_size(("call", c)) == size]
-    variables: dict[Variable, str] = {("state", k): f"g{k}" for k in states}
-    variables |= {(kind, k): f"{'m' if kind == 'sum' else 'r'}{k}" for kind, k in definition.pull.order}
-    made = Linear(plan, {node.index: f"by[{n} * H]" for n, node in enumerate(plan.coefficients_of(size))}, variables)
-    arrays: Arrays = [(f"d_after{k}", "const float", "(D, T, B, H)") for k in states]
-    arrays += [(f"coefficients{size.suffix}", "const float", f"(D, T, B, {count}, H)")] * bool(count)
-    arrays += [(f"arriving{k}", "const float", "(D, B, H)") for k in states]
-    arrays += [(f"returned{c}", "const float", "(D, B, H): what a product sends back") for c in calls]
-    arrays += [("lengths", "const int", "(B)"), ("dims", "const int", "N, R, T, t")]
-    lines = ["bool valid = dims[3] < lengths[row % dims[1]];"]
-    lines += [f"device const float* by = coefficients{size.suffix} + place * {count} * H + u;"] * bool(count)
-    lines += [f"float g{k} = arriving{k}[index] + (valid ? d_after{k}[place * H + u] : 0.0f);" for k in states]
-    lines += [f"float r{c} = returned{c}[index];" for c in calls]
-    lines += [f"float {line}" for number in range(level + 1) for line in made.sums(number, size)]
-    outputs: Arrays = []
-    if last:
-        d = f"d{size.suffix}"
-        outputs += [(d, "float", f"(D, B, {len(forms)}, H)")] * bool(forms) + [(f"before{k}", "float", "(D, B, H)") for k in states]
-        lines += [f"{d}[(row * {len(forms)} + {n}) * H + u] = valid ? {made.of(form)} : 0.0f;" for n, form in enumerate(forms)]
-        lines += [f"before{k}[index] = valid ? {made.state(k)} : g{k};" for k in states]
-        return _kernel(plan, "previous", "One step backward, behind its products.", arrays, outputs, lines, size)
-    for c in here:
-        places = plan.places(f"call {c}", len(definition.calls[c].results))
-        outputs.append((f"d{c}", "float", f"(D, B, {len(places)}, H)"))
-        writes = (f"d{c}[(row * {len(places)} + {b}) * H + u] = valid ? {made.of(forms[n])} : 0.0f;" for b, n in enumerate(places))
-        lines += writes
-    return _kernel(plan, "back", f"One step backward, before its products of level {level}.", arrays, outputs, lines, size)
+    last, first = (blocks_at(definition, level, size) for level in (plan.depth_back, 0))
+    states, outputs, body = states_at(definition, plan.depth_back, size), Arrays(), list[str]()
+    if last or states:
+        end = _StepBack(definition, size, plan.depth_back, VALID, {k: f"arriving{k}[index]" for k in plan.states(size)})
+        body += ["place -= dims[3] == dims[2] ? dims[1] : 0;", *end.lines(last, "d_last", states)]
+        outputs += [("d_last", "float", f"(D, B, {len(last)}, H)")] * bool(last) + [(f"before{k}", "float", "(D, B, H)") for k in states]
+    if first and plan.depth_back:
+        arriving = {k: f"b{k}" if k in states else f"passed{k}[index]" for k in plan.states(size)}
+        start = _StepBack(definition, size, 0, f"dims[3] > 0 && {VALID.replace('dims[3]', 'dims[3] - 1')}", arriving)
+        place = "int place = (direction * dims[2] + max(dims[3] - 1, 0)) * dims[1] + row % dims[1];"
+        body += ["{", *indented([place, *start.lines(first, "d", [])]), "}"]
+        outputs.append(("d", "float", f"(D, B, {len(first)}, H)"))
+    comment = "Behind one step backward and its products, and before those of the step before it."
+    return _kernel(plan, "previous", comment, _back_arrays(plan, size, body), outputs, body, size) if body else None

@@ -1,5 +1,6 @@
 """A cell's step by pointwise kernels between matrix products: of all steps at once before the backward scan, or of one step."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -9,9 +10,10 @@ from ...kernels.loader import KernelText
 from ...kernels.parallel import launch_parallel, launch_step
 from ...step.definition import Definition
 from ...step.graph import Node
+from .by_step_plan import arguments_made, values_made
 from .kernel_layout import Numbers, numbers_of, work_of
 from .kernel_plan import UNITS, Size, plan_of, size_of
-from .pointwise_text import arguments_kernel, coefficients_kernel, computed_arguments
+from .pointwise_text import arguments_kernel, coefficients_kernel, next_kernel
 
 Tree = dict[str, Any]
 Shape = tuple[int, ...]
@@ -35,7 +37,7 @@ class Rows(NamedTuple):
     step: tuple[int, int] | None = None
 
     def launch(
-        self, text: KernelText, given: dict[str, mx.array], shapes: list[Shape], targets: list[Node], size: Size = UNITS
+        self, text: KernelText, given: dict[str, mx.array], shapes: list[Shape], targets: Sequence[Node], size: Size = UNITS
     ) -> list[mx.array]:
         """The outputs, (D, R, *shape, H) each, or another size's number in the place of H."""
         D, H = self.D, self.numbers[size]
@@ -48,10 +50,14 @@ class Rows(NamedTuple):
 
 
 class Stages(NamedTuple):
-    """Of some rows the products' arguments, (D, R, H), and their results by call, (D, R, blocks, H)."""
+    """Of some rows the values, (D, R, H), by node, and the results of products by call, (D, R, blocks, H)."""
 
-    arguments: list[mx.array]
+    values: dict[int, mx.array]
     results: dict[int, mx.array]
+
+    def of(self, nodes: Sequence[Node]) -> list[mx.array]:
+        """The values of some nodes."""
+        return [self.values[node.index] for node in nodes]
 
 
 def given_of(definition: Definition, arrays: Tree, x_proj: mx.array) -> dict[str, mx.array]:
@@ -71,24 +77,24 @@ def stacked_parameters(definition: Definition, arrays: Tree) -> mx.array:
 
 
 def run_stages(definition: Definition, rows: Rows, given: dict[str, mx.array], weights: dict[str, mx.array]) -> Stages:
-    """All products of a step; `weights` transposed, (D, H, count * H)."""
-    plan = plan_of(definition)
-    found: dict[int, mx.array] = {}
-    before = {node.index: f"before{k}" for k, node in enumerate(definition.before)}
+    """All products of a step and their arguments, and of one step by itself the next states; `weights` transposed, (D, H, count * H)."""
+    plan, by_step = plan_of(definition), rows.step is not None
+    kernel, made_of = (next_kernel, values_made) if by_step else (arguments_kernel, arguments_made)
     results: dict[int, mx.array] = {}
-    for stage in range(definition.depth):
-        found |= {k: given[before[plan.arguments[k].index]] for k in plan.stage_arguments(stage) if plan.arguments[k].index in before}
+    values = {node.index: given[f"before{k}"] for k, node in enumerate(definition.before)}
+    for stage in range(definition.depth + by_step):
         for size in plan.sizes:
-            text, numbers = arguments_kernel(definition, stage, size), computed_arguments(definition, stage, size)
+            text, nodes = kernel(definition, stage, size), made_of(definition, stage, size)
             if text is not None:
-                targets = [plan.arguments[k] for k in numbers]
-                made = rows.launch(text, given | _named(results), [()] * len(numbers), targets, size)
-                found |= dict(zip(numbers, made, strict=True))
+                made = rows.launch(text, given | _named(results), [()] * len(nodes), nodes, size)
+                values |= {node.index: a for node, a in zip(nodes, made, strict=True)}
         for c in plan.stage_calls(stage):
             call = definition.calls[c]
-            product = found[plan.argument_of(call)] @ weights[call.name]
+            product = values[call.argument.index] @ weights[call.name]
             results[c] = product.reshape(rows.D, rows.R, len(call.results), rows.numbers[size_of(call.results[0])])
-    return Stages([found[k] for k in range(len(plan.arguments))], results)
+            if len(call.results) == 1:
+                values[call.results[0].index] = product
+    return Stages(values, results)
 
 
 def _named(results: dict[int, mx.array]) -> dict[str, mx.array]:
