@@ -86,9 +86,7 @@ def test_without_batch_and_in_gradients():
 
 
 def test_what_is_refused():
-    with pytest.raises(
-        ValueError, match=r"\[StrideAware\] return_states must be False, for each stride has steps of its own; .*, got True"
-    ):
+    with pytest.raises(ValueError, match=r"\[StrideAware\] return_states must be False, .*, got True"):
         StrideAware(GRU(I, 4), [1, 2])(mx.zeros((B, T, I)), return_states=True)
     with pytest.raises(TypeError, match=r"\[GRU\] return_states must be True or False, got 1"):
         GRU(I, 4)(mx.zeros((B, T, I)), return_states=1)

@@ -117,7 +117,7 @@ def refusal(kind: str, definition: Definition, arrays: Tree) -> str | None:
     (D, T, B, _), H = arrays["x"].shape, max(numbers_of(definition, arrays).values())
     columns = max(len(definition.x), len(plan.coefficients), len(plan.all_blocks), *(len(call.results) for call in definition.calls), 1)
     steps = block_steps(definition, H, D * B)
-    return too_many(D * (T + 1) * B * H * len(definition.x), D * (min(T, steps) + 1) * B * columns * H, D * (T + 1) * B * H)
+    return too_many(D * T * B * H * len(definition.x), D * min(T, steps) * B * columns * H, D * T * B * H)
 
 
 def small_problem(kind: str, definition: Definition, arrays: Tree) -> SmallProblem:
