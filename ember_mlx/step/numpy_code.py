@@ -199,6 +199,11 @@ class Statements:
         self.last = {a.index: at for at, node in enumerate(order) for a in arguments_of(definition, node)}
         for node in wanted:
             self.last[node.index] = len(order)
+        self.users: dict[int, list[Node]] = {}
+        for node in order:
+            for a in arguments_of(definition, node):
+                self.users.setdefault(a.index, []).append(node)
+        self.reserved = set(self.places.values())
         done: set[int] = set()
         for at, node in enumerate(order):
             if node.index in done or not node.is_full:
@@ -278,8 +283,24 @@ class Statements:
             place = self.places.get(a.index)
             if a.is_full and place in self.owned and self.last.get(a.index, -1) <= at and (not keep or place.array == "m"):
                 return place
+        place = None if keep else self._destination(node)
+        if place is not None:
+            return place
         place = self.buffers.take(("m",) if keep else ("t", "m"))
         self.owned.add(place)
+        return place
+
+    def _destination(self, node: Node) -> Place | None:
+        """The place of the target that a node is a part of and nothing else, unless another part of that target is there."""
+        while node.index not in self.targets:
+            users = self.users.get(node.index, [])
+            if len(users) != 1 or users[0].op in ("product", "where") or not users[0].is_full or users[0].is_condition:
+                return None
+            node = users[0]
+        place = self.targets[node.index]
+        if place in self.reserved:
+            return None
+        self.reserved.add(place)
         return place
 
     def _release(self, args: Iterable[Node], at: int, out: Place | None = None) -> None:
