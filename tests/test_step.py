@@ -159,7 +159,7 @@ def test_statements_of_an_lstm_are_as_few_as_by_hand():
     step, pull = (f.source.split("\n") for f in (plan.step, plan.pull))
     assert sum("np." in line or "products[" in line or "sigmoid_of" in line for line in step) == 9
     assert sum("np." in line or "back[" in line for line in pull) == 6
-    assert plan.slots == 5  # four gates and tanh(c)
+    assert plan.slots == 4  # the gates; tanh(c) is computed again
 
 
 def test_equal_steps_share_a_plan_and_others_do_not():

@@ -93,7 +93,8 @@ def kept_nodes(definition: Definition) -> list[Node]:
         seen.add(node.index)
         of_products = any(a.is_full and (a.op == "product" or a.op == "input") and a.index not in stop for a in node.args)
         is_costly = node.op in ("product", "input", *FUNCTIONS) or (of_products and not node.is_condition)
-        if is_costly and node.index in forward:
+        of_states = bool(node.args) and all(a.index in stop or not a.is_full for a in node.args)  # as tanh(c'): memory costs more than it
+        if is_costly and node.index in forward and not of_states:
             found[node.index] = node
         else:
             waiting += node.args
