@@ -12,7 +12,7 @@ from .step import Value, exp, expm1, maximum, relu, sigmoid, softplus, tanh
 from .step.cell import Cell, Parameter
 from .validation import check_integer, check_not_negative, check_positive
 
-__all__ = ["CTRNN", "GRUD", "LEM", "ODELSTM", "SRU", "CoRNN", "IndRNN", "MinGRU", "MinLSTM"]
+__all__ = ["CTRNN", "GRUD", "LEM", "ODELSTM", "SRU", "UGRNN", "CoRNN", "IndRNN", "MinGRU", "MinLSTM"]
 
 
 class MinGRU(Cell):
@@ -165,3 +165,19 @@ class GRUD(Cell):
         r, z = R(h)
         r, z = sigmoid(x[0] + r), sigmoid(x[1] + z)
         return h + z * (tanh(x[2] + R_n(r * h)) - h)
+
+
+class UGRNN(Cell):
+    """The update gate RNN: a single gate keeps the state or takes the candidate.
+
+    Source: Collins, Sohl-Dickstein and Sussillo, Capacity and trainability in recurrent neural networks, ICLR 2017,
+    https://arxiv.org/abs/1611.09913.
+    """
+
+    x_products = 2
+    h_products = {"R": 2}
+
+    def step(self, x: Value, h: Value, R: Value) -> Value:
+        c, g = R(h)
+        c, g = tanh(x[0] + c), sigmoid(x[1] + g)
+        return c + g * (h - c)

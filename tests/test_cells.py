@@ -112,6 +112,12 @@ def gru_d(x, s, dt, p):
     return [(1 - z) * h + z * np.tanh(x[2] + (r * h) @ p["R_n"].T)]
 
 
+def ugrnn(x, s, dt, p):
+    R_c, R_g = np.split(p["R"], 2)
+    c, g = np.tanh(x[0] + s[0] @ R_c.T), sigma(x[1] + s[0] @ R_g.T)
+    return [g * s[0] + (1 - g) * c]
+
+
 LOOPS = {
     "MinGRU": min_gru,
     "MinLSTM": min_lstm,
@@ -122,6 +128,7 @@ LOOPS = {
     "CTRNN": ct_rnn,
     "ODELSTM": ode_lstm,
     "GRUD": gru_d,
+    "UGRNN": ugrnn,
     "CTRNN of one step": lambda *given: ct_rnn(*given, unfolds=1),
     "CoRNN of large steps": lambda *given: co_rnn(*given, step=0.4, gamma=1.0, epsilon=0.5),
 }

@@ -33,6 +33,7 @@ VARIANTS: dict[str, dict[str, tuple[Cell, int]]] = {
         "ode_lstm": (cells.ODELSTM(), 1),
         "gru_d": (cells.GRUD(), 1),
         "gru_d_bidirectional": (cells.GRUD(), 2),
+        "ugrnn": (cells.UGRNN(), 1),
     },
 }
 """Recurrence -> its variants: the cell, and in how many directions it runs."""
