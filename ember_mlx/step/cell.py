@@ -162,6 +162,9 @@ def check_counts(owner: str, cell: Cell) -> None:
         raise bad_argument(owner, "states", "be a tuple of names, at least one", repr(cell.states), TypeError)
     if type(cell).step is Cell.step:
         raise bad_argument(owner, "step", "be defined", "none")
+    if "step" in cell.__dict__ or not hasattr(inspect.unwrap(type(cell).step), "__code__"):
+        got = cell.__dict__.get("step", type(cell).step)
+        raise bad_argument(owner, "step", "be a function; a setting has another name", repr(got), TypeError)
     check_integer(owner, "x_products", cell.x_products)
     for name in ("h_products", "parameters"):
         if not isinstance(getattr(cell, name), Mapping):

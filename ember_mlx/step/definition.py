@@ -54,7 +54,8 @@ class Definition:
         parameters = cell.all_parameters
         self.shared = tuple(name for name, p in parameters.items() if p.shared)
         self.sizes = {name: cell.sizes.get(name, "H") for name in (*self.states, *self.h_products)}
-        self.x = tuple(graph.input(f"x{k}") for k in range(cell.x_products))
+        # names that no state or parameter can have
+        self.x = tuple(graph.input(f"x[{k}]" if cell.x_products > 1 else "x") for k in range(cell.x_products))
         self.before = tuple(graph.input(name, self.sizes[name]) for name in self.states)
         self.parameters = {name: graph.input(name, None if p.shared else "H", per_row=False) for name, p in parameters.items()}
         self.dt: Node | None = None
@@ -73,6 +74,7 @@ class Definition:
             len(self.x),
             tuple(self.h_products.items()),
             tuple(self.sizes.items()),
+            self.shared,
             nodes,
             calls,
             tuple(n.index for n in self.after),
@@ -145,6 +147,10 @@ def define(cell: Cell) -> Definition:
         raise bad_argument(owner, "step", "return values of the step", ", ".join(others) or f"what is none: {error}") from error
     _check_results(owner, cell, definition)
     definition.length = len(definition.graph.nodes)
+    try:
+        definition.pull  # noqa: B018 - its numbers can be too large for a float
+    except StepError as error:
+        raise bad_argument(owner, "step", "have a derivative", f"{error}") from error
     return definition
 
 
@@ -175,6 +181,8 @@ def _product(definition: Definition, name: str, count: int) -> Any:
 
     def product(value: Any) -> Any:
         node = definition.graph.as_node(value)
+        if node.is_condition:
+            raise StepError(f"{name} takes numbers, got a comparison; where(condition, a, b) makes numbers of one")
         if not node.is_full:
             raise StepError(f"{name} takes a value of shape (B, H), got {node.shape}")
         taken = {call.argument.size for call in definition.calls if call.name == name}

@@ -11,6 +11,7 @@ UNARY = ("negate", "abs", "exp", "expm1", "log1p", "tanh", "sigmoid", "softplus"
 BINARY = ("add", "subtract", "multiply", "divide", "maximum", "minimum")
 COMPARISONS = ("less", "less_equal", "greater", "greater_equal")
 LEAVES = ("constant", "input", "product")
+SHOWN = 3  # levels of arguments in a node's text
 TAG = re.compile(r"#.*?(\(\d+\)(?:,? ?\(\d+\))*)")
 
 _ON_NUMBERS: dict[str, Callable[..., Any]] = {
@@ -72,9 +73,13 @@ class Node:
         return f"({'B' if self.per_row else '1'}, {self.size or '1'})"
 
     def __repr__(self) -> str:
+        return self._text(SHOWN)
+
+    def _text(self, levels: int) -> str:
+        """It without what lies more levels down: written out, a node that is used twice a line doubles with every line."""
         if self.op in LEAVES:
             return f"{self.data}"
-        return f"{self.op}({', '.join(map(repr, self.args))})"
+        return f"{self.op}({', '.join(a._text(levels - 1) for a in self.args) if levels else '...'})"
 
     def __add__(self, other: Any) -> "Node":
         return self.graph.apply("add", self, other)

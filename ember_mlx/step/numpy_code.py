@@ -107,9 +107,8 @@ def gates_of(definition: Definition, kept: Sequence[Node]) -> dict[int, list[Gat
     for node in definition.forward_nodes:
         for a in node.args:
             users.setdefault(a.index, []).append(node)
-    calls_of = [call.argument.index for call in definition.calls]
-    needed, names = {n.index for n in kept}, [call.name for call in definition.calls]
-    ends = {n.index for n in definition.after}
+    names = [call.name for call in definition.calls]
+    needed = {n.index for n in (*kept, *definition.after, *(call.argument for call in definition.calls))}
 
     def gate(result: Node) -> Gate | None:
         totals = users.get(result.index, [])
@@ -120,7 +119,7 @@ def gates_of(definition: Definition, kept: Sequence[Node]) -> dict[int, list[Gat
         if x is None or len(users[definition.x[x].index]) != 1 or needed & {result.index, definition.x[x].index}:
             return None
         others = users.get(total.index, [])
-        alone = len(others) == 1 and total.index not in (*calls_of, *ends, *needed)
+        alone = len(others) == 1 and total.index not in needed
         activation = others[0].op if alone and others[0].op in ("sigmoid", "tanh") else ""
         return Gate(x, result.data[1], activation, total, others[0] if activation else total)
 
@@ -313,7 +312,7 @@ class Statements:
     def _name(self, node: Node) -> str:
         if node.op == "constant":
             return repr(node.data)
-        if not node.is_full and not node.is_condition:
+        if not node.is_full:
             return f"small[{node.index}]"
         place = self.places[node.index]
         if not node.is_condition:

@@ -259,7 +259,7 @@ class Forward:
         for node in self.constant:
             lines += declare([f"v{node.index}"], "C::BLOCKS", "bool" if node.is_condition else "float")
         made, _ = statements(self.constant, self.names, {n.index: f"v{n.index}[block]" for n in self.constant})
-        return [*lines, *(for_units([*read, *made]) if names else [])]
+        return [*lines, *for_units([*read, *made])]
 
     def _readings(self) -> list[Reading]:
         """What a step reads."""

@@ -162,7 +162,8 @@ class _Scan:
     """The parts of one scan, over packed rows; every array has the directions first."""
 
     def __init__(self, definition: Definition, arrays: Tree):
-        self.definition, self.arrays, self.plan = definition, arrays, plan_of(definition)
+        self.arrays, self.plan = arrays, plan_of(definition)
+        self.definition = self.plan.definition  # the same step, of which the plan has the nodes
         self.D, T, B, _ = arrays["x"].shape
         self.H, self.dtype = arrays["b"].shape[1] // len(definition.x), arrays["b"].dtype
         self.P = next((a.shape[2] for name, a in arrays["initial"].items() if definition.sizes[name] != "H"), self.H)
@@ -421,7 +422,7 @@ class _Scan:
         totals = {name: np.stack([sums.totals[name] for sums in self.sums]) for name in self.sums[0].totals}
         products, definition, blocks = totals["products"].swapaxes(2, 3), self.definition, self.plan.blocks  # (D, blocks, H, inputs)
         I = self.x.shape[3]
-        none = np.zeros_like(products[:, 0])
+        none = np.zeros((self.D, *products.shape[2:]), products.dtype)
         by_x = np.stack([none if at is None else products[:, at] for at in self._x_slots], axis=1)
         result: Tree = {"x": d_x, "w_x": by_x[..., -1 - I : -1].reshape(self.arrays["w_x"].shape)}
         result["b"] = by_x[..., -1].reshape(self.arrays["b"].shape)
