@@ -304,48 +304,35 @@ inline void ugrnn_91dd0e81b3c1_next(
   after0[index] = v6 + (fast_sigmoid(x1 + q0_1) * (s0 - v6));
 }
 
-// One step backward, before its products of level 0.
+// Behind one step backward and its products, and before those of the step before it.
 template <int H, int THREADS>
-inline void ugrnn_6378d435625b_back(
+inline void ugrnn_b0a6fcda1fe8_previous(
     device const float* d_after0,  // (D, T, B, H)
     device const float* coefficients,  // (D, T, B, 3, H)
-    device const float* arriving0,  // (D, B, H)
-    device const int* lengths,  // (B)
-    device const int* dims,  // N, R, T, t
-    device float* d0,  // (D, B, 2, H)
-    int group_index, int thread_index, threadgroup float4* scratch) {
-  int index = group_index * THREADS + thread_index;
-  if (index >= dims[0] * H) return;
-  int row = index / H, u = index % H, direction = row / dims[1];
-  int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
-  bool valid = dims[3] < lengths[row % dims[1]];
-  device const float* by = coefficients + place * 3 * H + u;
-  float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
-  d0[(row * 2 + 0) * H + u] = valid ? by[0 * H] * g0 : 0.0f;
-  d0[(row * 2 + 1) * H + u] = valid ? by[1 * H] * g0 : 0.0f;
-}
-
-// One step backward, behind its products.
-template <int H, int THREADS>
-inline void ugrnn_7187e1620eb2_previous(
-    device const float* d_after0,  // (D, T, B, H)
-    device const float* coefficients,  // (D, T, B, 3, H)
-    device const float* arriving0,  // (D, B, H)
+    device const float* arriving0,  // (D, B, H): of the states after step t
     device const float* returned0,  // (D, B, H): what a product sends back
     device const int* lengths,  // (B)
     device const int* dims,  // N, R, T, t
-    device float* d,  // (D, B, 2, H)
     device float* before0,  // (D, B, H)
+    device float* d,  // (D, B, 2, H)
     int group_index, int thread_index, threadgroup float4* scratch) {
   int index = group_index * THREADS + thread_index;
   if (index >= dims[0] * H) return;
   int row = index / H, u = index % H, direction = row / dims[1];
   int place = (direction * dims[2] + dims[3]) * dims[1] + row % dims[1];
+  place -= dims[3] == dims[2] ? dims[1] : 0;
   bool valid = dims[3] < lengths[row % dims[1]];
   device const float* by = coefficients + place * 3 * H + u;
   float g0 = arriving0[index] + (valid ? d_after0[place * H + u] : 0.0f);
   float r0 = returned0[index];
-  d[(row * 2 + 0) * H + u] = valid ? by[0 * H] * g0 : 0.0f;
-  d[(row * 2 + 1) * H + u] = valid ? by[1 * H] * g0 : 0.0f;
-  before0[index] = valid ? by[2 * H] * g0 + r0 : g0;
+  float b0 = valid ? by[2 * H] * g0 + r0 : g0;
+  before0[index] = b0;
+  {
+    int place = (direction * dims[2] + max(dims[3] - 1, 0)) * dims[1] + row % dims[1];
+    bool valid = dims[3] > 0 && dims[3] - 1 < lengths[row % dims[1]];
+    device const float* by = coefficients + place * 3 * H + u;
+    float g0 = b0 + (valid ? d_after0[place * H + u] : 0.0f);
+    d[(row * 2 + 0) * H + u] = valid ? by[0 * H] * g0 : 0.0f;
+    d[(row * 2 + 1) * H + u] = valid ? by[1 * H] * g0 : 0.0f;
+  }
 }
