@@ -9,10 +9,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from ember_mlx import cells
 from ember_mlx.layers import arguments, base
 from ember_mlx.scans import batched, dispatch
 from ember_mlx.scans.pytrees import leaves_of
 
+from .attack import recurrent
 from .attack.sequences import CELLS
 from .attack.trial import attack, draw_of
 
@@ -188,3 +190,9 @@ def test_the_attack_finds_a_fault_that_is_planted(monkeypatch, plant):
             assert not any(words in fault for fault in attack(draw_of(0, index), cell, thorough=False).wrong)
             return
     pytest.fail(f"{MOST_TRIED} configurations, and nothing like {words!r}")
+
+
+def test_every_cell_of_the_package_is_attacked():
+    assert set(recurrent.CELLS) == set(recurrent.PRODUCTS) == set(cells.__all__), (
+        "add it to CELLS, PRODUCTS and step() of tests/attack/recurrent.py"
+    )

@@ -290,7 +290,7 @@ def test_the_check_before_the_first_use_knows_both_sizes():
 
 
 @on_host
-@pytest.mark.parametrize("name", [*OWN, "lem", "ind_rnn", "projected"])
+@pytest.mark.parametrize("name", [*OWN, "lem", "indrnn", "projected"])
 def test_what_lies_past_a_sequence_has_no_effect(name):
     """Not even infinite inputs there."""
     spec, arrays = problem(name, 5, 3, 7)
@@ -321,7 +321,7 @@ def test_activations_of_gates_are_made_by_the_lanes_that_own_them():
 
 
 def test_what_hangs_on_parameters_alone_is_computed_once():
-    text = forward_kernel(VARIANTS["ct_rnn"][0].definition).text
+    text = forward_kernel(VARIANTS["ctrnn"][0].definition).text
     before, step = text.split("for (int t = 0")
     assert "exp(p0[block])" in before
     assert "p0[block]" not in step
@@ -426,7 +426,7 @@ def test_what_no_kernel_serves_is_refused_by_name():
 
 
 @pytest.mark.parametrize("family", [family.name for family in FAMILIES])
-@pytest.mark.parametrize("name", ["lem", "min_gru", "gru_d", "functions", "wide", "projected", "sized"])
+@pytest.mark.parametrize("name", ["lem", "mingru", "grud", "functions", "wide", "projected", "sized"])
 def test_every_choice_of_the_table_is_among_the_layouts_that_are_checked(family, name):
     definition = problem(name, 1, 1, 4)[0]
     layouts = fused.layouts(family_of(family), definition)

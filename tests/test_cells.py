@@ -134,6 +134,10 @@ LOOPS = {
 }
 
 
+def test_every_cell_has_a_loop():
+    assert set(ALL) <= set(LOOPS), "write its step as a function (x, states, dt, parameters), and add it to LOOPS"
+
+
 def in_double(layer):
     layer.update(tree_map(lambda a: a.astype(mx.float64), layer.parameters()))
     return layer

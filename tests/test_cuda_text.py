@@ -51,12 +51,12 @@ CASES = {
     "ltc-mixed-memory": ("ltc", "mixed_memory", (3, 2, 64), False),
     "ltc-mixed-memory-72": ("ltc", "mixed_memory", (3, 2, 72), False),
     "lem-64": ("recurrent", "lem", (3, 2, 64), False),
-    "gru-d-64-200-sequences": ("recurrent", "gru_d", (1, 200, 64), False),
-    "gru-d-117": ("recurrent", "gru_d", (3, 2, 117), False),
-    "ct-rnn-160-500-sequences": ("recurrent", "ct_rnn", (1, 500, 160), False),
-    "ode-lstm-256": ("recurrent", "ode_lstm", (3, 2, 256), False),
+    "gru-d-64-200-sequences": ("recurrent", "grud", (1, 200, 64), False),
+    "gru-d-117": ("recurrent", "grud", (3, 2, 117), False),
+    "ct-rnn-160-500-sequences": ("recurrent", "ctrnn", (1, 500, 160), False),
+    "ode-lstm-256": ("recurrent", "odelstm", (3, 2, 256), False),
     "sru-64": ("recurrent", "sru_bidirectional", (3, 2, 64), False),
-    "min-gru-300": ("recurrent", "min_gru", (3, 2, 300), False),
+    "min-gru-300": ("recurrent", "mingru", (3, 2, 300), False),
     "ctrqnet-56": ("quantum", "ctrqnet_noise", (3, 2, 56), False),
 }
 

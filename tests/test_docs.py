@@ -91,7 +91,7 @@ def test_the_tables_are_found():
 def test_every_public_name_has_an_entry():
     text = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
     entries = set(re.findall(r"^\.\. auto(?:class|function|module):: ([\w.]+)$", text, re.MULTILINE))
-    for module in (ember_mlx, ember_mlx.training, ember_mlx.convert):
+    for module in (ember_mlx, ember_mlx.training, ember_mlx.convert, ember_mlx.cells):
         missing = [name for name in module.__all__ if not {name, f"{module.__name__}.{name}"} & entries]
         assert missing == [], module.__name__
 

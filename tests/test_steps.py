@@ -26,4 +26,4 @@ def test_a_file_has_all_kernels_of_a_cell_once_and_keeps_the_rules(cell):
 
 
 def test_there_is_a_file_for_each_cell_and_no_other():
-    assert sorted(FOLDER.iterdir()) == sorted(map(file_of, OWN))
+    assert sorted(FOLDER.iterdir()) == sorted(map(file_of, OWN)), "is its name in cells.__all__? then run `make steps`"

@@ -31,10 +31,10 @@ HEADLINE_VARIANTS = {
     "lstm": ("lstm",),
     "gru": ("gru",),
     "quantum": ("lqnet", "ctrqnet"),
-    "recurrent": ("lem", "gru_d", "sru_bidirectional"),
+    "recurrent": ("lem", "grud", "sru_bidirectional"),
 }
 HALF_VARIANTS = {"cfc": ("default",), "lstm": ("lstm",)}
-SANITIZED = {"cfc": "layered_mixed_memory", "ltc": "full", "lstm": "lstm", "gru": "gru", "quantum": "ctrqnet_noise", "recurrent": "gru_d"}
+SANITIZED = {"cfc": "layered_mixed_memory", "ltc": "full", "lstm": "lstm", "gru": "gru", "quantum": "ctrqnet_noise", "recurrent": "grud"}
 TOOLS = ("memcheck", "racecheck")
 
 

@@ -6,7 +6,7 @@ from . import gated
 from .equations import dot, positive, sigma, split
 
 TIMED = ("CTRNN", "GRUD", "LEM", "ODELSTM")
-CELLS = ("CTRNN", "CoRNN", "GRUD", "IndRNN", "LEM", "MinGRU", "MinLSTM", "ODELSTM", "SRU")
+CELLS = ("CTRNN", "CoRNN", "GRUD", "IndRNN", "LEM", "MinGRU", "MinLSTM", "ODELSTM", "SRU", "UGRNN")
 
 
 def options(draw, name):
@@ -44,6 +44,10 @@ def step(cell, settings, p, x, dt, state):
         slow, fast = dt * sigma(x[0] + a), dt * sigma(x[1] + b)
         z = (1 - slow) * others[0] + slow * np.tanh(x[2] + c)
         return [(1 - fast) * h + fast * np.tanh(x[3] + dot(p["W_z"], z)), z]
+    if cell == "UGRNN":
+        c, g = split(dot(p["R"], h), 2)
+        g = sigma(x[1] + g)
+        return [g * h + (1 - g) * np.tanh(x[0] + c)]
     return [timed_step(cell, settings, p, x, dt, h)]
 
 
@@ -59,20 +63,22 @@ def timed_step(cell, settings, p, x, dt, h):
         r, z, n = split(dot(p["R"], h), 3)
         z = sigma(x[1] + z)
         return (1 - z) * np.tanh(x[2] + sigma(x[0] + r) * n) + z * h
+    if cell != "GRUD":
+        raise ValueError(f"no loop for {cell}")
     h = np.exp(-positive(p["w"] * dt + p["b"])) * h
     r, z = split(dot(p["R"], h), 2)
     r, z = sigma(x[0] + r), sigma(x[1] + z)
     return (1 - z) * h + z * np.tanh(x[2] + dot(p["R_n"], r * h))
 
 
-PRODUCTS = {"MinGRU": 2, "MinLSTM": 3, "SRU": 4, "LEM": 4, "ODELSTM": 3, "GRUD": 3}
+PRODUCTS = {"CTRNN": 1, "CoRNN": 1, "GRUD": 3, "IndRNN": 1, "LEM": 4, "MinGRU": 2, "MinLSTM": 3, "ODELSTM": 3, "SRU": 4, "UGRNN": 2}
 
 
 def one_direction(name, given, p, x, dt, state):
     """(T, N, I) -> outputs [(N, O)] and the state [(N, H)]."""
     outputs = []
     for x_t, dt_t in zip(x, dt, strict=True):
-        products = split(dot(p["Wx"], x_t) + p.get("bias", 0), PRODUCTS.get(given["cell"], 1))
+        products = split(dot(p["Wx"], x_t) + p.get("bias", 0), PRODUCTS[given["cell"]])
         state = step(given["cell"], given["settings"], p, products, dt_t, state)
         outputs.append(state[0])
     return outputs, state

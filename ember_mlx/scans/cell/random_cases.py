@@ -12,6 +12,7 @@ from .gated import GRU_CELL, LSTM_CELL, PROJECTED_LSTM, RELU_RNN, TANH_RNN
 Tree = dict[str, Any]
 I = 3  # inputs
 
+OF_PAPERS: dict[str, Cell] = {name: getattr(cells, name)() for name in cells.__all__}
 VARIANTS: dict[str, dict[str, tuple[Cell, int]]] = {
     "RNN": {"tanh": (TANH_RNN, 1), "relu": (RELU_RNN, 1), "tanh_bidirectional": (TANH_RNN, 2)},
     "LSTM": {
@@ -22,18 +23,8 @@ VARIANTS: dict[str, dict[str, tuple[Cell, int]]] = {
     },
     "GRU": {"gru": (GRU_CELL, 1), "gru_bidirectional": (GRU_CELL, 2)},
     "Recurrent": {
-        "min_gru": (cells.MinGRU(), 1),
-        "min_lstm": (cells.MinLSTM(), 1),
-        "ind_rnn": (cells.IndRNN(), 1),
-        "sru_bidirectional": (cells.SRU(), 2),
-        "co_rnn": (cells.CoRNN(), 1),
-        "lem": (cells.LEM(), 1),
-        "lem_bidirectional": (cells.LEM(), 2),
-        "ct_rnn": (cells.CTRNN(), 1),
-        "ode_lstm": (cells.ODELSTM(), 1),
-        "gru_d": (cells.GRUD(), 1),
-        "gru_d_bidirectional": (cells.GRUD(), 2),
-        "ugrnn": (cells.UGRNN(), 1),
+        **{name.lower(): (cell, 1) for name, cell in OF_PAPERS.items()},
+        **{f"{name.lower()}_bidirectional": (OF_PAPERS[name], 2) for name in ("SRU", "LEM", "GRUD")},
     },
 }
 """Recurrence -> its variants: the cell, and in how many directions it runs."""
