@@ -11,6 +11,7 @@ from ember_mlx.scans.cell.random_cases import random_arrays
 from ember_mlx.scans.cell.reference import cell_backward, cell_forward
 from ember_mlx.step import evaluation
 from ember_mlx.step.cell import Cell, Parameter
+from ember_mlx.step.saved import cell_from_config, cell_to_config
 from ember_mlx.testing import check_cell
 
 from .metal_host import metal_kernel
@@ -231,3 +232,19 @@ class Called(Cell):
 def test_what_cannot_be_names_the_cell(cell, error, words):
     with pytest.raises(error, match=rf"^\[{cell.__name__}\] .*{words}"):
         cell().definition  # noqa: B018
+
+
+def test_of_two_classes_with_one_name_none_is_guessed():
+    def made(factor):
+        class Namesake(Cell):
+            def step(self, x, h):
+                return x + factor * h
+
+        Namesake.__qualname__ = f"Namesake{factor}"
+        return Namesake
+
+    first, second = made(0.5), made(0.25)
+    config = cell_to_config(first())
+    assert type(cell_from_config("load", config, [first])) is first
+    with pytest.raises(ValueError, match=r"\[load\] classes must have one Namesake, got .*Namesake0.25, .*Namesake0.5\."):
+        cell_from_config("load", config, [first, second])

@@ -46,14 +46,17 @@ def cell_from_config(owner: str, config: Any, classes: Iterable[type[Cell]] | No
     """
     if not is_cell_config(config):
         raise bad_argument(owner, "config", "hold a cell's class and settings", repr(config))
-    own = _subclasses(Cell) if classes is None else classes
-    known = OWN | {cls.__name__: cls for cls in own if cls not in OWN.values()}
+    own = [cls for cls in (_subclasses(Cell) if classes is None else classes) if cls not in OWN.values()]
+    known = OWN | {cls.__name__: cls for cls in own}
     if config["class"] not in known:
         expected = f"hold {config['class']}, a cell that the file names; known are {', '.join(sorted(known))}"
         if classes is None:
             raise bad_argument(owner, "config", f"name a cell that is defined, one of {', '.join(sorted(known))}", repr(config["class"]))
         raise bad_argument(owner, "classes", expected, [cls.__name__ for cls in classes])
     cls = known[config["class"]]
+    alike = sorted({f"{one.__module__}.{one.__qualname__}" for one in own if one.__name__ == config["class"]})
+    if len(alike) > 1:
+        raise bad_argument(owner, "classes", f"have one {config['class']}", ", ".join(alike))
     check_names(owner, cls.__name__, config["settings"], cls.setting_names())
     return cls(**config["settings"])
 
