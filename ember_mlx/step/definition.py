@@ -45,7 +45,6 @@ class Definition:
         before: the states before the step.
         after: the states after it.
         calls: the products with hidden values, in order.
-        length: how many nodes the step made; those of its derivative come after them.
     """
 
     def __init__(self, cell: Cell):
@@ -61,7 +60,6 @@ class Definition:
         self.dt: Node | None = None
         self.after: tuple[Node, ...] = ()
         self.calls: list[Call] = []
-        self.length = 0
 
     @cached_property
     def signature(self) -> tuple[Any, ...]:
@@ -146,7 +144,6 @@ def define(cell: Cell) -> Definition:
         others = [kind_of(each) for each in results if not isinstance(each, (Node, int, float))]
         raise bad_argument(owner, "step", "return values of the step", ", ".join(others) or f"what is none: {error}") from error
     _check_results(owner, cell, definition)
-    definition.length = len(definition.graph.nodes)
     try:
         definition.pull  # noqa: B018 - its numbers can be too large for a float
     except StepError as error:

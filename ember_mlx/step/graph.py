@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-UNARY = ("negate", "abs", "exp", "expm1", "log1p", "tanh", "sigmoid", "softplus", "sin", "cos", "sqrt", "erf")
-BINARY = ("add", "subtract", "multiply", "divide", "maximum", "minimum")
 COMPARISONS = ("less", "less_equal", "greater", "greater_equal")
 LEAVES = ("constant", "input", "product")
 SHOWN = 3  # levels of arguments in a node's text

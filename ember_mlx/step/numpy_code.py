@@ -188,7 +188,6 @@ class Statements:
         self.definition, self.places, self.owned, self.buffers = definition, dict(places), set(owned), buffers
         self.lines: list[str] = []
         self.used: dict[Place, None] = {}
-        self.negated: set[int] = set()  # sums whose sign the weights have changed
 
     def compute(self, targets: Sequence[tuple[Node, Place]], kept: Sequence[Node], gates: dict[int, list[Gate]]) -> None:
         """Add the statements for the targets, which go to their places, and for what is kept in the memory "m"."""
