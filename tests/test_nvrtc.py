@@ -13,7 +13,7 @@ from .nvrtc import APPLE, Compiled, Resources, Work, compile_call, complaint, ml
 
 REASON = unsupported_reason()
 compiles = pytest.mark.skipif(REASON is not None, reason=str(REASON))
-SMALL_SET = {"cfc": "default", "ltc": "full", "rnn": "tanh", "lstm": "lstm", "gru": "gru", "quantum": "ctrqnet_noise", "recurrent": "gru_d"}
+SMALL_SET = {"cfc": "default", "ltc": "full", "rnn": "tanh", "lstm": "lstm", "gru": "gru", "quantum": "ctrqnet_noise", "recurrent": "grud"}
 CALL = KernelCall(
     "scaled",
     (Input("x", mx.bfloat16, 2), Input("k", mx.int32, 1)),
