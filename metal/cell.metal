@@ -1,4 +1,4 @@
-// What the text that is made of a cell's step (ember_mlx/scans/cell/text.py) stands on: how a scan of any cell lies on a threadgroup.
+// Shared by the kernels that ember_mlx/scans/cell generates from a cell's step: how a scan of any cell is laid out on a threadgroup.
 //
 // A group takes ROWS sequences through all steps. SPLIT neighbouring lanes have the same units, unit `block * GROUPS + group` in each block, for
 // every product of the step: so what is made of a unit stays in registers of these lanes, and only arguments of products, or the gradients of

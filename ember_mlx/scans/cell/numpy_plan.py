@@ -25,8 +25,10 @@ class Plan:
         x_factors: what each is multiplied by, in the order of the cell.
         orders: call -> the blocks of its results as they lie in memory.
         factors: call -> what each block is multiplied by.
-        slots: of m. temporary: arrays of a step.
-        kept: slots of what linearise takes after ``step``. made_again: the same after ``again``.
+        slots: how many m has.
+        temporary: how many arrays a step needs beside m.
+        kept: slots of the values that ``linearise`` takes, after ``step``.
+        made_again: the same after ``again``.
         small: nodes that are not (B, H), computed outside.
         arguments: call -> where its argument lies for a block of steps: ("before", k), ("after", k), ("kept", i) or ("made", j).
     """
@@ -90,14 +92,17 @@ class Plan:
             statements.compute(targets, late, self.gates)
             made.append((statements, own))
         (step, of_step), (again, of_again) = made
-        states = ", ".join(f"before{k}" for k in range(len(before))), ", ".join(f"after{k}" for k in range(len(definition.after)))
-        arguments = f"m, rows, t, small, products, {', '.join(f'q{c}, ' for c in range(len(definition.calls)))}{states[0]}, {states[1]}"
-        arguments = arguments.replace(", ,", ",")
+        results = [f"q{c}" for c in range(len(definition.calls))]
+        arguments = ", ".join(["m", "rows", "t", "small", "products", *results, *self._states()])
         self.step = function("step", arguments, step.lines, step.used, ("m",))
         self.again = function("again", arguments, again.lines, again.used, ("m",))
         self.is_again_needed = bool(again.lines)
         self.slots, self.temporary = (max(of_step.slots[name], of_again.slots[name]) for name in ("m", "t"))
         self.kept, self.made_again = ([s.places[n.index].slot for n in kept] for s in (step, again))
+
+    def _states(self) -> list[str]:
+        """The arguments for the states before and after a step."""
+        return [f"{when}{k}" for when in ("before", "after") for k in range(len(self.definition.states))]
 
     def _make_derivative(self, kept: Sequence[Node]) -> None:
         definition = self.definition
@@ -118,16 +123,17 @@ class Plan:
             elif place.array == "kept":
                 self.arguments[c] = ("kept", place.slot or 0)
             else:
-                self.arguments[c] = (place.array.rstrip("0123456789"), int(place.array.lstrip("abcdefghijklmnopqrstuvwxyz")))
+                kind = "before" if place.array.startswith("before") else "after"
+                self.arguments[c] = (kind, int(place.array.removeprefix(kind)))
         self.made_arguments = len(made)
         buffers = Buffers()
         statements = Statements(definition, places, set(), buffers, self.slots_of_calls)
         statements.compute([*targets, *made], [], {})
         self.linearise_temporary = buffers.slots["t"]
-        used = {place: None for place in statements.used if place.array not in ("kept",)}
+        used = {place: None for place in statements.used if place.array != "kept"}
         kept_names = [f"kept_{k} = kept[{k}]" for k in range(len(kept))]
-        states = ", ".join([*(f"before{k}" for k in range(len(definition.before))), *(f"after{k}" for k in range(len(definition.after)))])
-        self.linearise = function("linearise", f"c, u, t, kept, small, {states}", [*kept_names, *statements.lines], used)
+        arguments = ", ".join(["c", "u", "t", "kept", "small", *self._states()])
+        self.linearise = function("linearise", arguments, [*kept_names, *statements.lines], used)
         wanted = schedule(definition, [*definition.forward_nodes, *definition.pull.coefficients], [])
         self.small = [n for n in wanted if not n.is_full and n.op != "constant"]
 

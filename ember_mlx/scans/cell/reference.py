@@ -1,4 +1,4 @@
-"""The NumPy form of the scan of any cell: forward and backward, by statements made from the graph of its step (plan.py).
+"""The NumPy form of the scan of any cell: forward and backward, by statements generated from its step (numpy_plan.py).
 
 Both take the arrays of one scan as a tree (D directions, each a scan of its own; T steps, B sequences, H units, G products with x):
 
